@@ -1,0 +1,1 @@
+"""One file per kind of task; supervisor.py draws the tree of their lifetimes."""
