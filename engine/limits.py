@@ -1,0 +1,52 @@
+"""Every bound of the meter in one place, with the assertions that relate them.
+
+Settings (engine.config) may lower or raise the ones marked *setting*; the others are fixed by a format or by
+what the machine can take. A bound without a reason beside it is a defect.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+# Names, in characters (Unicode code points), as the HTTP contract has them.
+METRIC_CHARS_MAX: Final = 100
+NAME_CHARS_MAX: Final = 255
+"""tenantId, customerRef, resourceId, idempotencyKey."""
+
+# Ingest.
+BATCH_EVENTS_MAX: Final = 1000  # setting STRIPEMETER_MAX_BATCH
+BODY_BYTES_MAX: Final = 1 << 20  # setting STRIPEMETER_MAX_BODY_BYTES
+META_BYTES_MAX: Final = 4096  # setting STRIPEMETER_MAX_META_BYTES
+JSON_DEPTH_MAX: Final = 32  # setting STRIPEMETER_MAX_JSON_DEPTH
+FUTURE_US_MAX: Final = 3_600_000_000
+"""An event may be one hour ahead of the server's clock."""
+
+# Quantities: millionths, |value| < 10^15 in a request; totals have no bound.
+FRACTION_DIGITS_MAX: Final = 6
+MICROS_PER_UNIT: Final = 10**FRACTION_DIGITS_MAX
+QUANTITY_INTEGER_DIGITS_MAX: Final = 15
+QUANTITY_MICROS_LIMIT: Final = 10 ** (QUANTITY_INTEGER_DIGITS_MAX + FRACTION_DIGITS_MAX)
+
+# Partitions: pinned in the log's first record; shards own partitions.
+PARTITIONS: Final = 64
+SHARDS_MAX: Final = PARTITIONS
+
+# The log writer's queue: over it ingest answers 503, it never grows. It is also the largest group.
+QUEUE_EVENTS_MAX: Final = 50_000
+QUEUE_BYTES_MAX: Final = 64 << 20
+SHARD_INBOX_MAX: Final = 64
+"""Groups that wait for a shard; the writer waits beyond it."""
+
+# The key index: recent keys are merged into a sorted run when there are this many.
+RECENT_KEYS_MAX: Final = 262_144
+
+LISTING_SORT_MATCHES_MAX: Final = 10_000
+LISTING_LIMIT_MAX: Final = 100
+
+CLOCK_JUMP_US_MAX: Final = 300 * 1_000_000
+"""A wall clock that moves more than 5 minutes against the monotonic one holds all period closings."""
+
+assert QUEUE_EVENTS_MAX >= BATCH_EVENTS_MAX, "a whole batch must fit into an empty queue"
+assert QUEUE_BYTES_MAX >= 4 * BODY_BYTES_MAX
+assert SHARDS_MAX <= PARTITIONS, "a shard without a partition has nothing to do"
+assert QUANTITY_MICROS_LIMIT > 2**63 - 1, "hence the wide quantity of the log format"
