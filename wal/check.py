@@ -37,7 +37,7 @@ class CheckReport(NamedTuple):
 
     records: int
     items: int
-    bytes: int
+    stored_bytes: int
     parts_erased: int
     parts_trimmed: int
     next_sequence: int
