@@ -20,7 +20,7 @@ from engine.errors import StartRefused
 
 PEPPER_BYTES: Final = 32
 LOCK_BYTES_MAX: Final = 32
-LOCK_ATTEMPTS: Final = 5
+LOCK_ATTEMPTS: Final = 10
 LOCK_PAUSE_SECONDS: Final = 0.02
 _OWNER_ONLY: Final = 0o700
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -78,11 +79,12 @@ def test_asking_who_holds_it_never_keeps_a_server_from_starting(tmp_path: Path) 
     def ask() -> None:
         while not done.is_set():
             asking.holder_pid()
+            time.sleep(0.0005)
 
     thread = threading.Thread(target=ask)
     thread.start()
     try:
-        for _ in range(50):
+        for _ in range(100):
             server = DataDirectory(tmp_path)
             server.lock()
             server.release()
