@@ -1,0 +1,357 @@
+"""What the log's records mean: their types, and the bytes of their parts.
+
+Rules it keeps: a type's number is never used again; an event group has, per tenant, a counting part (what the
+fold needs for ever) and an erasable part (texts that may name a person), so that erasing never moves a key, a
+partition or a total; every encoding has one canonical form, so that equal records have equal bytes. Control
+records are msgpack maps, so that a later version may add fields. It must not know how records are stored.
+
+The byte layout is docs/LOG_FORMAT.md; golden bytes are in tests/golden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from engine.core.quantities import pack, unpack_ext
+
+KEY_BYTES: Final = 16
+FINGERPRINT_BYTES: Final = 16
+
+
+class RecordType(IntEnum):
+    """Every kind of state change. Numbers are for ever; those that no code writes yet have their place."""
+
+    GENESIS = 1
+    EVENTS = 2
+    SETTINGS = 3
+    MAPPING = 4
+    CUSTOMER = 5
+    API_KEY = 6
+    PERIOD_CLOSING = 7
+    ADJUSTMENT = 8
+    REPLAY = 9
+    OPERATION = 10
+    ERASE = 11
+    CHECKPOINT = 12
+    RESTORE = 13
+    PUSH_INTENT = 14
+    PUSH_OUTCOME = 15
+    PUSH_DECISION = 16
+    FINDING = 17
+    ALERT = 18
+    SIMULATION = 19
+
+
+class PartKind(IntEnum):
+    """What a part holds."""
+
+    COUNTING = 1
+    ERASABLE = 2
+    CONTROL = 3
+
+
+class Source(IntEnum):
+    """Where an event came from; the text is the HTTP contract's."""
+
+    HTTP = 0
+    SDK = 1
+    ETL = 2
+    IMPORT = 3
+    SYSTEM = 4
+
+
+SOURCE_CODES: Final = {source.name.lower(): int(source) for source in Source}
+SOURCE_NAMES: Final = {int(source): source.name.lower() for source in Source}
+
+
+class Row(NamedTuple):
+    """One accepted event on its way into the log. The hot path builds these as plain tuples, in this order."""
+
+    metric: str
+    customer_ref: str
+    quantity_micros: int
+    ts_us: int | None
+    """None: the event had no time of its own; it happened when the group was received."""
+    partition: int
+    key: bytes
+    fingerprint: bytes
+    source: int
+    key_text: str
+    resource_id: str | None
+    meta: str | None
+    """Canonical JSON text of an object."""
+
+
+class TenantEvents(NamedTuple):
+    """One tenant's events of a group, as columns of equal length, in the order they were accepted."""
+
+    tenant: str
+    metrics: Sequence[str]
+    customers: Sequence[str]
+    micros: Sequence[int]
+    times_us: Sequence[int | None]
+    partitions: Sequence[int]
+    keys: Sequence[bytes]
+    fingerprints: Sequence[bytes]
+    sources: Sequence[int]
+    key_texts: Sequence[str]
+    resources: Sequence[str | None]
+    metas: Sequence[str | None]
+    extra: dict[str, Any]
+    """Marks of the whole part (an import's id, `historic`); empty for ordinary ingest."""
+
+    @property
+    def count(self) -> int:
+        """Events of this tenant in the group."""
+        return len(self.metrics)
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(ext_hook=unpack_ext).decode
+_INT64_MIN: Final = -(1 << 63)
+_INT64_MAX: Final = (1 << 63) - 1
+
+
+class RecordError(ValueError):
+    """A record's parts do not say what their type requires: the log was written by something else."""
+
+
+def columns(tenant: str, rows: Sequence[tuple[Any, ...]], extra: dict[str, Any]) -> TenantEvents:
+    """Turn accepted rows (`Row` order) into columns. `rows` must not be empty."""
+    assert rows, "a tenant without events has no part"
+    return TenantEvents(tenant, *zip(*rows, strict=True), extra)  # type: ignore[arg-type]
+
+
+def encode_counting(events: TenantEvents) -> bytes:
+    """The part that the fold needs: names, quantities, times, partitions, keys, fingerprints, sources."""
+    metric_names: dict[str, int] = {}
+    metric_indexes = [metric_names.setdefault(name, len(metric_names)) for name in events.metrics]
+    customer_names: dict[str, int] = {}
+    customer_indexes = [
+        customer_names.setdefault(name, len(customer_names)) for name in events.customers
+    ]
+    micros = events.micros
+    if max(micros) > _INT64_MAX or min(micros) < _INT64_MIN:
+        micros = [pack(value) for value in micros]  # type: ignore[misc]
+    return _encode(
+        (
+            events.tenant,
+            list(metric_names),
+            metric_indexes,
+            customer_indexes,
+            micros,
+            events.times_us,
+            bytes(events.partitions),
+            b"".join(events.keys),
+            b"".join(events.fingerprints),
+            bytes(events.sources),
+            events.extra,
+        )
+    )
+
+
+def encode_erasable(events: TenantEvents) -> bytes:
+    """The part that erasing replaces: customer references, key texts, resources, meta."""
+    customers = list(dict.fromkeys(events.customers))
+    return _encode((customers, events.key_texts, events.resources, events.metas))
+
+
+def decode_events(counting: bytes, erasable: bytes) -> TenantEvents:
+    """Both parts back to columns. Raises RecordError if they do not fit together."""
+    try:
+        (tenant, metric_names, metric_indexes, customer_indexes, micros, times_us) = (
+            head := _decode(counting)
+        )[:6]
+        partitions, keys, fingerprints, sources, extra = head[6:]
+        customer_names, key_texts, resources, metas = _decode(erasable)
+        count = len(metric_indexes)
+        fits = (
+            len(customer_indexes) == len(micros) == len(times_us) == len(partitions) == count
+            and len(sources) == len(key_texts) == len(resources) == len(metas) == count
+            and len(keys) == count * KEY_BYTES
+            and len(fingerprints) == count * FINGERPRINT_BYTES
+        )
+        if not fits:
+            raise RecordError("the columns of an event group have different lengths")
+        return TenantEvents(
+            tenant,
+            [metric_names[i] for i in metric_indexes],
+            [customer_names[i] for i in customer_indexes],
+            micros,
+            times_us,
+            partitions,
+            split_column(keys, KEY_BYTES),
+            split_column(fingerprints, FINGERPRINT_BYTES),
+            sources,
+            key_texts,
+            resources,
+            metas,
+            extra,
+        )
+    except (msgspec.MsgspecError, IndexError, TypeError, ValueError) as error:
+        raise RecordError(f"an event group can't be read: {error}") from error
+
+
+def decode_keys(counting: bytes) -> tuple[bytes, bytes]:
+    """Only the keys and fingerprints of a counting part, concatenated: what the key index is rebuilt from."""
+    head = _decode(counting)
+    return head[7], head[8]
+
+
+def split_column(data: bytes, width: int) -> list[bytes]:
+    """Cut a fixed-width column into its values."""
+    return [data[i : i + width] for i in range(0, len(data), width)]
+
+
+# Control records.
+
+
+class Genesis(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
+    """A log's first record: what it is and what is pinned in it for ever."""
+
+    log_id: bytes
+    partition_count: int
+    partition_hash: str
+    software: str
+
+
+class SettingsChange(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
+    """The settings that change a total, appended at start when they differ from the log's last."""
+
+    lateness_us: int
+    late_policy: str
+    actor: str
+
+
+class Mapping(msgspec.Struct, frozen=True, rename="camel", kw_only=True, omit_defaults=True):
+    """How a metric of a tenant is counted and, later, billed."""
+
+    id: str
+    tenant_id: str
+    metric: str
+    aggregation: str = "sum"
+    period: str = "calendar"
+    lateness_us: int | None = None
+    unit: str | None = None
+    active: bool = True
+    stripe_account: str | None = None
+    price_id: str | None = None
+    subscription_item_id: str | None = None
+    meter_event_name: str | None = None
+    driver: str = "meter"
+    currency: str | None = None
+    shadow: bool = False
+    created_at_us: int = 0
+    updated_at_us: int = 0
+
+
+class Change(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
+    """Who changed something, and when it takes effect."""
+
+    actor: str
+    request_id: str | None = None
+    effective_from_us: int | None = None
+    """From which instant period and aggregation hold; None: always, nothing was counted before."""
+
+
+class MappingChange(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
+    """A mapping was created, changed or deleted (`deleted` true; `mapping` is what it was)."""
+
+    mapping: Mapping
+    change: Change
+    deleted: bool = False
+
+
+class Customer(msgspec.Struct, frozen=True, rename="camel", kw_only=True, omit_defaults=True):
+    """What is known of a customer beyond its usage."""
+
+    tenant_id: str
+    customer_ref: str
+    stripe_customer_id: str | None = None
+    subscription_items: dict[str, str] = {}
+    billing_anchor_us: int | None = None
+    test_clock: str | None = None
+    created_at_us: int = 0
+    updated_at_us: int = 0
+
+
+class CustomerChange(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
+    """A customer was created or changed."""
+
+    customer: Customer
+    change: Change
+
+
+class ApiKey(msgspec.Struct, frozen=True, rename="camel", kw_only=True, omit_defaults=True):
+    """An API key without its secret: only a keyed hash of it."""
+
+    id: str
+    name: str
+    tenant_id: str
+    prefix: str
+    hash: bytes
+    scopes: tuple[str, ...]
+    created_at_us: int
+    expires_at_us: int | None = None
+    revoked_at_us: int | None = None
+
+
+class ApiKeyChange(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
+    """A key was created, rotated (same id, other prefix and hash) or revoked."""
+
+    action: str
+    key: ApiKey
+    change: Change
+
+
+class PeriodClosing(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
+    """Periods that end at or before `end_us` are closed for good.
+
+    Without tenant and metric it speaks of every metric that had no lateness of its own at this position.
+    """
+
+    start_us: int
+    end_us: int
+    lateness_us: int
+    tenant_id: str | None = None
+    metric: str | None = None
+
+
+ControlRecord = (
+    Genesis | SettingsChange | MappingChange | CustomerChange | ApiKeyChange | PeriodClosing
+)
+CONTROL_TYPES: Final[dict[int, type[ControlRecord]]] = {
+    RecordType.GENESIS: Genesis,
+    RecordType.SETTINGS: SettingsChange,
+    RecordType.MAPPING: MappingChange,
+    RecordType.CUSTOMER: CustomerChange,
+    RecordType.API_KEY: ApiKeyChange,
+    RecordType.PERIOD_CLOSING: PeriodClosing,
+}
+_TYPE_OF: Final = {struct: record_type for record_type, struct in CONTROL_TYPES.items()}
+_DECODERS: Final = {
+    record_type: msgspec.msgpack.Decoder(struct) for record_type, struct in CONTROL_TYPES.items()
+}
+
+
+def encode_control(record: ControlRecord) -> tuple[int, bytes]:
+    """A control record's type and the bytes of its one part."""
+    return int(_TYPE_OF[type(record)]), _encode(record)
+
+
+def decode_control(record_type: int, data: bytes) -> ControlRecord:
+    """A control record back. Raises RecordError for a type this program doesn't know: it is too old."""
+    decoder = _DECODERS.get(record_type)
+    if decoder is None:
+        raise RecordError(
+            f"its type is {record_type}, which this version does not know: the log was written by a newer "
+            "version. Install that one."
+        )
+    try:
+        return decoder.decode(data)
+    except msgspec.MsgspecError as error:
+        raise RecordError(f"a {RecordType(record_type).name} record can't be read: {error}") from error

@@ -1,0 +1,131 @@
+"""What was configured: settings, mappings, customers, API keys. A fold of the control records, for reading.
+
+Rules it keeps: like every state it comes from the log alone; a tenant's things are found only through that tenant.
+How the same records change counting is `engine.core.rules`. It must not know HTTP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from engine.core.records import (
+    ApiKey,
+    ApiKeyChange,
+    ControlRecord,
+    Customer,
+    CustomerChange,
+    Genesis,
+    Mapping,
+    MappingChange,
+    PeriodClosing,
+    SettingsChange,
+)
+
+
+class Registry:
+    """Everything configured, as of the records folded so far."""
+
+    def __init__(self) -> None:
+        self.genesis: Genesis | None = None
+        self.settings: SettingsChange | None = None
+        self.mappings: dict[str, Mapping] = {}
+        self._active: dict[tuple[str, str], str] = {}
+        self.customers: dict[str, dict[str, Customer]] = {}
+        self.api_keys: dict[str, ApiKey] = {}
+        self._by_prefix: dict[str, str] = {}
+
+    def fold(self, record: ControlRecord) -> None:
+        """Take one control record in."""
+        match record:
+            case Genesis():
+                self.genesis = record
+            case SettingsChange():
+                self.settings = record
+            case MappingChange():
+                self._fold_mapping(record)
+            case CustomerChange():
+                customer = record.customer
+                self.customers.setdefault(customer.tenant_id, {})[customer.customer_ref] = customer
+            case ApiKeyChange():
+                old = self.api_keys.get(record.key.id)
+                if old is not None:
+                    self._by_prefix.pop(old.prefix, None)
+                self.api_keys[record.key.id] = record.key
+                self._by_prefix[record.key.prefix] = record.key.id
+            case PeriodClosing():
+                pass
+
+    def _fold_mapping(self, record: MappingChange) -> None:
+        mapping = record.mapping
+        old = self.mappings.pop(mapping.id, None)
+        if old is not None and self._active.get((old.tenant_id, old.metric)) == old.id:
+            del self._active[old.tenant_id, old.metric]
+        if record.deleted:
+            return
+        self.mappings[mapping.id] = mapping
+        if mapping.active:
+            self._active[mapping.tenant_id, mapping.metric] = mapping.id
+
+    def active_mapping(self, tenant: str, metric: str) -> Mapping | None:
+        """The one active mapping of a metric, if there is one."""
+        found = self._active.get((tenant, metric))
+        return None if found is None else self.mappings[found]
+
+    def mappings_of(self, tenant: str | None) -> list[Mapping]:
+        """A tenant's mappings (None: all tenants'), oldest first."""
+        return [m for m in self.mappings.values() if tenant is None or m.tenant_id == tenant]
+
+    def mapped_metrics(self, tenant: str) -> Iterator[str]:
+        """Metrics of a tenant that have an active mapping."""
+        return (metric for owner, metric in self._active if owner == tenant)
+
+    def customer(self, tenant: str, customer_ref: str) -> Customer | None:
+        """What is known of a customer."""
+        return self.customers.get(tenant, {}).get(customer_ref)
+
+    def key_by_prefix(self, prefix: str) -> ApiKey | None:
+        """The API key with this public prefix, revoked or not."""
+        found = self._by_prefix.get(prefix)
+        return None if found is None else self.api_keys[found]
+
+    def state(self) -> bytes:
+        """Everything as bytes for a snapshot; `restore` takes it back."""
+        return msgspec.msgpack.encode(
+            {
+                "genesis": self.genesis,
+                "settings": self.settings,
+                "mappings": list(self.mappings.values()),
+                "customers": [c for of in self.customers.values() for c in of.values()],
+                "apiKeys": list(self.api_keys.values()),
+            }
+        )
+
+    @staticmethod
+    def restore(data: bytes) -> Registry:
+        """A registry from the bytes that `state` gave. Raises msgspec.MsgspecError on other bytes."""
+        saved: Any = msgspec.msgpack.decode(data, type=_Saved)
+        registry = Registry()
+        registry.genesis = saved.genesis
+        registry.settings = saved.settings
+        for mapping in saved.mappings:
+            registry.mappings[mapping.id] = mapping
+            if mapping.active:
+                registry._active[mapping.tenant_id, mapping.metric] = mapping.id
+        for customer in saved.customers:
+            of = registry.customers.setdefault(customer.tenant_id, {})
+            of[customer.customer_ref] = customer
+        for key in saved.api_keys:
+            registry.api_keys[key.id] = key
+            registry._by_prefix[key.prefix] = key.id
+        return registry
+
+
+class _Saved(msgspec.Struct, rename="camel"):
+    genesis: Genesis | None
+    settings: SettingsChange | None
+    mappings: list[Mapping]
+    customers: list[Customer]
+    api_keys: list[ApiKey]
