@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple, TypeVar
 
+import msgspec
+
 from engine.core.periods import PeriodKind, Schedule, Segment
 from engine.core.records import (
     ApiKeyChange,
@@ -138,6 +140,33 @@ class Rules:
                 if start < min(until, anchor_until):
                     segments.append(Segment(start, kind, anchor))
         return tuple(segments)
+
+    def state(self) -> bytes:
+        """Everything as bytes for a snapshot; `restore` takes it back."""
+        metrics = [
+            (tenant, metric, own.lateness_us, own.closed_until_us, own.kinds, own.aggregations)
+            for (tenant, metric), own in self._metrics.items()
+        ]
+        anchors = [(*key, history) for key, history in self.anchors.items()]
+        return msgspec.msgpack.encode(
+            (self.lateness_us, self.late_policy, self.closed_until_us, metrics, anchors)
+        )
+
+    @staticmethod
+    def restore(data: bytes) -> Rules:
+        """Rules from the bytes that `state` gave. Raises msgspec.MsgspecError or ValueError on other bytes."""
+        rules = Rules()
+        lateness_us, late_policy, closed_until_us, metrics, anchors = msgspec.msgpack.decode(data)
+        rules.lateness_us, rules.late_policy = lateness_us, late_policy
+        rules.closed_until_us = closed_until_us
+        for tenant, name, own_lateness_us, own_closed_us, kinds, aggregations in metrics:
+            metric = rules._metrics[tenant, name] = _Metric(own_closed_us)
+            metric.lateness_us = own_lateness_us
+            metric.kinds = tuple(map(tuple, kinds))
+            metric.aggregations = tuple(map(tuple, aggregations))
+        for tenant, customer_ref, history in anchors:
+            rules.anchors[tenant, customer_ref] = tuple(map(tuple, history))
+        return rules
 
     def own_scopes(self) -> list[tuple[str, str, Scope]]:
         """Metrics that are closed on their own, because a mapping gives them their own lateness."""

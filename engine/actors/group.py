@@ -1,0 +1,84 @@
+"""A group: what one commit makes durable together, and who waits for it.
+
+Rules it keeps: a group is filled, then committed, then folded, then done; it fails whole; whoever waits learns of it
+only when it is durable *and* counted, or failed. It must not know the log or the shards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import trio
+
+from engine.core.records import ControlRecord, TenantEvents, columns
+from engine.core.shard_state import Late
+from engine.errors import EngineError
+
+
+class Group:
+    """Events and control records that share a commit.
+
+    `rows` are accepted events by tenant, in order; `keys` maps each one's key to its fingerprint.
+    """
+
+    __slots__ = (
+        "bytes",
+        "controls",
+        "done",
+        "error",
+        "events",
+        "first_sequence",
+        "keys",
+        "late",
+        "opened_us",
+        "parts",
+        "received_at_us",
+        "rows",
+        "shards_left",
+    )
+
+    def __init__(self) -> None:
+        self.rows: dict[str, list[tuple[Any, ...]]] = {}
+        self.keys: dict[bytes, bytes] = {}
+        self.controls: list[ControlRecord] = []
+        self.events = 0
+        self.bytes = 0
+        self.opened_us = 0
+        self.done = trio.Event()
+        self.error: EngineError | None = None
+        self.late: dict[tuple[str, int], str] = {}
+        """(tenant, index in the tenant's part) of late events, to the adjustment that holds each."""
+        self.first_sequence = 0
+        self.received_at_us = 0
+        self.parts: list[TenantEvents] = []
+        self.shards_left = 0
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to commit."""
+        return not self.events and not self.controls
+
+    def seal(self, received_at_us: int) -> list[TenantEvents]:
+        """Fix the group's content and time: its events as columns, one part per tenant."""
+        self.received_at_us = received_at_us
+        self.parts = [columns(tenant, rows, {}) for tenant, rows in self.rows.items()]
+        self.rows = {}
+        return self.parts
+
+    def fold_returned(self, tenant: str, late: Sequence[Late]) -> None:
+        """A shard folded its share of a part; the last share makes the group done."""
+        for index, adjustment_id in late:
+            self.late[tenant, index] = adjustment_id
+
+    def shard_finished(self) -> None:
+        """One shard has folded all it has of this group."""
+        self.shards_left -= 1
+        assert self.shards_left >= 0, "a shard answered twice"
+        if self.shards_left == 0:
+            self.done.set()
+
+    def fail(self, error: EngineError) -> None:
+        """Nothing of the group was made durable, or nothing may be assumed: everyone who waits hears why."""
+        self.error = error
+        self.done.set()
