@@ -1,0 +1,113 @@
+"""The `stripemeter` command: finds the sub-commands, runs one, turns its outcome into an exit code.
+
+Rules it keeps: a sub-command is one module of this package with a `command` (click) of the module's name;
+putting the file there registers it. A command returns its exit code, or None for 0. An operating failure is
+one line on stderr, without a traceback; a bug is a traceback. It must not know any sub-command.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pkgutil
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Final
+
+import click
+
+from engine.errors import EngineError, SettingsError
+from wal.log import LogError
+
+EXIT_OK: Final = 0
+EXIT_PROBLEM: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_INTERRUPTED: Final = 130
+"""128 + SIGINT, as shells have it."""
+
+HELP: Final = """Count usage exactly once, next to Stripe.
+
+One process, one data directory. `serve` takes usage events over HTTP; the other commands look at the same
+directory, and none of them changes a number that was acknowledged.
+
+\b
+Examples:
+  stripemeter serve                         on http://127.0.0.1:3000, data in ./data
+  stripemeter serve --port 8080 --data-dir /var/lib/stripemeter
+  stripemeter doctor                        settings, directory, versions: what is wrong here?
+  stripemeter doctor --json                 the same for machines
+
+\b
+Exit codes:
+  0  done, all is well
+  1  a problem was found, or the work could not be done: stderr says what to do
+  2  wrong usage, or a wrong setting
+
+Settings are environment variables (STRIPEMETER_...), or lines of `.env` in the working directory; `doctor`
+lists them all. COMMAND --help explains each command.
+"""
+
+
+class CommandGroup(click.Group):
+    """A group whose commands are the modules of this package, imported when they are needed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """The names of all commands, sorted; a module's `_` becomes a `-`."""
+        names = (module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]))
+        return sorted(name.replace("_", "-") for name in names if name != "main")
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of that name, None when there is no such module."""
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        module = importlib.import_module(f"gateway.cli.{cmd_name.replace('-', '_')}")
+        command = module.command
+        assert isinstance(command, click.Command), (
+            f"{module.__name__}.command is not a click command"
+        )
+        return command
+
+
+@click.group(
+    cls=CommandGroup,
+    help=HELP,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+@click.version_option(metadata.version("stripemeter"), prog_name="stripemeter")
+def cli() -> None:
+    """Only a holder of the sub-commands; HELP is its text."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line (default: the process's own) and return the exit code."""
+    if not __debug__:
+        # Asserts are what turns a bug into a stop instead of a wrong bill.
+        return _fail("refuses to run under python -O or PYTHONOPTIMIZE: run it without", EXIT_USAGE)
+    try:
+        result = cli.main(args=arguments, prog_name="stripemeter", standalone_mode=False)
+        sys.stdout.flush()
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except click.Abort:
+        return EXIT_INTERRUPTED
+    except SettingsError as error:
+        return _fail(str(error), EXIT_USAGE)
+    except (EngineError, LogError) as error:
+        return _fail(str(error), EXIT_PROBLEM)
+    except BrokenPipeError:
+        # The reader (`| head`) has gone: nothing more can be said, and the interpreter must not try at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_PROBLEM
+    return result if isinstance(result, int) else EXIT_OK
+
+
+def _fail(message: str, exit_code: int) -> int:
+    click.echo("stripemeter: " + " ".join(message.splitlines()), err=True)
+    return exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

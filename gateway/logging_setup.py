@@ -1,0 +1,141 @@
+"""Logs: named events with fields, one line each, the same for our code, Hypercorn and Quart.
+
+Rules it keeps: what goes out passes one scrubber, so that no secret is in a line whoever wrote it; on a
+terminal a line is for eyes, elsewhere it is one JSON object; logs go to stderr, since stdout belongs to a
+command's result. It must not know which events there are.
+
+Use: `log = structlog.get_logger()`, then `log.info("recovery_done", events=n, seconds=s)`. A request's id is
+bound once, by `request_scope`, and is in every line written under it.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final, Literal, TextIO
+
+import hypercorn
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+MASK: Final = "********"
+VALUE_CHARS_MAX: Final = 8192
+"""A longer text is cut: a line must not be as large as a request's body."""
+NESTING_MAX: Final = 4
+
+_SECRET_FIELD: Final = re.compile(
+    r"(?i)(authorization|cookie|password|passwd|pepper|secret|token|api_?key|admin_?key|x-api-key|^key)$"
+)
+_SECRET_TEXT: Final = re.compile(
+    r"(?i:bearer)\s+[^\s'\",]+"  # an Authorization header in a message or a traceback
+    r"|\bsm_[A-Za-z0-9_\-]{8,}"  # our own API keys
+    r"|\b(?:sk|rk|whsec)_[A-Za-z0-9_\-]{8,}"  # Stripe's
+    r"|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"  # user and password of a URL
+)
+_QUIET_LOGGERS: Final = (
+    "hypercorn",
+    "hypercorn.error",
+    "hypercorn.access",
+    "quart.app",
+    "quart.serving",
+)
+
+
+def configure(
+    level: Literal["debug", "info", "warning", "error"],
+    output_format: Literal["auto", "console", "json"],
+    stream: TextIO | None = None,
+) -> None:
+    """Send every log line to `stream` (default stderr) from `level` on; may be called again, and replaces.
+
+    `auto` is `console` when the stream is a terminal, else `json`.
+    """
+    stream = stream or sys.stderr
+    on_terminal = stream.isatty()
+    console = output_format == "console" or (output_format == "auto" and on_terminal)
+    least_level = logging.getLevelNamesMapping()[level.upper()]
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.make_filtering_bound_logger(least_level),
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        # A cached logger would keep the first configuration, also after a second call.
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder()],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.format_exc_info,
+                scrub,
+                *_renderers(console=console, colors=on_terminal),
+            ],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(least_level)
+    for name in _QUIET_LOGGERS:
+        logger = logging.getLogger(name)
+        logger.handlers = []
+        logger.propagate = True
+        logger.setLevel(logging.NOTSET)
+
+
+def adopt_hypercorn(config: hypercorn.Config) -> None:
+    """Make a server of this configuration log through ours; without an access log (metrics count requests)."""
+    config.errorlog = logging.getLogger("hypercorn.error")
+    config.accesslog = None
+
+
+@contextmanager
+def request_scope(request_id: str, **fields: object) -> Iterator[None]:
+    """Every line logged in the block, in this task and what it calls, has `request_id` and `fields`."""
+    with structlog.contextvars.bound_contextvars(request_id=request_id, **fields):
+        yield
+
+
+def scrub(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
+    """Mask the values of fields that are named like a secret, and what looks like one in any text."""
+    return {
+        name: MASK if value is not None and _SECRET_FIELD.search(name) else _scrubbed(value, 0)
+        for name, value in event.items()
+    }
+
+
+def _scrubbed(value: Any, depth: int) -> Any:
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if depth < NESTING_MAX:
+        if isinstance(value, dict):
+            return {
+                str(key): MASK
+                if item is not None and _SECRET_FIELD.search(str(key))
+                else _scrubbed(item, depth + 1)
+                for key, item in value.items()
+            }
+        if isinstance(value, list | tuple | set | frozenset):
+            return [_scrubbed(item, depth + 1) for item in value]
+    # Bytes, exceptions and whatever else would be rendered by its repr, out of the scrubber's reach.
+    text = value if isinstance(value, str) else repr(value)
+    if len(text) > VALUE_CHARS_MAX:
+        # The middle goes: a message says most at its start, a traceback at its end.
+        half = VALUE_CHARS_MAX // 2
+        text = f"{text[:half]}... ({len(text)} characters) ...{text[-half:]}"
+    return _SECRET_TEXT.sub(MASK, text)
+
+
+def _renderers(*, console: bool, colors: bool) -> list[Processor]:
+    if console:
+        return [structlog.dev.ConsoleRenderer(colors=colors)]
+    return [structlog.processors.JSONRenderer()]
