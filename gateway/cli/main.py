@@ -8,7 +8,6 @@ one line on stderr, without a traceback; a bug is a traceback. It must not know 
 from __future__ import annotations
 
 import importlib
-import os
 import pkgutil
 import sys
 from collections.abc import Sequence
@@ -81,13 +80,15 @@ def cli() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line (default: the process's own) and return the exit code."""
+    """Run the command line (default: the process's own) and return the exit code.
+
+    When stdout's reader (`| head`) has gone, click ends the process with 1, without a word.
+    """
     if not __debug__:
         # Asserts are what turns a bug into a stop instead of a wrong bill.
         return _fail("refuses to run under python -O or PYTHONOPTIMIZE: run it without", EXIT_USAGE)
     try:
         result = cli.main(args=arguments, prog_name="stripemeter", standalone_mode=False)
-        sys.stdout.flush()
     except click.ClickException as error:
         error.show()
         return error.exit_code
@@ -97,10 +98,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error), EXIT_USAGE)
     except (EngineError, LogError) as error:
         return _fail(str(error), EXIT_PROBLEM)
-    except BrokenPipeError:
-        # The reader (`| head`) has gone: nothing more can be said, and the interpreter must not try at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_PROBLEM
     return result if isinstance(result, int) else EXIT_OK
 
 
