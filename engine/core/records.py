@@ -111,7 +111,6 @@ class TenantEvents(NamedTuple):
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(ext_hook=unpack_ext).decode
 _INT64_MIN: Final = -(1 << 63)
 _INT64_MAX: Final = (1 << 63) - 1
 
@@ -160,37 +159,74 @@ def encode_erasable(events: TenantEvents) -> bytes:
     return _encode((customers, events.key_texts, events.resources, events.metas))
 
 
-def decode_events(counting: bytes, erasable: bytes) -> TenantEvents:
-    """Both parts back to columns. Raises RecordError if they do not fit together."""
+class _Counting(msgspec.Struct, array_like=True, frozen=True):
+    tenant: str
+    metric_names: list[str]
+    metric_indexes: list[int]
+    customer_indexes: list[int]
+    micros: list[Any]
+    times_us: list[int | None]
+    partitions: bytes
+    keys: bytes
+    fingerprints: bytes
+    sources: bytes
+    extra: dict[str, Any]
+
+
+class _Erasable(msgspec.Struct, array_like=True, frozen=True):
+    customer_names: list[str]
+    key_texts: list[str]
+    resources: list[str | None]
+    metas: list[str | None]
+
+
+class _OnlyCustomers(msgspec.Struct, array_like=True, frozen=True):
+    customer_names: list[str]
+
+
+_decode_counting = msgspec.msgpack.Decoder(_Counting, ext_hook=unpack_ext).decode
+_decode_erasable = msgspec.msgpack.Decoder(_Erasable).decode
+_decode_only_customers = msgspec.msgpack.Decoder(_OnlyCustomers).decode
+
+
+def decode_events(counting: bytes, erasable: bytes, *, fold_only: bool = False) -> TenantEvents:
+    """Both parts back to columns. Raises RecordError if they do not fit together.
+
+    `fold_only` leaves out the columns that counting does not need (they are empty): half the cost.
+    """
     try:
-        (tenant, metric_names, metric_indexes, customer_indexes, micros, times_us) = (
-            head := _decode(counting)
-        )[:6]
-        partitions, keys, fingerprints, sources, extra = head[6:]
-        customer_names, key_texts, resources, metas = _decode(erasable)
-        count = len(metric_indexes)
+        part = _decode_counting(counting)
+        count = len(part.metric_indexes)
         fits = (
-            len(customer_indexes) == len(micros) == len(times_us) == len(partitions) == count
-            and len(sources) == len(key_texts) == len(resources) == len(metas) == count
-            and len(keys) == count * KEY_BYTES
-            and len(fingerprints) == count * FINGERPRINT_BYTES
+            len(part.customer_indexes) == len(part.micros) == len(part.times_us) == count
+            and len(part.partitions) == len(part.sources) == count
+            and len(part.keys) == count * KEY_BYTES
+            and len(part.fingerprints) == count * FINGERPRINT_BYTES
         )
+        if fold_only:
+            customer_names = _decode_only_customers(erasable).customer_names
+            texts = _Erasable(customer_names, [], [], [])
+        else:
+            texts = _decode_erasable(erasable)
+            customer_names = texts.customer_names
+            fits = fits and len(texts.key_texts) == len(texts.resources) == len(texts.metas) == count
         if not fits:
             raise RecordError("the columns of an event group have different lengths")
+        metric_names = part.metric_names
         return TenantEvents(
-            tenant,
-            [metric_names[i] for i in metric_indexes],
-            [customer_names[i] for i in customer_indexes],
-            micros,
-            times_us,
-            partitions,
-            split_column(keys, KEY_BYTES),
-            split_column(fingerprints, FINGERPRINT_BYTES),
-            sources,
-            key_texts,
-            resources,
-            metas,
-            extra,
+            part.tenant,
+            [metric_names[i] for i in part.metric_indexes],
+            [customer_names[i] for i in part.customer_indexes],
+            part.micros,
+            part.times_us,
+            part.partitions,
+            [] if fold_only else split_column(part.keys, KEY_BYTES),
+            [] if fold_only else split_column(part.fingerprints, FINGERPRINT_BYTES),
+            part.sources,
+            texts.key_texts,
+            texts.resources,
+            texts.metas,
+            part.extra,
         )
     except (msgspec.MsgspecError, IndexError, TypeError, ValueError) as error:
         raise RecordError(f"an event group can't be read: {error}") from error
@@ -198,8 +234,11 @@ def decode_events(counting: bytes, erasable: bytes) -> TenantEvents:
 
 def decode_keys(counting: bytes) -> tuple[bytes, bytes]:
     """Only the keys and fingerprints of a counting part, concatenated: what the key index is rebuilt from."""
-    head = _decode(counting)
-    return head[7], head[8]
+    try:
+        part = _decode_counting(counting)
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise RecordError(f"an event group can't be read: {error}") from error
+    return part.keys, part.fingerprints
 
 
 def split_column(data: bytes, width: int) -> list[bytes]:

@@ -21,9 +21,10 @@ from engine.core.records import (
     PeriodClosing,
     SettingsChange,
 )
+from engine.core.times import INSTANT_US_MIN
 
-ALWAYS_US: Final = -(1 << 62)
-"""Before any instant: where a schedule begins."""
+ALWAYS_US: Final = INSTANT_US_MIN
+"""Where a schedule begins."""
 DEFAULT_LATENESS_US: Final = 48 * 3600 * 1_000_000
 ValueT = TypeVar("ValueT")
 _CALENDAR: Final = (Segment(ALWAYS_US, "calendar", None),)

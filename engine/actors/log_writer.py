@@ -1,0 +1,327 @@
+"""The log writer: dedupes events, commits groups, hands them to the shards. The one task that appends.
+
+The order that is the product: *durable, then counted, then acknowledged*. A group is committed (fsync) in a thread
+while the next one fills; only then do the shards fold it, and only then is `Group.done` set. A duplicate of an
+event that is still on its way waits for that event's group, and fails with it.
+
+No timer: a lone event commits at once; under load the group is what arrived during the last commit. The queue is
+the filling group itself, bounded in events and bytes: over the bound ingest is refused, it never grows.
+It must not know HTTP, nor which log is behind the port.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import trio
+
+from engine.actors.group import Group
+from engine.actors.shard import FoldWork, Shard
+from engine.core.records import (
+    ControlRecord,
+    PartKind,
+    RecordType,
+    encode_control,
+    encode_counting,
+    encode_erasable,
+)
+from engine.errors import EngineError, StorageFull, Unavailable
+from engine.limits import QUEUE_BYTES_MAX, QUEUE_EVENTS_MAX
+from engine.ports import Clock, Fatal, RunBlocking
+from wal.key_index import KeyIndex
+from wal.runs import IndexDamaged
+from wal.log import (
+    Draft,
+    DraftPart,
+    Envelope,
+    Log,
+    LogError,
+    LogFull,
+    LogStateUnknown,
+    LogWriteFailed,
+)
+
+ACCEPTED, DUPLICATE, CONFLICT = 0, 1, 2
+_KEY, _FINGERPRINT = 5, 6  # columns of engine.core.records.Row
+_INDEX_FINGERPRINT_BYTES = 8
+"""The key index keeps the first half of a fingerprint: enough to tell a reused key from a retry."""
+
+
+@dataclass(slots=True)
+class Offer:
+    """What became of rows offered: `verdicts[i]` about row i, `positions[i]` its index in its group's part.
+
+    Nothing of it is true before every group in `groups` is done without an error.
+    """
+
+    tenant: str
+    verdicts: Sequence[int]
+    positions: Sequence[int]
+    own_group: Group | None
+    groups: list[Group] = field(default_factory=list)
+
+    async def settled(self) -> None:
+        """Wait until everything is durable and counted. Raises what made a group fail."""
+        for group in self.groups:
+            await group.done.wait()
+            if group.error is not None:
+                raise group.error
+
+
+class LogWriter:
+    """Owns the filling and the committing group, the key index, and the right to append."""
+
+    def __init__(
+        self,
+        log: Log,
+        keys: KeyIndex,
+        clock: Clock,
+        run_blocking: RunBlocking,
+        *,
+        on_published: Callable[[Group, int], None],
+        on_control: Callable[[ControlRecord], None],
+    ) -> None:
+        """`on_control(record)` is called for each durable control record, in order, before any shard folds it;
+        `on_published(group, next_sequence)` once the group is on its way to the shards.
+        """
+        self._log = log
+        self.keys = keys
+        self._clock = clock
+        self._run_blocking = run_blocking
+        self._on_published = on_published
+        self._on_control = on_control
+        self._shards: Sequence[Shard] = ()
+        self._owner: list[int] = []
+        self._filling = Group()
+        self._committing: Group | None = None
+        self._unfolded: list[Group] = []
+        """Durable, but not yet counted by every shard."""
+        self._wake = trio.Event()
+        self._closing = False
+        self._index_damage: IndexDamaged | None = None
+        self.published_sequence = log.head().next_sequence
+        """Everything before it is with the shards."""
+        self.last_error: str | None = None
+        """Why the last commit failed; None after one that worked. Shown in readiness."""
+
+    def serve_shards(self, shards: Sequence[Shard], owner: list[int]) -> None:
+        """From now on commit for these shards; `owner[partition]` is a shard's number."""
+        self._shards, self._owner = shards, owner
+
+    @property
+    def queued(self) -> tuple[int, int]:
+        """Events and bytes that wait for the next commit."""
+        return self._filling.events, self._filling.bytes
+
+    def _admit(self, events: int, size_bytes: int) -> Group:
+        if self._closing:
+            raise Unavailable("the server is stopping; retry on the next one")
+        group = self._filling
+        if group.events + events > QUEUE_EVENTS_MAX or group.bytes + size_bytes > QUEUE_BYTES_MAX:
+            raise Unavailable("too many events wait for the disk; retry")
+        if not self.keys.has_room(group.events + events):
+            # Not written for too long (disk full, say): keys in memory must not grow without end.
+            raise Unavailable("the key index can't keep up with its disk; see /health/ready")
+        return group
+
+    def _known(self, keys: list[bytes]) -> dict[bytes, bytes]:
+        try:
+            return self.keys.known(keys)
+        except IndexDamaged as error:
+            # Never guess whether an event is new. The next start finds the damage and rebuilds from the log.
+            self._index_damage = error
+            self._wake.set()
+            raise Unavailable(f"the key index is damaged and must be rebuilt: {error}") from error
+
+    def offer(self, tenant: str, rows: Sequence[tuple[Any, ...]], size_bytes: int) -> Offer:
+        """Dedupe rows (`Row` order) of one tenant and put the new ones into the filling group.
+
+        No await between looking a key up and taking it. Raises Unavailable when the queue is full.
+        """
+        group = self._admit(len(rows), size_bytes)
+        part = group.rows.get(tenant)
+        fresh = {row[_KEY]: row[_FINGERPRINT] for row in rows}
+        if len(fresh) == len(rows) and self._all_new(fresh):
+            if part is None:
+                part = group.rows[tenant] = []
+            first = len(part)
+            part.extend(rows)
+            group.keys.update(fresh)
+            self._filled(group, len(rows), size_bytes)
+            verdicts = bytes(len(rows))
+            return Offer(tenant, verdicts, range(first, first + len(rows)), group, [group])
+        return self._offer_one_by_one(tenant, rows, size_bytes, group)
+
+    def _all_new(self, fresh: dict[bytes, bytes]) -> bool:
+        committing = self._committing
+        return (
+            self._filling.keys.keys().isdisjoint(fresh)
+            and (committing is None or committing.keys.keys().isdisjoint(fresh))
+            and not self._known(list(fresh))
+        )
+
+    def _offer_one_by_one(
+        self, tenant: str, rows: Sequence[tuple[Any, ...]], size_bytes: int, group: Group
+    ) -> Offer:
+        offer = Offer(tenant, verdicts := [], positions := [], None)
+        waits_for: list[Group] = []
+        added = 0
+        for row in rows:
+            key, fingerprint = row[_KEY], row[_FINGERPRINT]
+            known, holder = self._find(key)
+            if known is None:
+                part = group.rows.setdefault(tenant, [])
+                verdicts.append(ACCEPTED)
+                positions.append(len(part))
+                part.append(row)
+                group.keys[key] = fingerprint
+                added += 1
+                holder = group
+            else:
+                same = fingerprint[: len(known)] == known
+                verdicts.append(DUPLICATE if same else CONFLICT)
+                positions.append(-1)
+            if holder is not None and holder not in waits_for:
+                waits_for.append(holder)
+        if added:
+            offer.own_group = group
+            self._filled(group, added, size_bytes)
+        offer.groups = waits_for
+        return offer
+
+    def _find(self, key: bytes) -> tuple[bytes | None, Group | None]:
+        """(fingerprint or None, the group that still has to make it true or None)."""
+        found = self._filling.keys.get(key)
+        if found is not None:
+            return found, self._filling
+        if self._committing is not None:
+            found = self._committing.keys.get(key)
+            if found is not None:
+                return found, self._committing
+        found = self._known([key]).get(key)
+        if found is not None:
+            # Durable, but perhaps not counted yet: whoever is told "duplicate" must find it in the usage.
+            for group in self._unfolded:
+                if key in group.keys:
+                    return found, group
+        return found, None
+
+    def _filled(self, group: Group, events: int, size_bytes: int) -> None:
+        if group.empty:
+            group.opened_us = self._clock.monotonic_us()
+        group.events += events
+        group.bytes += size_bytes
+        self._wake.set()
+
+    async def append_control(self, record: ControlRecord) -> Group:
+        """Make a control record durable and have it folded; returns its group when done. Raises like ingest."""
+        group = self._admit(0, 0)
+        group.controls.append(record)
+        self._wake.set()
+        await group.done.wait()
+        if group.error is not None:
+            raise group.error
+        return group
+
+    def close(self) -> None:
+        """Take nothing more; `run` ends when what was taken is done."""
+        self._closing = True
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Commit groups until closed. Raises Fatal when the log's state is unknown."""
+        while True:
+            while self._filling.empty and self._index_damage is None:
+                if self._closing:
+                    return
+                self._wake = trio.Event()
+                await self._wake.wait()
+            if self._index_damage is not None:
+                raise Fatal(f"the key index is damaged ({self._index_damage}); the next start rebuilds it")
+            await self._commit_one()
+
+    async def _commit_one(self) -> None:
+        group, self._filling = self._filling, Group()
+        self._committing = group
+        self._unfolded = [g for g in self._unfolded if not g.done.is_set()]
+        try:
+            envelopes = await self._run_blocking(partial(self._append, group))
+        except LogError as error:
+            self._committing = None
+            self.last_error = str(error)
+            group.fail(_as_engine_error(error))
+            if isinstance(error, LogStateUnknown):
+                raise Fatal(str(error)) from error
+            return
+        # From here to the shards' inboxes nothing may fail half-way: the events are durable.
+        self.last_error = None
+        next_sequence = envelopes[-1].sequence + envelopes[-1].item_count
+        self.keys.add(
+            {key: value[:_INDEX_FINGERPRINT_BYTES] for key, value in group.keys.items()}, next_sequence
+        )
+        self._committing = None
+        self._unfolded.append(group)
+        for record in group.controls:
+            self._on_control(record)
+        work = self._split(group, envelopes)
+        self.published_sequence = next_sequence
+        self._on_published(group, next_sequence)
+        for shard, share in work:
+            await shard.inbox.put(share)
+        if not work:
+            group.done.set()
+
+    def _append(self, group: Group) -> tuple[Envelope, ...]:
+        """In a thread: encode the group and append it. The group's rows are nobody else's by now."""
+        now_us = self._clock.now_us()
+        drafts = []
+        for record in group.controls:
+            record_type, data = encode_control(record)
+            drafts.append(Draft(record_type, 1, now_us, (DraftPart(PartKind.CONTROL, data),)))
+        parts = group.seal(now_us)
+        if parts:
+            encoded: list[DraftPart] = []
+            for part in parts:
+                encoded.append(DraftPart(PartKind.COUNTING, encode_counting(part)))
+                encoded.append(DraftPart(PartKind.ERASABLE, encode_erasable(part)))
+            drafts.append(Draft(RecordType.EVENTS, group.events, now_us, tuple(encoded)))
+        return self._log.append(drafts)
+
+    def _split(self, group: Group, envelopes: Sequence[Envelope]) -> list[tuple[Shard, FoldWork]]:
+        """Split a group once, by the partitions' owners; shards without a share get nothing."""
+        group.first_sequence = envelopes[-1].sequence
+        work = {}
+        if group.controls:
+            work = {n: FoldWork(group, group.controls, []) for n in range(len(self._shards))}
+        sequence = group.first_sequence
+        owner = self._owner
+        for part in group.parts:
+            buckets: dict[int, list[int]] = {}
+            for index, partition in enumerate(part.partitions):
+                number = owner[partition]
+                bucket = buckets.get(number)
+                if bucket is None:
+                    buckets[number] = [index]
+                else:
+                    bucket.append(index)
+            for number, indexes in buckets.items():
+                share = work.get(number)
+                if share is None:
+                    share = work[number] = FoldWork(group, (), [])
+                share.shares.append((part, indexes, sequence))
+            sequence += part.count
+        group.shards_left = len(work)
+        return [(self._shards[number], share) for number, share in work.items()]
+
+
+def _as_engine_error(error: LogError) -> EngineError:
+    match error:
+        case LogFull():
+            return StorageFull(str(error))
+        case LogWriteFailed() | LogStateUnknown():
+            return Unavailable(str(error))
+        case _:
+            return Unavailable(f"the log can't be written: {error}")

@@ -1,0 +1,233 @@
+"""Recovery: from what is on disk to the state that was acknowledged.
+
+The newest valid snapshot, then the log after it, folded by the same code as live events. The key index is brought
+up to the log's head on the way: it may be behind, or gone. Rules it keeps: the log alone decides; a snapshot or
+index that does not fit it is passed over; a damaged or unknown record refuses the start and is named.
+It must not know which log is behind the port.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import msgspec
+import trio
+
+from engine.actors.key_merger import merge_keys
+from engine.actors.shard import restore_partition
+from engine.core.partitions import HASH_NAME
+from engine.core.quantities import unpack_ext
+from engine.core.records import (
+    FINGERPRINT_BYTES,
+    KEY_BYTES,
+    Genesis,
+    PartKind,
+    RecordError,
+    RecordType,
+    SettingsChange,
+    decode_control,
+    decode_events,
+    decode_keys,
+    encode_control,
+)
+from engine.core.registry import Registry
+from engine.core.rules import Rules
+from engine.core.shard_state import ShardState
+from engine.errors import StartRefused
+from engine.limits import PARTITIONS
+from engine.ports import Clock, RunBlocking
+from wal.key_index import KeyIndex
+from wal.log import Draft, DraftPart, Log, LogDamaged, StoredRecord
+from wal.snapshot import SnapshotStore
+
+CONTROL_SECTION = 0
+RULES_SECTION = 1
+PARTITION_SECTION = 100
+"""Section numbers in a snapshot; partition p is PARTITION_SECTION + p."""
+_PAGE_BYTES = 4 << 20
+_INDEX_FINGERPRINT_BYTES = 8
+
+
+class Progress(NamedTuple):
+    """How far recovery has come: log positions."""
+
+    position: int
+    head: int
+
+
+class Recovered(NamedTuple):
+    """The state as of the log's head, and where it came from."""
+
+    registry: Registry
+    rules: Rules
+    state: ShardState
+    """All partitions; the supervisor deals them out to the shards."""
+    snapshot_position: int
+    events_folded: int
+    notes: tuple[str, ...]
+    """What was passed over on the way and why, for the log."""
+
+
+class _Fold:
+    """The state being recovered, and from which position each partition still has to be folded."""
+
+    def __init__(self) -> None:
+        self.registry = Registry()
+        self.state = ShardState(range(PARTITIONS))
+        self.control_from = 0
+        self.partition_from = [0] * PARTITIONS
+        self.events_folded = 0
+        self.notes: list[str] = []
+
+    def take(self, record: StoredRecord, keys: KeyIndex) -> None:
+        """Fold one record. Raises LogDamaged when its content can't be read."""
+        envelope = record.envelope
+        try:
+            if envelope.record_type == RecordType.EVENTS:
+                self._take_events(record, keys)
+            elif envelope.sequence >= self.control_from:
+                control = decode_control(envelope.record_type, record.parts[0].data)
+                self.registry.fold(control)
+                self.state.fold_control(control)
+        except (RecordError, IndexError) as error:
+            raise LogDamaged(f"record {record.sequence} can't be used: {error}", record.sequence) from error
+
+    def _take_events(self, record: StoredRecord, keys: KeyIndex) -> None:
+        sequence = record.sequence
+        by_kind = [part.data for part in record.parts if part.kind == PartKind.COUNTING]
+        erasable = [part.data for part in record.parts if part.kind == PartKind.ERASABLE]
+        if record.next_sequence > keys.watermark:
+            add_keys(keys, by_kind, record.next_sequence)
+        if sequence < self.control_from:
+            return
+        partial_fold = sequence < max(self.partition_from)
+        for counting, texts in zip(by_kind, erasable, strict=True):
+            events = decode_events(counting, texts, fold_only=True)
+            indexes = range(events.count)
+            if partial_fold:
+                indexes = [i for i in indexes if sequence >= self.partition_from[events.partitions[i]]]  # type: ignore[assignment]
+            self.state.fold_events(
+                events,
+                indexes,
+                first_sequence=sequence,
+                received_at_us=record.envelope.received_at_us,
+            )
+            sequence += events.count
+            self.events_folded += len(indexes)
+
+
+def add_keys(keys: KeyIndex, counting_parts: list[bytes], next_position: int) -> None:
+    """Give the index the keys of one event record."""
+    found: dict[bytes, bytes] = {}
+    for counting in counting_parts:
+        key_column, fingerprints = decode_keys(counting)
+        for i in range(len(key_column) // KEY_BYTES):
+            start = i * FINGERPRINT_BYTES
+            found[key_column[i * KEY_BYTES : (i + 1) * KEY_BYTES]] = fingerprints[
+                start : start + _INDEX_FINGERPRINT_BYTES
+            ]
+    keys.add(found, next_position)
+
+
+async def recover(
+    log: Log,
+    keys: KeyIndex,
+    snapshots: SnapshotStore,
+    log_id: bytes,
+    run_blocking: RunBlocking,
+    progress: Callable[[Progress], None],
+) -> Recovered:
+    """The state as of the log's head. Raises StartRefused naming the record that can't be used.
+
+    Folds in pages and lets other tasks run in between, so that HTTP can answer 503 meanwhile.
+    """
+    head = log.head()
+    fold = _Fold()
+    await run_blocking(partial(_load_snapshot, fold, snapshots, log_id, head.epoch, head.next_sequence))
+    position = min(fold.control_from, keys.watermark)
+    previous: StoredRecord | None = None
+    try:
+        while position < head.next_sequence:
+            page = await run_blocking(partial(log.read, position, bytes_max=_PAGE_BYTES))
+            for record in page:
+                if previous is not None and record.envelope.previous_hash != previous.hash:
+                    message = f"record {record.sequence} does not follow record {previous.sequence}"
+                    raise LogDamaged(message, record.sequence)
+                fold.take(record, keys)
+                previous = record
+                if keys.is_full and keys.seal():
+                    await merge_keys(keys, run_blocking)
+                await trio.lowlevel.checkpoint()
+            if not page:
+                break
+            position = page[-1].next_sequence
+            progress(Progress(position, head.next_sequence))
+    except LogDamaged as error:
+        raise StartRefused(f"{error} (`stripemeter check` lists all damage)") from error
+    return Recovered(
+        fold.registry,
+        fold.state.rules,
+        fold.state,
+        fold.control_from,
+        fold.events_folded,
+        tuple(fold.notes),
+    )
+
+
+def _load_snapshot(
+    fold: _Fold, snapshots: SnapshotStore, log_id: bytes, epoch: int, head_sequence: int
+) -> None:
+    snapshot = snapshots.newest_valid(log_id, epoch, head_sequence)
+    fold.notes.extend(f"snapshot passed over: {skipped}" for skipped in snapshots.skipped)
+    if snapshot is None:
+        return
+    try:
+        control_from = 0
+        for section in snapshot.sections():
+            if section.number == CONTROL_SECTION:
+                fold.registry = Registry.restore(section.data)
+                control_from = section.position
+            elif section.number == RULES_SECTION:
+                fold.state.rules = Rules.restore(section.data)
+            else:
+                partition = section.number - PARTITION_SECTION
+                restore_partition(fold.state, partition, section.data, unpack_ext)
+                fold.partition_from[partition] = section.position
+        fold.control_from = control_from
+    except (msgspec.MsgspecError, ValueError, TypeError, IndexError, KeyError) as error:
+        fold.__init__()  # type: ignore[misc]
+        fold.notes.append(f"snapshot {snapshot.name} can't be read ({error}); the whole log is folded")
+
+
+def genesis_drafts(
+    log: Log, log_id: bytes, software: str, settings: SettingsChange, clock: Clock
+) -> None:
+    """Give an empty log its first records. Blocks for the disk."""
+    genesis = Genesis(
+        log_id=log_id, partition_count=PARTITIONS, partition_hash=HASH_NAME, software=software
+    )
+    now_us = clock.now_us()
+    drafts = []
+    for record in (genesis, settings):
+        record_type, data = encode_control(record)
+        drafts.append(Draft(record_type, 1, now_us, (DraftPart(PartKind.CONTROL, data),)))
+    log.append(drafts)
+
+
+def read_genesis(log: Log) -> Genesis:
+    """The log's first record. Raises StartRefused if this program can't serve such a log."""
+    try:
+        first = log.read(0, bytes_max=1)[0]
+        genesis = decode_control(first.envelope.record_type, first.parts[0].data)
+    except (LogDamaged, RecordError, IndexError) as error:
+        raise StartRefused(f"the log's first record can't be used: {error}") from error
+    if not isinstance(genesis, Genesis):
+        raise StartRefused("record 0 is not what a log begins with: this is not a StripeMeter log")
+    if genesis.partition_count != PARTITIONS or genesis.partition_hash != HASH_NAME:
+        raise StartRefused(
+            f"the log deals customers to {genesis.partition_count} partitions by {genesis.partition_hash}; this "
+            f"version knows {PARTITIONS} by {HASH_NAME}. Install the version that wrote it."
+        )
+    return genesis

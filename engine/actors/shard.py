@@ -1,0 +1,89 @@
+"""A shard: the task that owns some partitions' counters and folds what is committed into them.
+
+Rules it keeps: sole owner of its state; it folds a group's work without an await in between, so that whoever reads
+between two turns sees whole groups; a bug in the fold ends the process. It must not know the log or HTTP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import trio
+
+from engine.actors.group import Group
+from engine.actors.mailbox import Mailbox
+from engine.core.records import ControlRecord, TenantEvents
+from engine.core.shard_state import ShardState
+from engine.limits import SHARD_INBOX_MAX
+
+
+@dataclass(slots=True)
+class FoldWork:
+    """A group's share for one shard: control records first, then (part, indexes, first sequence)."""
+
+    group: Group
+    controls: Sequence[ControlRecord]
+    shares: list[tuple[TenantEvents, Sequence[int], int]]
+
+
+@dataclass(slots=True)
+class PartitionRequest:
+    """Ask for a partition's state as bytes, as of `position`: everything before it is ahead in the inbox."""
+
+    partition: int
+    position: int
+    done: trio.Event
+    data: bytes = b""
+
+
+ShardMessage = FoldWork | PartitionRequest
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Shard:
+    """One shard actor. Others may read `state` between its turns, never change it."""
+
+    def __init__(self, number: int, state: ShardState) -> None:
+        self.number = number
+        self.state = state
+        self.inbox: Mailbox[ShardMessage] = Mailbox(SHARD_INBOX_MAX)
+
+    async def run(self) -> None:
+        """Serve the inbox until it is closed and drained."""
+        while messages := await self.inbox.take_all():
+            for message in messages:
+                if isinstance(message, FoldWork):
+                    self._fold(message)
+                else:
+                    message.data = encode_partition(self.state, message.partition)
+                    message.done.set()
+                await trio.lowlevel.checkpoint()
+
+    def _fold(self, work: FoldWork) -> None:
+        for record in work.controls:
+            self.state.fold_control(record)
+        group = work.group
+        for events, indexes, first_sequence in work.shares:
+            late = self.state.fold_events(
+                events,
+                indexes,
+                first_sequence=first_sequence,
+                received_at_us=group.received_at_us,
+            )
+            if late:
+                group.fold_returned(events.tenant, late)
+        group.shard_finished()
+
+
+def encode_partition(state: ShardState, partition: int) -> bytes:
+    """A partition's section of a snapshot."""
+    return _encode(state.partition_state(partition))
+
+
+def restore_partition(state: ShardState, partition: int, data: bytes, ext_hook: Any) -> None:
+    """Put a section of a snapshot back. Raises msgspec.MsgspecError or ValueError on other bytes."""
+    rows, late = msgspec.msgpack.decode(data, ext_hook=ext_hook)
+    state.restore_partition(partition, rows, late)
