@@ -1,0 +1,424 @@
+"""The key index: which keys the log has ever held, exactly, and each one's fingerprint.
+
+Rules it keeps:
+- It follows the log. `watermark` is a log position: every key of a record below it is in the runs, and it
+  changes in the same transaction as the run that moved it. Keys after it are in memory and are fed again by
+  recovery. So it may lag, and be deleted, and never be wrong.
+- A lookup is exact: the filter only says where not to look, and a damaged block is an error, not "unknown".
+- No call of the owner waits for a disk write. Merging is a `MergePlan`, whose slices run in a worker thread.
+It must not know what a key or a fingerprint is made of, nor the log: positions are numbers.
+
+Where a key is: *recent* (a dict that grows), *sealed* (the recent one before it, being flushed), the *runs*
+(sorted, immutable, in tiers: four runs of a tier are merged into one of the next). One thread owns an index:
+
+    index.add(keys, next_position)
+    if index.is_full: index.seal()
+    while (plan := index.begin_merge()) is not None:
+        try:
+            while plan.run_slice(): pass          # each in a worker thread
+        finally:
+            index.finish_merge(plan)              # after an error: installs nothing; try again later
+
+Alternatives rejected (numbers: `bench/key_index.py`): inserting keys into a B+tree costs 20 µs each at ten
+million; all keys in a dict cost 170 bytes each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple
+
+from wal.key_filter import KeyFilter
+from wal.key_merge import (
+    Merged,
+    PlanKind,
+    Steps,
+    collect_steps,
+    compact_steps,
+    drain_steps,
+    filter_steps,
+    flush_steps,
+)
+from wal.run_blocks import (
+    ENTRY_BYTES,
+    LOG_ID_BYTES,
+    RUN_ID_MAX,
+    Manifest,
+    RunInfo,
+    decode_manifest,
+    find_in_block,
+)
+from wal.runs import IndexDamaged, RunStore, RunStoreError
+
+RECENT_KEYS_MAX: Final = 262_144
+"""When recent is full. About 170 bytes each in memory; a flush of that many takes a quarter of a second."""
+RECENT_OVERRUN: Final = 4
+"""`has_room` is False beyond this many times the maximum: merging can't keep up, and memory has a bound."""
+TIER_RUNS: Final = 4
+RUNS_CROWDED: Final = 24
+"""With more runs than this, merging them goes before flushing: each is one more place to look."""
+PORTION_SLICES: Final = 8
+"""Slices of a merge between which a flush may go first."""
+PORTION_BYTES: Final = PORTION_SLICES * (2 << 20)
+"""A slice writes about one MiB; twice that at the most."""
+
+
+class IndexStatistics(NamedTuple):
+    """A frozen picture, for metrics. `filter_bytes` and `store_bytes` are in bytes, `position`s in the log."""
+
+    stored_keys: int
+    recent_keys: int
+    sealed_keys: int
+    watermark: int
+    position: int
+    runs: tuple[RunInfo, ...]
+    filter_bytes: int
+    store_bytes: int
+    flushes_done: int
+    compactions_done: int
+    merges_failed: int
+
+
+class MergePlan:
+    """A bounded piece of background work. `run_slice` is called in a worker thread, one call at a time."""
+
+    def __init__(self, kind: PlanKind, steps: Steps, slices_max: int | None = None) -> None:
+        self.kind = kind
+        self.is_failed = False
+        self.is_done = False
+        self.merged: Merged | None = None
+        """What it has durably changed; None until it is done, or if it changes no run."""
+        self._steps = steps
+        self._slices_left = slices_max
+
+    def run_slice(self) -> bool:
+        """Work for some tens of milliseconds; True: call again, False: the plan is over.
+
+        Raises RunStoreFull or RunStoreFailed (finish the plan and begin again later; a full disk needs
+        space first) or IndexDamaged (the index is to be rebuilt).
+        """
+        assert not self.is_done
+        assert not self.is_failed
+        try:
+            next(self._steps)
+        except StopIteration as stop:
+            self.merged = stop.value
+            self.is_done = True
+            return False
+        except BaseException:
+            self.is_failed = True
+            raise
+        if self._slices_left is None:
+            return True
+        self._slices_left -= 1
+        return self._slices_left > 0
+
+
+class _Compaction(NamedTuple):
+    """A merge of runs under way; portions of it alternate with flushes."""
+
+    output_id: int
+    steps: Steps
+
+
+class KeyIndex:
+    """See the module. Not thread-safe: one owner; only `MergePlan.run_slice` runs elsewhere."""
+
+    def __init__(self, store: RunStore, manifest: Manifest, recent_keys_max: int) -> None:
+        self.reset_because: str | None = None
+        self._store = store
+        self._manifest = manifest
+        self._recent_keys_max = recent_keys_max
+        self._filter: KeyFilter | None = None
+        self._recent: dict[bytes, bytes] = {}
+        self._sealed: dict[bytes, bytes] | None = None
+        self._retired: dict[bytes, bytes] = {}
+        self._position = self._sealed_position = manifest.watermark
+        self._newest_first = [run.run_id for run in reversed(manifest.runs)]
+        self._next_run_id = manifest.next_run_id
+        self._plan: MergePlan | None = None
+        self._compaction: _Compaction | None = None
+        self._garbage_unknown = True
+        self._failed_last = False
+        self._flushes_done = self._compactions_done = self._merges_failed = 0
+
+    @classmethod
+    def open(
+        cls,
+        store: RunStore,
+        *,
+        log_id: bytes,
+        epoch: int,
+        head_sequence: int,
+        recent_keys_max: int = RECENT_KEYS_MAX,
+    ) -> KeyIndex:
+        """The index of this log. Feed it the keys of all records from `watermark` on before using it.
+
+        Reads and checks every block to build the filter. What cannot be used (no manifest, another log or
+        epoch, damage, a watermark beyond the log's end `head_sequence`) is wiped: then the watermark is 0
+        and `reset_because` says why. Raises RunStoreFailed or RunStoreFull.
+        """
+        assert len(log_id) == LOG_ID_BYTES
+        assert recent_keys_max >= 1
+        fresh = Manifest(log_id, epoch, 0, 1, ())
+        store.refresh()
+        try:
+            manifest, because = _usable_manifest(store, fresh, head_sequence)
+            index = cls(store, manifest or fresh, recent_keys_max)
+            if manifest is not None:
+                index._build_filter()
+                index._next_run_id = max([manifest.next_run_id, *(i + 1 for i in store.run_ids())])
+        except IndexDamaged as error:
+            manifest, because = None, str(error)
+            index = cls(store, fresh, recent_keys_max)
+        if manifest is None:
+            store.wipe()
+            index.reset_because = because
+        return index
+
+    @property
+    def watermark(self) -> int:
+        """The log position below which every record's keys are stored: recovery feeds from here."""
+        return self._manifest.watermark
+
+    @property
+    def stored_keys(self) -> int:
+        """Keys in the runs."""
+        return sum(run.entries for run in self._manifest.runs)
+
+    @property
+    def recent_keys(self) -> int:
+        """Keys in memory: recent and sealed."""
+        return len(self._recent) + len(self._sealed or ())
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it is time to `seal`."""
+        return len(self._recent) >= self._recent_keys_max
+
+    def has_room(self, keys: int) -> bool:
+        """Whether that many more keys may be added. Ask before committing them; False: refuse for now."""
+        return self.recent_keys + keys <= self._recent_keys_max * RECENT_OVERRUN
+
+    def lookup(self, key: bytes) -> bytes | None:
+        """The fingerprint of a key that was added, else None. Raises IndexDamaged."""
+        fingerprint = self._recent.get(key)
+        if fingerprint is None and self._sealed is not None:
+            fingerprint = self._sealed.get(key)
+        if fingerprint is not None or self._filter is None or not self._filter.may_hold(key):
+            return fingerprint
+        return self._lookup_stored(key)
+
+    def suspects(self, keys: bytes) -> list[int]:
+        """Of concatenated 16-byte keys, the indexes of those that are perhaps in the runs.
+
+        The others are surely not there; they may be in memory (`known` looks at both).
+        """
+        return self._filter.suspects(keys) if self._filter is not None else []
+
+    def known(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+        """Of many keys those that were added, with their fingerprints. Raises IndexDamaged."""
+        found: dict[bytes, bytes] = {}
+        for memory in (self._sealed, self._recent):
+            if memory:
+                found.update((key, memory[key]) for key in memory.keys() & keys)
+        for at in self.suspects(b"".join(keys)):
+            key = keys[at]
+            if key not in found and (stored := self._lookup_stored(key)) is not None:
+                found[key] = stored
+        return found
+
+    def add(self, keys_to_fingerprints: Mapping[bytes, bytes], next_position: int) -> None:
+        """Take in the keys of records that are durable in the log up to `next_position`."""
+        assert next_position >= self._position, "the log only grows"
+        self._recent.update(keys_to_fingerprints)
+        self._position = next_position
+
+    def seal(self) -> bool:
+        """Set the recent keys aside for the next flush. False: there is nothing, or one is waiting."""
+        if self._sealed is not None or self._position == self._sealed_position:
+            return False
+        self._sealed, self._recent = self._recent, {}
+        self._sealed_position = self._position
+        return True
+
+    def begin_merge(self) -> MergePlan | None:
+        """The next piece of work, or None. Only one at a time: `finish_merge` it before the next.
+
+        Raises RunStoreFailed, RunStoreFull or IndexDamaged.
+        """
+        assert self._plan is None, "finish the last plan first"
+        if self._failed_last:
+            self._store.prepare(0)  # opens anew what a failed write has closed
+        garbage = self._find_garbage()
+        inputs = self._compaction_inputs()
+        compacts = self._compaction is not None or inputs is not None
+        crowded = len(self._manifest.runs) > RUNS_CROWDED
+        if self._retired:
+            self._plan = MergePlan(PlanKind.DRAIN, drain_steps(self._retired))
+        elif garbage and (self._failed_last or self._sealed is None):
+            # After a failure before all else: on a full disk it makes the room that a flush needs.
+            self._store.prepare(0)
+            self._plan = MergePlan(PlanKind.COLLECT, collect_steps(self._store, garbage))
+        elif self._sealed is not None and not (crowded and compacts):
+            self._plan = self._plan_flush(self._sealed)
+        elif compacts:
+            self._plan = self._plan_compaction(inputs)
+        return self._plan
+
+    def finish_merge(self, plan: MergePlan) -> None:
+        """Install what the plan has done; a plan that failed or was stopped early installs nothing.
+
+        Raises RunStoreFailed: nothing is installed, the work is done again by a later plan.
+        """
+        assert self._plan is plan
+        self._plan = None
+        self._failed_last = plan.is_failed
+        self._garbage_unknown = self._garbage_unknown or plan.kind is not PlanKind.DRAIN
+        if plan.kind is PlanKind.COMPACT and (plan.is_done or plan.is_failed):
+            self._compaction = None
+        if plan.is_failed:
+            self._merges_failed += 1
+            return
+        try:
+            # First the view, then what relies on it.
+            self._store.refresh()
+        except RunStoreError:
+            self._failed_last = True
+            self._merges_failed += 1
+            raise
+        if plan.merged is not None:
+            self._install(plan.kind, plan.merged)
+
+    def settle(self) -> None:
+        """Do all pending work here and now. For recovery and tools, not beside traffic. Raises like a plan."""
+        while (plan := self.begin_merge()) is not None:
+            try:
+                while plan.run_slice():
+                    pass
+            finally:
+                self.finish_merge(plan)
+
+    def reset(self) -> KeyIndex:
+        """After IndexDamaged: an empty index on the emptied store. Feed it the whole log; drop this one."""
+        assert self._plan is None, "finish the last plan first"
+        self._store.wipe()
+        fresh = Manifest(self._manifest.log_id, self._manifest.epoch, 0, 1, ())
+        return KeyIndex(self._store, fresh, self._recent_keys_max)
+
+    def statistics(self) -> IndexStatistics:
+        """A picture of now."""
+        return IndexStatistics(
+            stored_keys=self.stored_keys,
+            recent_keys=len(self._recent),
+            sealed_keys=len(self._sealed or ()),
+            watermark=self.watermark,
+            position=self._position,
+            runs=self._manifest.runs,
+            filter_bytes=self._filter.size_bytes if self._filter is not None else 0,
+            store_bytes=self._store.size_bytes(),
+            flushes_done=self._flushes_done,
+            compactions_done=self._compactions_done,
+            merges_failed=self._merges_failed,
+        )
+
+    def close(self) -> None:
+        """Release the store. Keys in memory are in the log."""
+        self._store.close()
+
+    def _lookup_stored(self, key: bytes) -> bytes | None:
+        find_block = self._store.find_block
+        for run_id in self._newest_first:
+            fingerprint = find_in_block(run_id, key, find_block(run_id, key))
+            if fingerprint is not None:
+                return fingerprint
+        return None
+
+    def _plan_flush(self, sealed: dict[bytes, bytes]) -> MergePlan:
+        self._store.prepare(len(sealed) * ENTRY_BYTES)
+        steps = flush_steps(
+            self._store,
+            self._manifest,
+            sealed,
+            self._sealed_position,
+            run_id=self._new_run_id(),
+            key_filter=self._filter,
+        )
+        return MergePlan(PlanKind.FLUSH, steps)
+
+    def _plan_compaction(self, inputs: tuple[RunInfo, ...] | None) -> MergePlan:
+        self._store.prepare(PORTION_BYTES)
+        if self._compaction is None:
+            assert inputs is not None
+            run_id = self._new_run_id()
+            # Flushes go on between the portions: the manifest to change is the one at the end.
+            steps = compact_steps(self._store, inputs, run_id, lambda: self._manifest)
+            self._compaction = _Compaction(run_id, steps)
+        return MergePlan(PlanKind.COMPACT, self._compaction.steps, PORTION_SLICES)
+
+    def _compaction_inputs(self) -> tuple[RunInfo, ...] | None:
+        """The oldest runs of the lowest tier that has enough of them. Tiers never rise with age's order."""
+        for tier in sorted({run.tier for run in self._manifest.runs}):
+            runs = [run for run in self._manifest.runs if run.tier == tier]
+            if len(runs) >= TIER_RUNS:
+                return tuple(runs[:TIER_RUNS])
+        return None
+
+    def _find_garbage(self) -> list[int]:
+        """Runs that neither the manifest in memory nor the one on disk names, nor the merge under way.
+
+        They differ when a write failed but took effect; a run that either names must stay.
+        """
+        if not self._garbage_unknown:
+            return []
+        live = {run.run_id for run in self._manifest.runs}
+        on_disk = self._store.manifest()
+        if on_disk is not None:
+            live |= {run.run_id for run in decode_manifest(on_disk).runs}
+        if self._compaction is not None:
+            live.add(self._compaction.output_id)
+        garbage = [run_id for run_id in self._store.run_ids() if run_id not in live]
+        self._garbage_unknown = bool(garbage)
+        return garbage
+
+    def _install(self, kind: PlanKind, merged: Merged) -> None:
+        self._manifest = merged.manifest
+        self._newest_first = [run.run_id for run in reversed(merged.manifest.runs)]
+        if kind is PlanKind.FLUSH:
+            assert self._sealed is not None
+            self._retired, self._sealed = self._sealed, None
+            self._filter = merged.key_filter
+            self._flushes_done += 1
+        else:
+            self._compactions_done += 1
+
+    def _build_filter(self) -> None:
+        """Fill a new filter from all runs, which checks every block of them."""
+        if not self._manifest.runs:
+            return
+        self._filter = KeyFilter(self.stored_keys)
+        for _ in filter_steps(self._store, self._manifest.runs, self._filter):
+            pass
+
+    def _new_run_id(self) -> int:
+        run_id = self._next_run_id
+        assert 1 <= run_id <= RUN_ID_MAX
+        self._next_run_id += 1
+        return run_id
+
+
+def _usable_manifest(
+    store: RunStore, fresh: Manifest, head_sequence: int
+) -> tuple[Manifest | None, str | None]:
+    """The stored manifest if it belongs to this log as `fresh` describes it, else why not."""
+    data = store.manifest()
+    if data is None:
+        return None, store.wiped_because
+    manifest = decode_manifest(data)
+    if (manifest.log_id, manifest.epoch) != (fresh.log_id, fresh.epoch):
+        return None, "the key index belongs to another log, or to the log before a restore"
+    if manifest.watermark > head_sequence:
+        return None, (
+            f"the key index knows the log up to {manifest.watermark}, but it ends at {head_sequence}"
+        )
+    return manifest, None
