@@ -26,6 +26,11 @@ _PART = Struct(">B32sI")  # kind, digest, original length
 _BODY = Struct(">BI")  # state, stored length
 _CRC = Struct(">I")
 PARTS_MAX = 0xFFFF
+# Plain integers: looking up an enum's member per part would cost as much as hashing it.
+_INTACT = int(PartState.INTACT)
+_PSEUDONYM = int(PartState.PSEUDONYM)
+"""Its digest is in an erase record: only who reads those can compare them (`wal.check`'s `inspect`)."""
+_REPLACED = frozenset((int(PartState.TOMBSTONE), _PSEUDONYM, int(PartState.TRIMMED)))
 
 
 def digest_of(data: bytes) -> bytes:
@@ -80,6 +85,16 @@ def replace_parts(record: StoredRecord, parts: tuple[StoredPart, ...]) -> bytes:
     return _blob(encode_envelope(record.envelope), parts)
 
 
+def trimmed(record: StoredRecord, record_type: int) -> bytes | None:
+    """The record's blob without its bodies; None when it is of another type or already trimmed."""
+    if record.envelope.record_type != record_type:
+        return None
+    if all(part.state == PartState.TRIMMED for part in record.parts):
+        return None
+    parts = tuple(StoredPart(part.kind, PartState.TRIMMED, b"") for part in record.parts)
+    return replace_parts(record, parts)
+
+
 def _blob(head: bytes, parts: tuple[StoredPart, ...]) -> bytes:
     chunks = [head]
     for part in parts:
@@ -118,14 +133,13 @@ def decode(blob: bytes, key_sequence: int) -> StoredRecord:
     head_size = _FIXED.size + count * _PART.size
     if head_size + 4 > size:
         raise _damaged(key_sequence, "its table of parts is cut short")
-    headers = tuple(
-        PartHeader(*_PART.unpack_from(blob, _FIXED.size + i * _PART.size)) for i in range(count)
-    )
+    head = blob[:head_size]
+    headers = tuple(map(PartHeader._make, _PART.iter_unpack(head[_FIXED.size :])))
     parts = _decode_parts(blob, head_size, headers, key_sequence)
     envelope = Envelope(
         version, record_type, stream, epoch, sequence, items, received, previous, headers
     )
-    return StoredRecord(envelope, parts, digest_of(blob[:head_size]))
+    return StoredRecord(envelope, parts, digest_of(head))
 
 
 def _decode_parts(
@@ -133,25 +147,25 @@ def _decode_parts(
 ) -> tuple[StoredPart, ...]:
     end = len(blob) - _CRC.size
     parts = []
-    for index, header in enumerate(headers):
-        if offset + _BODY.size > end:
+    for index, (kind, digest, original_length) in enumerate(headers):
+        start = offset + _BODY.size
+        if start > end:
             raise _damaged(sequence, f"its part {index} is missing")
         state, length = _BODY.unpack_from(blob, offset)
-        offset += _BODY.size
-        if offset + length > end:
+        offset = start + length
+        if offset > end:
             raise _damaged(sequence, f"its part {index} is cut short")
-        data = blob[offset : offset + length]
-        offset += length
-        if state == PartState.INTACT:
-            if digest_of(data) != header.digest or length != header.length:
+        data = blob[start:offset]
+        if state == _INTACT:
+            if length != original_length or digest_of(data) != digest:
                 raise _damaged(
                     sequence, f"its part {index} does not match its digest: it was changed"
                 )
-        elif state == PartState.PSEUDONYM:
-            pass  # an erase record names its digest; `check` compares them
-        elif state not in (PartState.TOMBSTONE, PartState.TRIMMED) or length:
-            raise _damaged(sequence, f"its part {index} has an unknown state {state}")
-        parts.append(StoredPart(header.kind, state, data))
+        elif state not in _REPLACED or (length and state != _PSEUDONYM):
+            raise _damaged(
+                sequence, f"its part {index} has the state {state} with {length} bytes: unknown"
+            )
+        parts.append(StoredPart(kind, state, data))
     if offset != end:
         raise _damaged(sequence, f"{end - offset} bytes follow its last part")
     return tuple(parts)

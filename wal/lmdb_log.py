@@ -6,12 +6,16 @@ does not grow behind a long reader. It must not know what the parts mean.
 
 Why LMDB's own behaviour is not enough (each seen in a run): it has no checksums (hence the CRC), a failed meta
 write leaves the outcome unknown (hence `LogStateUnknown`), an environment used after a fork corrupts without
-an error (hence the pid guard), growing the map under a reader crashes (hence the gate).
+an error (hence the pid guard), growing the map under a reader crashes (hence the gate), a write that ends early
+because the disk is full is reported as EIO (hence the probe for room), and a flipped bit in a meta page can bring
+back an older tree that looks whole (hence `lmdb_file.verified_size`).
+
+Not found here: a tail that was cut together with both meta pages. Only a hash kept outside the log shows that
+(`wal.check`'s `anchor`).
 """
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,39 +25,30 @@ from threading import Condition
 
 import lmdb
 
-from wal.envelope import GENESIS_HASH, decode, replace_parts, seal
-from wal.log import (
-    Draft,
-    Envelope,
-    Head,
-    LogDamaged,
-    LogFull,
-    LogLocked,
-    LogStateUnknown,
-    LogWriteFailed,
-    PartState,
-    StoredPart,
-    StoredRecord,
-)
+from wal.envelope import GENESIS_HASH, decode, seal, trimmed
+from wal.lmdb_file import create, open_failed, read_failed, verified_size, write_failed
+from wal.log import Draft, Envelope, Head, LogDamaged, LogStateUnknown, StoredRecord, scan
 
 _KEY = Struct(">Q")
 _MAP_BYTES_START = 1 << 30
 _MAP_BYTES_MAX = 1 << 46
 _MAP_HEADROOM_BYTES = 8 << 20
 """What one commit may need beyond its blobs: tree pages, the free list, half-filled pages."""
-_FULL_ERRNOS = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 
 
 class _Gate:
-    """Many readers, or one who grows the map; the latter waits for the former."""
+    """Many readers, or one who grows the map; who grows it waits for the former, and new ones for that."""
 
     def __init__(self) -> None:
         self._changed = Condition()
         self._readers = 0
+        self._wanted_alone = False
 
     @contextmanager
     def reading(self) -> Iterator[None]:
         with self._changed:
+            # Readers that overlap without an end must not starve the writer.
+            self._changed.wait_for(lambda: not self._wanted_alone)
             self._readers += 1
         try:
             yield
@@ -65,8 +60,13 @@ class _Gate:
     @contextmanager
     def alone(self) -> Iterator[None]:
         with self._changed:
-            self._changed.wait_for(lambda: self._readers == 0)
-            yield  # holding the condition keeps new readers out
+            self._wanted_alone = True
+            try:
+                self._changed.wait_for(lambda: self._readers == 0)
+                yield  # holding the condition keeps new readers out
+            finally:
+                self._wanted_alone = False
+                self._changed.notify_all()
 
 
 class LmdbLog:
@@ -81,57 +81,71 @@ class LmdbLog:
         map_bytes_max: int = _MAP_BYTES_MAX,
         read_only: bool = False,
     ) -> None:
-        """Open or create the log. Raises LogLocked, LogDamaged, LogFull or LogWriteFailed."""
+        """Open or create the log. Raises LogLocked, LogDamaged, LogFull or LogWriteFailed.
+
+        `read_only` is for checking and copying: it never writes, and it opens a log whose last record is damaged,
+        so that `check_log` can name every record that is.
+        """
         self._pid = os.getpid()
+        self._directory = directory
         self._stream = stream
+        self._read_only = read_only
         self._map_bytes_max = map_bytes_max
         self._gate = _Gate()
-        directory.mkdir(parents=True, exist_ok=True)
-        data = directory / "data.mdb"
-        size = data.stat().st_size if data.exists() else 0
+        self._broken_by: str | None = None
+        self._trimmed_to: dict[int, int] = {}
+        """By record type: every record that ends here or earlier is known to be trimmed."""
+        if not read_only:
+            create(directory)
+        size = verified_size(directory, may_repair=not read_only)
         self._map_bytes = min(map_bytes_max, max(map_bytes_start, 2 * size))
         try:
             self._env = lmdb.open(
                 str(directory),
                 map_size=self._map_bytes,
                 max_dbs=0,
-                subdir=True,
                 sync=True,
                 metasync=True,
                 writemap=False,
                 readonly=read_only,
-                readahead=True,
+                create=False,
             )
-        except lmdb.LockError as error:
-            raise LogLocked(f"{directory} is in use by another process") from error
-        except (lmdb.InvalidError, lmdb.CorruptedError, lmdb.VersionMismatchError) as error:
-            message = f"{data} is not a readable log ({error}). Keep a copy, restore from a backup."
-            raise LogDamaged(message) from error
         except lmdb.Error as error:
-            raise _translate(error, "open the log") from error
-        self._page_bytes = self._env.stat()["psize"]
-        last = self._last_record()
-        self._next_sequence = last.next_sequence if last else 0
-        self._head_hash = last.hash if last else GENESIS_HASH
-        self._epoch = last.envelope.epoch if last else 1
+            raise open_failed(error, directory) from error
+        try:
+            self._page_bytes = int(self._env.stat()["psize"])
+            self._head = Head(0, GENESIS_HASH, stream, 1)
+            if not read_only:
+                self._head = self._stored_head()
+        except BaseException:
+            self._env.close()
+            raise
 
-    def _last_record(self) -> StoredRecord | None:
-        with self._env.begin() as transaction, transaction.cursor() as cursor:
+    def _stored_head(self) -> Head:
+        with self._reading(-1) as cursor:
             if not cursor.last():
-                return None
-            return decode(bytes(cursor.value()), _sequence_of(cursor.key()))
+                return Head(0, GENESIS_HASH, self._stream, 1)
+            key, blob = _sequence_of(cursor.key()), bytes(cursor.value())
+        last = decode(blob, key)
+        if last.envelope.stream != self._stream:
+            message = (
+                f"the log in {self._directory} is stream {last.envelope.stream}, not {self._stream}: "
+                "it belongs to another configuration. Point to the right directory."
+            )
+            raise LogDamaged(message, key)
+        return Head(last.next_sequence, last.hash, self._stream, last.envelope.epoch)
 
     def append(self, drafts: Sequence[Draft]) -> tuple[Envelope, ...]:
         """See the port."""
         assert drafts, "an empty append has no position"
-        assert os.getpid() == self._pid, "an LMDB environment must not cross a fork"
+        self._guard(writing=True)
         envelopes, blobs = [], []
-        sequence, previous = self._next_sequence, self._head_hash
+        sequence, previous, stream, epoch = self._head
         for draft in drafts:
             envelope, blob, previous = seal(
                 draft,
-                stream=self._stream,
-                epoch=self._epoch,
+                stream=stream,
+                epoch=epoch,
                 sequence=sequence,
                 previous_hash=previous,
             )
@@ -140,19 +154,27 @@ class LmdbLog:
             sequence += draft.item_count
         self._make_room(sum(len(blob) for _, blob in blobs))
         self._commit(blobs, appending=True)
-        self._next_sequence, self._head_hash = sequence, previous
+        # One reference: a reader sees the new position and the new hash, or neither.
+        self._head = Head(sequence, previous, stream, epoch)
         return tuple(envelopes)
 
     def _make_room(self, bytes_needed: int) -> None:
-        used = (self._env.info()["last_pgno"] + 1) * self._page_bytes
-        wanted = used + 2 * bytes_needed + _MAP_HEADROOM_BYTES
+        wanted = self.size_bytes() + 2 * bytes_needed + _MAP_HEADROOM_BYTES
         if wanted <= self._map_bytes:
             return
         size = min(self._map_bytes_max, max(2 * self._map_bytes, 2 * wanted))
         if size <= self._map_bytes:
             return  # at the bound: LMDB itself says when it is full
         with self._gate.alone():
-            self._env.set_mapsize(size)
+            try:
+                self._env.set_mapsize(size)
+            except lmdb.Error as error:
+                # LMDB has unmapped the file by now, so the environment is gone.
+                message = (
+                    f"the map can't grow to {size} bytes ({error}). Raise the limit on address space; the process "
+                    "must end. Nothing was appended."
+                )
+                raise self._broken(message) from error
         self._map_bytes = size
 
     def _commit(self, blobs: list[tuple[bytes, bytes]], *, appending: bool) -> None:
@@ -163,7 +185,9 @@ class LmdbLog:
                     assert stored, "a position is written once"
         except lmdb.Error as error:
             self._assert_undone(error)
-            raise _translate(error, "write to the log") from error
+            used = self.size_bytes()
+            bytes_needed = sum(len(blob) for _, blob in blobs)
+            raise write_failed(error, self._directory, used, bytes_needed) from error
 
     def _assert_undone(self, cause: lmdb.Error) -> None:
         """After a failed commit: raise LogStateUnknown unless LMDB can still begin, which means it was undone."""
@@ -175,16 +199,25 @@ class LmdbLog:
                 f"the disk failed while the log's head was written ({cause}); whether the last group is on disk "
                 "is unknown. The process must end; on the next start the log is read as it is on disk."
             )
-            raise LogStateUnknown(message) from error
-        if last >= self._next_sequence:
-            raise LogStateUnknown(
-                f"the disk reported an error ({cause}) for a group that it did write. The process must end."
-            ) from cause
+            raise self._broken(message) from error
+        if last >= self._head.next_sequence:
+            message = f"the disk reported an error ({cause}) for a group that it did write. The process must end."
+            raise self._broken(message) from cause
+
+    def _broken(self, message: str) -> LogStateUnknown:
+        """The error to raise; from now on every call raises it."""
+        self._broken_by = message
+        return LogStateUnknown(message)
 
     def read(self, from_sequence: int, *, bytes_max: int) -> list[StoredRecord]:
         """See the port."""
+        if from_sequence >= self._head.next_sequence and not self._read_only:
+            self._guard()
+            return []  # who follows the log asks here most of the time
+        with self._reading(from_sequence) as cursor:
+            blobs = _page(cursor, bytes_max) if _seek_holding(cursor, from_sequence) else []
         records: list[StoredRecord] = []
-        for key_sequence, blob in self.raw(self._key_holding(from_sequence), bytes_max=bytes_max):
+        for key_sequence, blob in blobs:
             record = decode(blob, key_sequence)
             if records and record.envelope.previous_hash != records[-1].hash:
                 message = (
@@ -197,70 +230,62 @@ class LmdbLog:
 
     def raw(self, from_key: int, *, bytes_max: int) -> list[tuple[int, bytes]]:
         """Stored blobs, unverified, with a key of at least `from_key`, as (key, blob). For `wal.check`."""
-        found: list[tuple[int, bytes]] = []
-        taken = 0
         with self._reading(from_key) as cursor:
-            if cursor.set_range(_KEY.pack(from_key)):
-                for key, blob in cursor:
-                    found.append((_sequence_of(key), bytes(blob)))
-                    taken += len(blob)
-                    if taken >= bytes_max:
-                        break
-        return found
+            found = cursor.set_range(_KEY.pack(from_key))
+            return _page(cursor, bytes_max, from_key - 1) if found else []
 
-    def _key_holding(self, sequence: int) -> int:
-        """The key of the record that holds a position: that position itself, unless a group spans it."""
-        with self._reading(sequence) as cursor:
-            found = cursor.set_range(_KEY.pack(sequence))
-            if found and _sequence_of(cursor.key()) == sequence:
-                return sequence
-            if not (cursor.prev() if found else cursor.last()):
-                return sequence
-            before, blob = _sequence_of(cursor.key()), bytes(cursor.value())
-        # A damaged record before it raises here: whether it reaches over the position can't be known.
-        return before if decode(blob, before).next_sequence > sequence else sequence
+    def record_count(self) -> int:
+        """How many records LMDB's tree says it holds. For `wal.check`."""
+        self._guard()
+        return int(self._env.stat()["entries"])
+
+    def _guard(self, *, writing: bool = False) -> None:
+        assert os.getpid() == self._pid, "an LMDB environment must not cross a fork"
+        assert not (writing and self._read_only), "opened to read"
+        if self._broken_by is not None:
+            raise LogStateUnknown(self._broken_by)
 
     @contextmanager
     def _reading(self, near: int) -> Iterator[lmdb.Cursor]:
-        assert os.getpid() == self._pid, "an LMDB environment must not cross a fork"
+        self._guard()
         with self._gate.reading():
             try:
                 with self._env.begin() as transaction, transaction.cursor() as cursor:
                     yield cursor
             except lmdb.Error as error:
-                message = (
-                    f"the log's file can't be read near record {near} ({error}): it is damaged"
-                )
-                raise LogDamaged(message, near) from error
+                raise read_failed(error, near) from error
 
     def head(self) -> Head:
         """See the port."""
-        return Head(self._next_sequence, self._head_hash, self._stream, self._epoch)
+        return self._stored_head() if self._read_only else self._head
 
     def trim(self, before_sequence: int, record_type: int, *, records_max: int) -> int:
-        """See the port. Reads and rewrites at most `records_max` records in one durable transaction."""
+        """See the port. Rewrites at most `records_max` records in one durable transaction.
+
+        The first call after opening reads from the log's start, later ones from where the last one came to.
+        """
+        assert records_max >= 1, "trimming nothing says nothing about what is left"
+        self._guard(writing=True)
         rewritten: list[tuple[bytes, bytes]] = []
-        position = 0
-        while len(rewritten) < records_max:
-            page = self.read(position, bytes_max=4 << 20)
-            for record in page:
-                if record.next_sequence > before_sequence:
-                    page = []
-                    break
-                blob = trimmed(record, record_type)
-                if blob is not None and len(rewritten) < records_max:
-                    rewritten.append((_KEY.pack(record.sequence), blob))
-            if not page:
+        position = self._trimmed_to.get(record_type, 0)
+        for record in scan(self, position):
+            if record.next_sequence > before_sequence:
                 break
-            position = page[-1].next_sequence
+            blob = trimmed(record, record_type)
+            if blob is not None:
+                rewritten.append((_KEY.pack(record.sequence), blob))
+            position = record.next_sequence
+            if len(rewritten) == records_max:
+                break
         if rewritten:
             self._make_room(sum(len(blob) for _, blob in rewritten))
             self._commit(rewritten, appending=False)
+        self._trimmed_to[record_type] = position
         return len(rewritten)
 
     def size_bytes(self) -> int:
         """See the port: pages in use, which is what the file takes at least."""
-        return int(self._env.info()["last_pgno"] + 1) * int(self._page_bytes)
+        return int(self._env.info()["last_pgno"] + 1) * self._page_bytes
 
     def close(self) -> None:
         """See the port."""
@@ -268,35 +293,37 @@ class LmdbLog:
             self._env.close()
 
 
-def trimmed(record: StoredRecord, record_type: int) -> bytes | None:
-    """The record's blob without its bodies; None when it is of another type or already trimmed."""
-    if record.envelope.record_type != record_type:
-        return None
-    if all(part.state == PartState.TRIMMED for part in record.parts):
-        return None
-    parts = tuple(StoredPart(part.kind, PartState.TRIMMED, b"") for part in record.parts)
-    return replace_parts(record, parts)
+def _seek_holding(cursor: lmdb.Cursor, sequence: int) -> bool:
+    """Put the cursor on the record that holds a position, else on the next one; False at the log's end."""
+    key = _KEY.pack(sequence)
+    found = cursor.set_range(key)
+    if found and _sequence_of(cursor.key()) == sequence:
+        return True
+    if cursor.prev() if found else cursor.last():
+        before = _sequence_of(cursor.key())
+        # A damaged record before it raises here: whether it reaches over the position can't be known.
+        if decode(bytes(cursor.value()), before).next_sequence > sequence:
+            return True
+    return bool(cursor.set_range(key))
+
+
+def _page(cursor: lmdb.Cursor, bytes_max: int, after: int = -1) -> list[tuple[int, bytes]]:
+    """Blobs from the cursor on, at least one, until they are `bytes_max` together; keys rise from `after`."""
+    found: list[tuple[int, bytes]] = []
+    taken, previous = 0, after
+    for key, blob in cursor:
+        sequence = _sequence_of(key)
+        if sequence <= previous:  # damaged tree pages can lead in a circle
+            message = f"record {sequence} is stored after record {previous}: the file is damaged"
+            raise LogDamaged(message, sequence)
+        found.append((sequence, bytes(blob)))
+        taken, previous = taken + len(blob), sequence
+        if taken >= bytes_max:
+            break
+    return found
 
 
 def _sequence_of(key: bytes | memoryview) -> int:
     if len(key) != _KEY.size:
         raise LogDamaged(f"a key of the log has {len(key)} bytes instead of 8: the file is damaged")
     return int(_KEY.unpack(key)[0])
-
-
-def _translate(error: lmdb.Error, doing: str) -> LogFull | LogWriteFailed | LogStateUnknown:
-    text = str(error)
-    code = getattr(error, "code", None)
-    if isinstance(error, lmdb.PanicError):
-        return LogStateUnknown(f"can't {doing}: {text}. The process must end and recover.")
-    if (
-        isinstance(error, lmdb.MapFullError)
-        or code in _FULL_ERRNOS
-        or os.strerror(errno.ENOSPC) in text
-    ):
-        return LogFull(
-            f"can't {doing}: no space left ({text}). Free some disk space; nothing was lost."
-        )
-    return LogWriteFailed(
-        f"can't {doing}: the disk refused ({text}). Check the disk; a retry is safe."
-    )

@@ -13,8 +13,7 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import Literal
 
-from wal.envelope import GENESIS_HASH, decode, seal
-from wal.lmdb_log import trimmed
+from wal.envelope import GENESIS_HASH, decode, seal, trimmed
 from wal.log import (
     Draft,
     Envelope,
@@ -24,6 +23,7 @@ from wal.log import (
     LogStateUnknown,
     LogWriteFailed,
     StoredRecord,
+    scan,
 )
 
 Operation = Literal["write", "sync", "head"]
@@ -33,13 +33,14 @@ Verdict = Literal["ok", "error", "full", "done-but-reported-failed"]
 class FakeDisk:
     """Blobs by key, a head that says how far they count, and the faults of a real disk.
 
-    `fault(operation)` is asked before each operation; `capacity_bytes` bounds what fits.
+    `fault(operation)` is asked before each operation; `capacity_bytes` bounds what fits (None: no bound, and
+    nothing is counted, since simulations append without an end).
     """
 
     def __init__(
         self,
         *,
-        capacity_bytes: int = 1 << 40,
+        capacity_bytes: int | None = None,
         fault: Callable[[Operation], Verdict] | None = None,
     ) -> None:
         self.capacity_bytes = capacity_bytes
@@ -79,7 +80,9 @@ class MemoryLog:
 
     def __init__(self, disk: FakeDisk | None = None, *, stream: int = 0) -> None:
         self.disk = disk or FakeDisk()
+        self.disk.broken = False  # what broke was the process before
         self._stream = stream
+        self._trimmed_to: dict[int, int] = {}
         keys = sorted(key for key in self.disk.durable if key < self.disk.head)
         # What lies beyond the head was never committed: torn or not, it does not exist.
         self.disk.durable = {key: self.disk.durable[key] for key in keys}
@@ -88,11 +91,16 @@ class MemoryLog:
         self._next_sequence = last.next_sequence if last else 0
         self._head_hash = last.hash if last else GENESIS_HASH
         self._epoch = last.envelope.epoch if last else 1
+        if last and last.envelope.stream != stream:
+            message = f"the fake disk holds stream {last.envelope.stream}, not {stream}"
+            raise LogDamaged(message, last.sequence)
 
     def append(self, drafts: Sequence[Draft]) -> tuple[Envelope, ...]:
         """See the port."""
         assert drafts, "an empty append has no position"
-        envelopes, blobs = [], {}
+        self._guard()
+        envelopes: list[Envelope] = []
+        blobs: dict[int, bytes] = {}
         sequence, previous = self._next_sequence, self._head_hash
         for draft in drafts:
             envelope, blob, previous = seal(
@@ -112,25 +120,30 @@ class MemoryLog:
 
     def _commit(self, blobs: dict[int, bytes], head: int) -> None:
         disk = self.disk
-        if disk.broken:
-            raise LogStateUnknown("the fake disk is broken: the process must end")
         verdict = disk.fault("write")
-        full = disk.used_bytes() + sum(map(len, blobs.values())) > disk.capacity_bytes
+        capacity, added = disk.capacity_bytes, sum(map(len, blobs.values()))
+        full = capacity is not None and sum(map(len, disk.durable.values())) + added > capacity
         if verdict == "full" or full:
             raise LogFull("the fake disk is full")
         if verdict != "ok":
             raise LogWriteFailed("the fake disk refused a write")
-        disk.unsynced = dict(blobs)
+        # A blob that replaces one lands beside it, as LMDB never overwrites a live page: it counts with the head.
+        disk.unsynced = {key: blob for key, blob in blobs.items() if key >= disk.head}
         if disk.fault("sync") != "ok":
             raise LogWriteFailed("the fake disk refused to sync")
         disk.durable |= disk.unsynced
         disk.unsynced = {}
         verdict = disk.fault("head")
         if verdict in ("ok", "done-but-reported-failed"):
+            disk.durable |= blobs
             disk.head = head
         if verdict != "ok":
             disk.broken = True
             raise LogStateUnknown("the fake disk failed at the head: the outcome is unknown")
+
+    def _guard(self) -> None:
+        if self.disk.broken:
+            raise LogStateUnknown("the fake disk is broken: the process must end")
 
     def read(self, from_sequence: int, *, bytes_max: int) -> list[StoredRecord]:
         """See the port."""
@@ -144,7 +157,9 @@ class MemoryLog:
 
     def raw(self, from_key: int, *, bytes_max: int) -> list[tuple[int, bytes]]:
         """Stored blobs, unverified, with a key of at least `from_key`, as (key, blob)."""
-        found, taken = [], 0
+        self._guard()
+        found: list[tuple[int, bytes]] = []
+        taken = 0
         for key in self._keys[bisect_left(self._keys, from_key) :]:
             blob = self.disk.durable[key]
             found.append((key, blob))
@@ -165,22 +180,33 @@ class MemoryLog:
             else sequence
         )
 
+    def record_count(self) -> int:
+        """How many records the log says it holds. For `wal.check`."""
+        return len(self._keys)
+
     def head(self) -> Head:
         """See the port."""
         return Head(self._next_sequence, self._head_hash, self._stream, self._epoch)
 
     def trim(self, before_sequence: int, record_type: int, *, records_max: int) -> int:
         """See the port."""
-        count = 0
-        for key in self._keys:
-            record = decode(self.disk.durable[key], key)
-            if record.next_sequence > before_sequence or count >= records_max:
+        assert records_max >= 1, "trimming nothing says nothing about what is left"
+        self._guard()
+        rewritten: dict[int, bytes] = {}
+        position = self._trimmed_to.get(record_type, 0)
+        for record in scan(self, position):
+            if record.next_sequence > before_sequence:
                 break
             blob = trimmed(record, record_type)
             if blob is not None:
-                self.disk.durable[key] = blob
-                count += 1
-        return count
+                rewritten[record.sequence] = blob
+            position = record.next_sequence
+            if len(rewritten) == records_max:
+                break
+        if rewritten:
+            self._commit(rewritten, self._next_sequence)
+        self._trimmed_to[record_type] = position
+        return len(rewritten)
 
     def size_bytes(self) -> int:
         """See the port."""
