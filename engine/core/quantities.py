@@ -159,9 +159,7 @@ def pack(micros: int) -> int | msgspec.msgpack.Ext:
     """
     if INT64_MIN <= micros <= INT64_MAX:
         return micros
-    assert micros.bit_length() < 8 * WIDE_QUANTITY_BYTES, (
-        "a quantity is less than 2^127; sums are totals"
-    )
+    assert _bytes_needed(micros) <= WIDE_QUANTITY_BYTES, "a quantity fits 16 bytes; sums are totals"
     return msgspec.msgpack.Ext(
         EXT_QUANTITY, micros.to_bytes(WIDE_QUANTITY_BYTES, "big", signed=True)
     )
