@@ -101,6 +101,8 @@ class LogWriter:
         """Durable, but not yet counted by every shard."""
         self._wake = trio.Event()
         self._closing = False
+        self.drained = trio.Event()
+        """Set when `run` has ended after `close`: everything taken is with the shards or failed."""
         self._index_damage: IndexDamaged | None = None
         self.published_sequence = log.head().next_sequence
         """Everything before it is with the shards."""
@@ -236,6 +238,7 @@ class LogWriter:
         while True:
             while self._filling.empty and self._index_damage is None:
                 if self._closing:
+                    self.drained.set()
                     return
                 self._wake = trio.Event()
                 await self._wake.wait()

@@ -199,6 +199,14 @@ class ShardState:
             rows.append((series, chain))
         return rows, [(key, held.state()) for key, held in self.late[partition].items()]
 
+    def adopt(self, other: ShardState, partitions: Iterable[int]) -> None:
+        """Take partitions over from another state, which must not be used for them again."""
+        for partition in partitions:
+            self.counters[partition] = other.counters[partition]
+            self.late[partition] = other.late[partition]
+        self.metrics = {tenant: set(metrics) for tenant, metrics in other.metrics.items()}
+        self._names = dict(other._names)
+
     def restore_partition(self, partition: int, rows: Sequence[Any], late: Sequence[Any]) -> None:
         """Put back what `partition_state` gave; the partition must be empty."""
         assert not self.counters[partition], "a partition is restored once"

@@ -1,0 +1,295 @@
+"""The tree of lifetimes: what runs inside what, and so in which order it stops.
+
+    log
+     └ log writer                       appends, dedupes
+        └ shards                        count
+           └ key merger, snapshotter,   follow the log
+             period closer, indexer
+              └ HTTP                    opens first and answers 503 until recovery is done
+
+It starts from the inside (the socket) and stops from the inside: HTTP answers what is in flight, the followers are
+cancelled (what they do is derived), the writer drains, the shards drain, the log closes. A bug in shard or writer
+ends the process with its reason: a restart and recovery is the repair, never a guess.
+It must not know HTTP, LMDB or the operating system.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import structlog
+import trio
+
+from engine.actors.indexer import Indexer
+from engine.actors.key_merger import KeyMerger
+from engine.actors.log_writer import LogWriter, Offer
+from engine.actors.group import Group
+from engine.actors.period_closer import PeriodCloser
+from engine.actors.recovery import Progress, Recovered, genesis_drafts, read_genesis, recover
+from engine.actors.shard import Shard
+from engine.actors.snapshotter import Snapshotter
+from engine.core.partitions import partition_of, shard_of
+from engine.core.records import ControlRecord, Genesis, SettingsChange
+from engine.core.registry import Registry
+from engine.core.rules import Rules
+from engine.core.shard_state import MetricUsage, ShardState
+from engine.errors import Unavailable
+from engine.limits import PARTITIONS
+from engine.ports import Clock, Ids, RunBlocking
+from wal.cells import CellStore
+from wal.key_index import RECENT_KEYS_MAX, KeyIndex
+from wal.log import Log
+from wal.runs import RunStore
+from wal.snapshot import SnapshotStore
+
+_logger = structlog.get_logger("stripemeter.engine")
+Phase = Literal["recovering", "ready", "stopping", "stopped"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeterOptions:
+    """What the meter takes from the settings."""
+
+    software: str
+    shards: int
+    lateness_us: int
+    late_policy: str
+    snapshot_every_events: int
+    recent_keys_max: int = RECENT_KEYS_MAX
+
+
+class Meter:
+    """The engine: everything between HTTP and the disk. Make one, then `run` it."""
+
+    def __init__(
+        self,
+        options: MeterOptions,
+        *,
+        log: Log,
+        runs: RunStore,
+        cells: CellStore,
+        snapshots: SnapshotStore,
+        clock: Clock,
+        ids: Ids,
+        run_blocking: RunBlocking,
+    ) -> None:
+        self.options = options
+        self.clock = clock
+        self.ids = ids
+        self.run_blocking = run_blocking
+        self.log = log
+        self._runs = runs
+        self._cells = cells
+        self._snapshots = snapshots
+        self.phase: Phase = "recovering"
+        self.progress = Progress(0, log.head().next_sequence)
+        self.registry = Registry()
+        self.rules = Rules()
+        self.shards: Sequence[Shard] = ()
+        self.owner = [shard_of(p, options.shards) for p in range(PARTITIONS)]
+        self.change_lock = trio.Lock()
+        """Held from the check of a control change to its record's commit."""
+        self.log_id = b""
+        self._started: _Started | None = None
+
+    # The tree.
+
+    async def run(self, serve: Callable[[], Awaitable[None]]) -> None:
+        """Run until `serve` (HTTP) ends, then drain and return.
+
+        Raises StartRefused when recovery can't use the directory, Fatal when the process must end.
+        """
+        async with trio.open_nursery() as writer_nursery, trio.open_nursery() as shard_nursery:
+            async with trio.open_nursery() as followers:
+                async with trio.open_nursery() as front:
+                    front.start_soon(serve)
+                    started = await self._start(writer_nursery, shard_nursery, followers)
+                self.phase = "stopping"
+                followers.cancel_scope.cancel()
+            started.writer.close()
+            await started.writer.drained.wait()
+            for shard in self.shards:
+                shard.inbox.close()
+        started.keys.close()
+        self.phase = "stopped"
+
+    async def _start(
+        self, writer_nursery: trio.Nursery, shard_nursery: trio.Nursery, followers: trio.Nursery
+    ) -> _Started:
+        recovered, keys = await self._recover()
+        self.registry, self.rules = recovered.registry, recovered.rules
+        self.shards = self._deal(recovered)
+        writer = LogWriter(
+            self.log,
+            keys,
+            self.clock,
+            self.run_blocking,
+            on_published=self._published,
+            on_control=self._fold_control,
+        )
+        writer.serve_shards(self.shards, self.owner)
+        snapshotter = Snapshotter(
+            self._snapshots,
+            self.log_id,
+            self.log.head().epoch,
+            self.shards,
+            self.owner,
+            self._control_state,
+            self.run_blocking,
+            every_events=self.options.snapshot_every_events,
+            last_position=recovered.snapshot_position,
+        )
+        merger = KeyMerger(keys, self.run_blocking)
+        closer = PeriodCloser(self.rules, self.clock, writer.append_control)
+        indexer = Indexer(self.log, self._cells, self.log_id, self.run_blocking)
+        self._started = started = _Started(writer, keys, snapshotter, merger, closer, indexer)
+        writer_nursery.start_soon(writer.run)
+        for shard in self.shards:
+            shard_nursery.start_soon(shard.run)
+        await self._record_settings(writer)
+        await closer.close_due()
+        for task in (snapshotter.run, merger.run, closer.run, indexer.run):
+            followers.start_soon(task)
+        snapshotter.log_grew(writer.published_sequence)
+        self.phase = "ready"
+        _logger.info("ready", next_sequence=writer.published_sequence)
+        return started
+
+    async def _recover(self) -> tuple[Recovered, KeyIndex]:
+        if self.log.head().next_sequence == 0:
+            self.log_id = self.ids.token(16)
+            await self.run_blocking(partial(self._write_genesis, self.log_id))
+        genesis = await self.run_blocking(partial(read_genesis, self.log))
+        self.log_id = genesis.log_id
+        head = self.log.head()
+        keys = await self.run_blocking(
+            partial(
+                KeyIndex.open,
+                self._runs,
+                log_id=self.log_id,
+                epoch=head.epoch,
+                head_sequence=head.next_sequence,
+                recent_keys_max=self.options.recent_keys_max,
+            )
+        )
+        started_us = self.clock.monotonic_us()
+        recovered = await recover(
+            self.log, keys, self._snapshots, self.log_id, self.run_blocking, self._progressed
+        )
+        _logger.info(
+            "recovered",
+            events_folded=recovered.events_folded,
+            snapshot_position=recovered.snapshot_position,
+            next_sequence=head.next_sequence,
+            seconds=(self.clock.monotonic_us() - started_us) / 1e6,
+            notes=list(recovered.notes),
+            key_index_reset=keys.reset_because,
+        )
+        return recovered, keys
+
+    def _write_genesis(self, log_id: bytes) -> None:
+        genesis_drafts(self.log, log_id, self.options.software, self._settings(), self.clock)
+
+    def _settings(self) -> SettingsChange:
+        return SettingsChange(
+            lateness_us=self.options.lateness_us,
+            late_policy=self.options.late_policy,
+            actor="system:start",
+        )
+
+    async def _record_settings(self, writer: LogWriter) -> None:
+        """Settings that change totals are records: append them if they differ from the log's last."""
+        if self.registry.settings != self._settings():
+            await writer.append_control(self._settings())
+
+    def _deal(self, recovered: Recovered) -> list[Shard]:
+        """Deal the partitions out to the shards; each gets its own copy of the rules."""
+        whole = recovered.state
+        saved_rules = recovered.rules.state()
+        shards = []
+        for number in range(self.options.shards):
+            own = [p for p in range(PARTITIONS) if self.owner[p] == number]
+            state = ShardState((), Rules.restore(saved_rules))
+            state.adopt(whole, own)
+            shards.append(Shard(number, state))
+        return shards
+
+    def _progressed(self, progress: Progress) -> None:
+        self.progress = progress
+
+    def _fold_control(self, record: ControlRecord) -> None:
+        assert not isinstance(record, Genesis), "a log has one first record"
+        self.registry.fold(record)
+        self.rules.apply(record)
+
+    def _published(self, group: Group, next_sequence: int) -> None:
+        started = self.started
+        started.merger.keys_added()
+        started.snapshotter.log_grew(next_sequence)
+        started.indexer.feed(group, next_sequence)
+
+    def _control_state(self) -> tuple[int, bytes, bytes]:
+        return self.started.writer.published_sequence, self.registry.state(), self.rules.state()
+
+    # What the gateway asks for.
+
+    @property
+    def started(self) -> _Started:
+        """The running actors. Raises Unavailable until recovery is done and when stopping."""
+        if self._started is None:
+            raise Unavailable("the server is recovering; retry", retry_after_seconds=2)
+        return self._started
+
+    def offer(self, tenant: str, rows: Sequence[tuple[Any, ...]], size_bytes: int) -> Offer:
+        """Hand accepted rows of one tenant to the log; await `Offer.settled()` before answering.
+
+        Raises Unavailable when recovering, stopping or overloaded.
+        """
+        if self.phase != "ready":
+            raise Unavailable(f"the server is {self.phase}; retry", retry_after_seconds=2)
+        return self.started.writer.offer(tenant, rows, size_bytes)
+
+    async def append_control(self, record: ControlRecord) -> None:
+        """Make a control record durable and fold it. Hold `change_lock` from the check that allows it."""
+        if self.phase != "ready":
+            raise Unavailable(f"the server is {self.phase}; retry", retry_after_seconds=2)
+        await self.started.writer.append_control(record)
+
+    def shard_of_customer(self, tenant: str, customer_ref: str) -> tuple[Shard, int]:
+        """The shard that counts a customer, and the customer's partition."""
+        partition = partition_of(tenant, customer_ref)
+        return self.shards[self.owner[partition]], partition
+
+    def usage_current(self, tenant: str, customer_ref: str, at_us: int) -> list[MetricUsage]:
+        """A customer's use of every metric it used or that is mapped, in the periods that hold `at_us`.
+
+        Everything acknowledged before the call is in it.
+        """
+        if self.phase == "recovering":
+            raise Unavailable("the server is recovering; retry", retry_after_seconds=2)
+        shard, partition = self.shard_of_customer(tenant, customer_ref)
+        mapped = set(self.registry.mapped_metrics(tenant))
+        metrics = sorted(mapped | shard.state.metrics.get(tenant, set()))
+        usage = shard.state.usage(partition, tenant, customer_ref, metrics, at_us)
+        return [
+            u for u in usage if u.metric in mapped or u.counter is not None or u.pending_count or u.current
+        ]
+
+    def has_usage(self, tenant: str, metric: str) -> bool:
+        """Whether any event of this metric was ever accepted."""
+        return any(metric in shard.state.metrics.get(tenant, ()) for shard in self.shards)
+
+
+@dataclass(frozen=True)
+class _Started:
+    """The actors of a running meter."""
+
+    writer: LogWriter
+    keys: KeyIndex
+    snapshotter: Snapshotter
+    merger: KeyMerger
+    closer: PeriodCloser
+    indexer: Indexer
