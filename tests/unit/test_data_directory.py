@@ -80,6 +80,7 @@ def test_asking_who_holds_it_never_keeps_a_server_from_starting(
     fcntl.flock(asking, fcntl.LOCK_SH)  # what `holder_pid` does for an instant
     monkeypatch.setattr(data_directory.time, "sleep", lambda _: fcntl.flock(asking, fcntl.LOCK_UN))
     server.lock()
+    assert server.holder_pid() == os.getpid()
     server.release()
     os.close(asking)
 

@@ -1,0 +1,71 @@
+"""What all tests share: Hypothesis profiles, costly assertions on, seeds that are printed, markers.
+
+Variables that tests read, none of them a setting of the server:
+HYPOTHESIS_PROFILE  dev (default), ci (default under CI=true), soak
+TEST_SEED           the seed of `seed`, to repeat a failed run
+SIM_SEEDS           how many seeds a simulation runs (`make sim`)
+KILL_ROUNDS         how often a server is killed (`make kill`)
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# Before anything of ours is imported: the costly assertions are on in every test.
+os.environ["STRIPEMETER_VERIFY"] = "1"
+
+# The machine is shared and a deadline would fail on its load, not on our code.
+_SHARED = {"deadline": None, "print_blob": True, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("dev", max_examples=50, **_SHARED)
+settings.register_profile("ci", max_examples=200, **_SHARED)
+settings.register_profile("soak", max_examples=10_000, **_SHARED)
+settings.load_profile(
+    os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") == "true" else "dev")
+)
+
+
+def pytest_report_header() -> str:
+    """Say which profile runs."""
+    return f"hypothesis profile in force: {settings.get_current_profile_name()}"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out soak tests, minutes each, unless `-m` speaks of them: a plain `pytest` must end soon."""
+    if "soak" in config.getoption("markexpr"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("soak")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("soak")]
+
+
+@pytest.fixture
+def seed() -> int:
+    """A seed for one random test: printed, so that a failure shows it, and repeatable by TEST_SEED."""
+    text = os.environ.get("TEST_SEED")
+    value = int(text) if text else secrets.randbits(32)
+    print(f"seed {value}: repeat with TEST_SEED={value}")
+    return value
+
+
+@pytest.fixture
+def rng(seed: int) -> random.Random:
+    """A random source of that seed."""
+    return random.Random(seed)
+
+
+@pytest.fixture
+def sim_seeds() -> int:
+    """How many seeds a simulation is to run: few here, as many as asked for by `make sim`."""
+    return int(os.environ.get("SIM_SEEDS") or "25")
+
+
+@pytest.fixture
+def kill_rounds() -> int:
+    """How often a test is to kill its server: few here, as often as asked for by `make kill`."""
+    return int(os.environ.get("KILL_ROUNDS") or "5")
