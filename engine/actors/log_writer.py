@@ -24,6 +24,8 @@ from engine.core.records import (
     ControlRecord,
     PartKind,
     RecordType,
+    TenantEvents,
+    decode_events,
     encode_control,
     encode_counting,
     encode_erasable,
@@ -83,6 +85,7 @@ class LogWriter:
         *,
         on_published: Callable[[Group, int], None],
         on_control: Callable[[ControlRecord], None],
+        verify: bool = False,
     ) -> None:
         """`on_control(record)` is called for each durable control record, in order, before any shard folds it;
         `on_published(group, next_sequence)` once the group is on its way to the shards.
@@ -93,6 +96,7 @@ class LogWriter:
         self._run_blocking = run_blocking
         self._on_published = on_published
         self._on_control = on_control
+        self._verify = verify
         self._shards: Sequence[Shard] = ()
         self._owner: list[int] = []
         self._filling = Group()
@@ -288,8 +292,11 @@ class LogWriter:
         if parts:
             encoded: list[DraftPart] = []
             for part in parts:
-                encoded.append(DraftPart(PartKind.COUNTING, encode_counting(part)))
-                encoded.append(DraftPart(PartKind.ERASABLE, encode_erasable(part)))
+                counting, erasable = encode_counting(part), encode_erasable(part)
+                if self._verify:
+                    assert_reads_back(part, counting, erasable)
+                encoded.append(DraftPart(PartKind.COUNTING, counting))
+                encoded.append(DraftPart(PartKind.ERASABLE, erasable))
             drafts.append(Draft(RecordType.EVENTS, group.events, now_us, tuple(encoded)))
         return self._log.append(drafts)
 
@@ -318,6 +325,14 @@ class LogWriter:
             sequence += part.count
         group.shards_left = len(work)
         return [(self._shards[number], share) for number, share in work.items()]
+
+
+def assert_reads_back(part: TenantEvents, counting: bytes, erasable: bytes) -> None:
+    """Under STRIPEMETER_VERIFY: what is about to be appended says what was accepted, column by column."""
+    read = decode_events(counting, erasable)
+    for name, sent, got in zip(part._fields, part, read, strict=True):
+        same = list(sent) == list(got) if not isinstance(sent, str | dict) else sent == got
+        assert same, f"column {name} of a group does not survive its encoding"
 
 
 def _as_engine_error(error: LogError) -> EngineError:

@@ -59,6 +59,8 @@ class MeterOptions:
     late_policy: str
     snapshot_every_events: int
     recent_keys_max: int = RECENT_KEYS_MAX
+    verify: bool = False
+    """Costly assertions: read every encoded group back before it is appended."""
 
 
 class Meter:
@@ -97,8 +99,10 @@ class Meter:
 
     # The tree.
 
-    async def run(self, serve: Callable[[], Awaitable[None]]) -> None:
-        """Run until `serve` (HTTP) ends, then drain and return.
+    async def run(
+        self, serve: Callable[[], Awaitable[None]], on_ready: Callable[[], None] = lambda: None
+    ) -> None:
+        """Run until `serve` (HTTP) ends, then drain and return. `on_ready` is called once after recovery.
 
         Raises StartRefused when recovery can't use the directory, Fatal when the process must end.
         """
@@ -107,6 +111,7 @@ class Meter:
                 async with trio.open_nursery() as front:
                     front.start_soon(serve)
                     started = await self._start(writer_nursery, shard_nursery, followers)
+                    on_ready()
                 self.phase = "stopping"
                 followers.cancel_scope.cancel()
             started.writer.close()
@@ -114,6 +119,8 @@ class Meter:
             for shard in self.shards:
                 shard.inbox.close()
         started.keys.close()
+        self._cells.close()
+        self.log.close()
         self.phase = "stopped"
 
     async def _start(
@@ -129,6 +136,7 @@ class Meter:
             self.run_blocking,
             on_published=self._published,
             on_control=self._fold_control,
+            verify=self.options.verify,
         )
         writer.serve_shards(self.shards, self.owner)
         snapshotter = Snapshotter(

@@ -1,0 +1,44 @@
+"""`stripemeter serve`: run the server in the foreground."""
+
+from __future__ import annotations
+
+import click
+
+from gateway.environment import read_settings
+from gateway.logging_setup import configure
+
+
+@click.command()
+@click.option("--host", help="Address to listen on (STRIPEMETER_HOST).")
+@click.option("--port", help="Port to listen on; 0 picks a free one (STRIPEMETER_PORT).")
+@click.option("--data-dir", help="Where the log lies (STRIPEMETER_DATA_DIR).")
+def command(host: str | None, port: str | None, data_dir: str | None) -> int:
+    """Run the meter: take usage events over HTTP, count each exactly once, keep them for ever.
+
+    \b
+    Examples:
+      stripemeter serve
+      stripemeter serve --port 8080 --data-dir /var/lib/stripemeter
+      STRIPEMETER_AUTH=required stripemeter serve --host 0.0.0.0
+
+    The data directory is made if it is not there, and belongs to one server at a time. Stop it with Ctrl-C or
+    SIGTERM: requests in flight are answered first. Killing it loses nothing that was acknowledged.
+
+    \b
+    Exit codes:
+      0  stopped by a signal
+      1  the start was refused: the directory is in use, the log is damaged, the port is taken
+      2  wrong usage, or a wrong setting
+      3  the disk or the log failed so that going on would be a guess; start again to recover
+    """
+    flags = {
+        "STRIPEMETER_HOST": host,
+        "STRIPEMETER_PORT": port,
+        "STRIPEMETER_DATA_DIR": data_dir,
+    }
+    settings = read_settings({name: value for name, value in flags.items() if value is not None})
+    configure(settings.log_level, settings.log_format)
+    # Late: --help and a wrong setting should not wait for the server's imports.
+    from gateway.main import serve  # noqa: PLC0415
+
+    return serve(settings)

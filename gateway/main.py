@@ -1,0 +1,187 @@
+"""The composition root: settings in, a running server out. The only place that names LMDB and Hypercorn together.
+
+How it stops: SIGTERM or SIGINT ends accepting, what is in flight is answered, the tree of
+`engine.actors.supervisor` drains from the inside out; whoever still holds a connection after the grace period is
+cut off by a hard exit, which loses nothing: what was acknowledged is in the log. A second signal exits at once.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import sys
+import threading
+from functools import partial
+
+import hypercorn
+import hypercorn.trio
+import structlog
+import trio
+
+from engine.actors.supervisor import Meter, MeterOptions
+from engine.config import Settings
+from engine.errors import StartRefused
+from engine.ports import Fatal
+from gateway import __version__
+from gateway.asgi import create_asgi
+from gateway.auth import Access
+from gateway.context import Gateway
+from gateway.data_directory import DataDirectory
+from gateway.logging_setup import adopt_hypercorn
+from gateway.metrics import Metrics
+from gateway.system import SystemClock, SystemIds, run_in_thread
+from wal.lmdb_cells import LmdbCells
+from wal.lmdb_log import LmdbLog
+from wal.lmdb_runs import LmdbRuns
+from wal.log import LogError
+from wal.snapshot import FileSnapshots
+
+_logger = structlog.get_logger("stripemeter.server")
+EXIT_STOPPED, EXIT_REFUSED, EXIT_FATAL = 0, 1, 3
+_SWITCH_INTERVAL_SECONDS = 0.0005
+"""With the default of 5 ms a busy loop stretches a 0.4 ms commit in a thread to 8 ms."""
+_HEAD_SECONDS_MAX = 5
+_IDLE_SECONDS_MAX = 30
+_HEAD_BYTES_MAX = 16 << 10
+
+
+def open_meter(settings: Settings, directory: DataDirectory) -> Meter:
+    """A meter on the directory's log and indexes. The directory is locked by the caller.
+
+    Raises StartRefused when the log can't be opened.
+    """
+    try:
+        log = LmdbLog(directory.log_path)
+    except LogError as error:
+        raise StartRefused(str(error)) from error
+    return Meter(
+        MeterOptions(
+            software=__version__,
+            shards=settings.shards,
+            lateness_us=settings.lateness_us,
+            late_policy=settings.late_policy,
+            snapshot_every_events=settings.snapshot_every_events,
+            verify=settings.verify,
+        ),
+        log=log,
+        runs=LmdbRuns(directory.keys_path),
+        cells=LmdbCells(directory.rollups_path),
+        snapshots=FileSnapshots(directory.snapshots_path),
+        clock=SystemClock(),
+        ids=SystemIds(),
+        run_blocking=run_in_thread,
+    )
+
+
+def serve(settings: Settings) -> int:
+    """Run the server until a signal or a fatal error; the exit code.
+
+    Raises StartRefused (another server has the directory, or its log can't be used).
+    """
+    sys.setswitchinterval(_SWITCH_INTERVAL_SECONDS)
+    directory = DataDirectory(settings.data_path)
+    directory.lock()
+    try:
+        meter = open_meter(settings, directory)
+        access = Access.from_settings(settings, directory, meter)
+        gateway = Gateway(meter, settings, access, Metrics(meter), meter.clock)
+        return trio.run(_run, gateway)
+    finally:
+        directory.release()
+
+
+async def _run(gateway: Gateway) -> int:
+    stop = trio.Event()
+    try:
+        async with trio.open_nursery() as signals:
+            signals.start_soon(_stop_on_signal, gateway.settings, stop)
+            await gateway.meter.run(partial(_serve_http, gateway, stop), on_ready=partial(_ready, gateway))
+            signals.cancel_scope.cancel()
+    except* Fatal as group:
+        reason = _first(group)
+        _logger.error("fatal", reason=str(reason))
+        # Nothing waits for a clean end here: the disk or the log can't be trusted, the next start recovers.
+        sys.stderr.write(f"stripemeter: {reason}\n")
+        os._exit(EXIT_FATAL)
+    except* StartRefused as group:
+        raise _first(group) from None
+    _logger.info("stopped")
+    return EXIT_STOPPED
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    found: BaseException = group
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    return found
+
+
+async def _serve_http(gateway: Gateway, stop: trio.Event) -> None:
+    config = http_config(gateway.settings)
+    async with trio.open_nursery() as nursery:
+        try:
+            urls = await nursery.start(
+                partial(
+                    hypercorn.trio.serve,
+                    create_asgi(gateway),
+                    config,
+                    shutdown_trigger=stop.wait,
+                    mode="asgi",
+                )
+            )
+        except OSError as error:
+            where = f"{gateway.settings.host}:{gateway.settings.port}"
+            message = f"can't listen on {where}: {error.strerror}. Choose another with STRIPEMETER_PORT or --port"
+            raise StartRefused(message) from error
+        gateway.urls = tuple(urls)
+        _logger.info("listening", urls=list(urls))
+
+
+def http_config(settings: Settings) -> hypercorn.Config:
+    """Hypercorn's settings: tight time-outs, since some of its own are not armed again after a response."""
+    config = hypercorn.Config()
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    config.bind = [f"{host}:{settings.port}"]
+    config.read_timeout = _IDLE_SECONDS_MAX
+    config.keep_alive_timeout = _IDLE_SECONDS_MAX
+    config.keep_alive_max_requests = 1_000_000
+    config.h11_max_incomplete_size = _HEAD_BYTES_MAX
+    config.h2_max_inbound_frame_size = _HEAD_BYTES_MAX
+    config.graceful_timeout = max(0.5, settings.shutdown_grace_seconds - 1)
+    config.shutdown_timeout = max(0.5, settings.shutdown_grace_seconds - 1)
+    config.include_server_header = False
+    config.backlog = 1024
+    adopt_hypercorn(config)
+    return config
+
+
+def _ready(gateway: Gateway) -> None:
+    """Recovery is done: spare the collector the state that will live as long as the process."""
+    gc.collect()
+    gc.freeze()
+    for url in gateway.urls:
+        _logger.info("ready_to_meter", url=url, docs=f"{url}/docs")
+
+
+async def _stop_on_signal(settings: Settings, stop: trio.Event) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
+        async for number in received:
+            if stop.is_set():
+                _logger.warning("second_signal", signal=signal.Signals(number).name)
+                os._exit(EXIT_STOPPED)
+            _logger.info("stopping", signal=signal.Signals(number).name)
+            _exit_hard_after(settings.shutdown_grace_seconds)
+            stop.set()
+
+
+def _exit_hard_after(seconds: float) -> None:
+    """A client that never reads holds its connection's task, shielded: don't wait for it for ever."""
+
+    def end() -> None:
+        sys.stderr.write("stripemeter: the grace period is over; open connections are cut off\n")
+        os._exit(EXIT_STOPPED)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
