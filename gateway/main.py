@@ -18,6 +18,7 @@ import hypercorn
 import hypercorn.trio
 import structlog
 import trio
+from wal.lmdb_cells import LmdbCells
 
 from engine.actors.supervisor import Meter, MeterOptions
 from engine.config import Settings
@@ -31,7 +32,6 @@ from gateway.data_directory import DataDirectory
 from gateway.logging_setup import adopt_hypercorn
 from gateway.metrics import Metrics
 from gateway.system import SystemClock, SystemIds, run_in_thread
-from wal.lmdb_cells import LmdbCells
 from wal.lmdb_log import LmdbLog
 from wal.lmdb_runs import LmdbRuns
 from wal.log import LogError
@@ -96,11 +96,13 @@ async def _run(gateway: Gateway) -> int:
     try:
         async with trio.open_nursery() as signals:
             signals.start_soon(_stop_on_signal, gateway.settings, stop)
-            await gateway.meter.run(partial(_serve_http, gateway, stop), on_ready=partial(_ready, gateway))
+            await gateway.meter.run(
+                partial(_serve_http, gateway, stop), on_ready=partial(_ready, gateway)
+            )
             signals.cancel_scope.cancel()
     except* Fatal as group:
         reason = _first(group)
-        _logger.error("fatal", reason=str(reason))
+        _logger.critical("fatal", reason=str(reason))
         # Nothing waits for a clean end here: the disk or the log can't be trusted, the next start recovers.
         sys.stderr.write(f"stripemeter: {reason}\n")
         os._exit(EXIT_FATAL)

@@ -34,7 +34,6 @@ from engine.errors import EngineError, StorageFull, Unavailable
 from engine.limits import QUEUE_BYTES_MAX, QUEUE_EVENTS_MAX
 from engine.ports import Clock, Fatal, RunBlocking
 from wal.key_index import KeyIndex
-from wal.runs import IndexDamaged
 from wal.log import (
     Draft,
     DraftPart,
@@ -45,6 +44,7 @@ from wal.log import (
     LogStateUnknown,
     LogWriteFailed,
 )
+from wal.runs import IndexDamaged
 
 ACCEPTED, DUPLICATE, CONFLICT = 0, 1, 2
 _KEY, _FINGERPRINT = 5, 6  # columns of engine.core.records.Row
@@ -87,8 +87,10 @@ class LogWriter:
         on_control: Callable[[ControlRecord], None],
         verify: bool = False,
     ) -> None:
-        """`on_control(record)` is called for each durable control record, in order, before any shard folds it;
-        `on_published(group, next_sequence)` once the group is on its way to the shards.
+        """Two callbacks, each synchronous.
+
+        `on_control(record)` is called for each durable control record, in order, before any shard folds it;
+        `on_published(group, next_sequence)` just before the group goes to the shards.
         """
         self._log = log
         self.keys = keys
@@ -247,7 +249,9 @@ class LogWriter:
                 self._wake = trio.Event()
                 await self._wake.wait()
             if self._index_damage is not None:
-                raise Fatal(f"the key index is damaged ({self._index_damage}); the next start rebuilds it")
+                raise Fatal(
+                    f"the key index is damaged ({self._index_damage}); the next start rebuilds it"
+                )
             await self._commit_one()
 
     async def _commit_one(self) -> None:
@@ -267,7 +271,8 @@ class LogWriter:
         self.last_error = None
         next_sequence = envelopes[-1].sequence + envelopes[-1].item_count
         self.keys.add(
-            {key: value[:_INDEX_FINGERPRINT_BYTES] for key, value in group.keys.items()}, next_sequence
+            {key: value[:_INDEX_FINGERPRINT_BYTES] for key, value in group.keys.items()},
+            next_sequence,
         )
         self._committing = None
         self._unfolded.append(group)
@@ -322,7 +327,7 @@ class LogWriter:
                 if share is None:
                     share = work[number] = FoldWork(group, (), [])
                 share.shares.append((part, indexes, sequence))
-            sequence += part.count
+            sequence += part.event_count
         group.shards_left = len(work)
         return [(self._shards[number], share) for number, share in work.items()]
 

@@ -78,14 +78,17 @@ class PeriodCloser:
         if abs(moved_us) <= CLOCK_JUMP_US_MAX:
             self.held_because = None
             return True
-        self.held_because = (
-            f"the wall clock moved {moved_us / 1e6:+.0f} s against the monotonic one; set it right or restart"
-        )
+        self.held_because = f"the wall clock moved {moved_us / 1e6:+.0f} s against the monotonic one; set it right or restart"
         _logger.warning("period_closings_held", reason=self.held_because)
         return False
 
 
 def _slices(rules: Rules, size: int) -> Iterator[list[int]]:
-    anchors = [anchor for history in list(rules.anchors.values()) for _, anchor in history if anchor is not None]
+    anchors = [
+        anchor
+        for history in list(rules.anchors.values())
+        for _, anchor in history
+        if anchor is not None
+    ]
     for start in range(0, len(anchors), size):
         yield anchors[start : start + size]

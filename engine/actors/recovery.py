@@ -81,6 +81,18 @@ class _Fold:
         self.events_folded = 0
         self.notes: list[str] = []
 
+    def restore(self, section_id: int, position: int, data: bytes) -> None:
+        """Put one section of a snapshot back. Raises what decoding raises."""
+        if section_id == CONTROL_SECTION:
+            self.registry = Registry.restore(data)
+            self.control_from = position
+        elif section_id == RULES_SECTION:
+            self.state.rules = Rules.restore(data)
+        else:
+            partition = section_id - PARTITION_SECTION
+            restore_partition(self.state, partition, data, unpack_ext)
+            self.partition_from[partition] = position
+
     def take(self, record: StoredRecord, keys: KeyIndex) -> None:
         """Fold one record. Raises LogDamaged when its content can't be read."""
         envelope = record.envelope
@@ -92,7 +104,9 @@ class _Fold:
                 self.registry.fold(control)
                 self.state.fold_control(control)
         except (RecordError, IndexError) as error:
-            raise LogDamaged(f"record {record.sequence} can't be used: {error}", record.sequence) from error
+            raise LogDamaged(
+                f"record {record.sequence} can't be used: {error}", record.sequence
+            ) from error
 
     def _take_events(self, record: StoredRecord, keys: KeyIndex) -> None:
         sequence = record.sequence
@@ -105,16 +119,18 @@ class _Fold:
         partial_fold = sequence < max(self.partition_from)
         for counting, texts in zip(by_kind, erasable, strict=True):
             events = decode_events(counting, texts, fold_only=True)
-            indexes = range(events.count)
+            indexes = range(events.event_count)
             if partial_fold:
-                indexes = [i for i in indexes if sequence >= self.partition_from[events.partitions[i]]]  # type: ignore[assignment]
+                indexes = [
+                    i for i in indexes if sequence >= self.partition_from[events.partitions[i]]
+                ]  # type: ignore[assignment]
             self.state.fold_events(
                 events,
                 indexes,
                 first_sequence=sequence,
                 received_at_us=record.envelope.received_at_us,
             )
-            sequence += events.count
+            sequence += events.event_count
             self.events_folded += len(indexes)
 
 
@@ -136,6 +152,7 @@ async def recover(
     keys: KeyIndex,
     snapshots: SnapshotStore,
     log_id: bytes,
+    *,
     run_blocking: RunBlocking,
     progress: Callable[[Progress], None],
 ) -> Recovered:
@@ -145,7 +162,9 @@ async def recover(
     """
     head = log.head()
     fold = _Fold()
-    await run_blocking(partial(_load_snapshot, fold, snapshots, log_id, head.epoch, head.next_sequence))
+    fold = await run_blocking(
+        partial(_load_snapshot, fold, snapshots, log_id, head.epoch, head.next_sequence)
+    )
     position = min(fold.control_from, keys.watermark)
     previous: StoredRecord | None = None
     try:
@@ -178,27 +197,22 @@ async def recover(
 
 def _load_snapshot(
     fold: _Fold, snapshots: SnapshotStore, log_id: bytes, epoch: int, head_sequence: int
-) -> None:
-    snapshot = snapshots.newest_valid(log_id, epoch, head_sequence)
-    fold.notes.extend(f"snapshot passed over: {skipped}" for skipped in snapshots.skipped)
-    if snapshot is None:
-        return
+) -> _Fold:
+    """The fold as the newest valid snapshot has it; an empty one if there is none that can be read."""
+    found = snapshots.newest_valid(log_id, epoch, head_sequence)
+    fold.notes.extend(f"snapshot {name} passed over: {reason}" for name, reason in found.skipped)
+    if found.snapshot is None:
+        return fold
+    loaded = _Fold()
+    loaded.notes = fold.notes
     try:
-        control_from = 0
-        for section in snapshot.sections():
-            if section.number == CONTROL_SECTION:
-                fold.registry = Registry.restore(section.data)
-                control_from = section.position
-            elif section.number == RULES_SECTION:
-                fold.state.rules = Rules.restore(section.data)
-            else:
-                partition = section.number - PARTITION_SECTION
-                restore_partition(fold.state, partition, section.data, unpack_ext)
-                fold.partition_from[partition] = section.position
-        fold.control_from = control_from
+        with found.snapshot as snapshot:
+            for section in snapshot.sections():
+                loaded.restore(section.section_id, section.position, bytes(section.data))
     except (msgspec.MsgspecError, ValueError, TypeError, IndexError, KeyError) as error:
-        fold.__init__()  # type: ignore[misc]
-        fold.notes.append(f"snapshot {snapshot.name} can't be read ({error}); the whole log is folded")
+        fold.notes.append(f"the newest snapshot can't be read ({error}); the whole log is folded")
+        return fold
+    return loaded
 
 
 def genesis_drafts(

@@ -31,10 +31,9 @@ class FoldWork:
 
 @dataclass(slots=True)
 class PartitionRequest:
-    """Ask for a partition's state as bytes, as of `position`: everything before it is ahead in the inbox."""
+    """Ask for a partition's state as bytes; everything that was published before is ahead in the inbox."""
 
     partition: int
-    position: int
     done: trio.Event
     data: bytes = b""
 

@@ -17,7 +17,8 @@ from engine.actors.recovery import CONTROL_SECTION, PARTITION_SECTION, RULES_SEC
 from engine.actors.shard import PartitionRequest, Shard
 from engine.limits import PARTITIONS
 from engine.ports import RunBlocking
-from wal.snapshot import Section, SnapshotError, SnapshotStore
+from wal.snapshot import SnapshotError, SnapshotStore
+from wal.snapshot_format import Section
 
 _logger = structlog.get_logger("stripemeter.snapshot")
 
@@ -28,13 +29,14 @@ class Snapshotter:
     def __init__(
         self,
         store: SnapshotStore,
+        *,
         log_id: bytes,
         epoch: int,
         shards: Sequence[Shard],
         owner: list[int],
+        published_sequence: Callable[[], int],
         control_state: Callable[[], tuple[int, bytes, bytes]],
         run_blocking: RunBlocking,
-        *,
         every_events: int,
         last_position: int,
     ) -> None:
@@ -44,6 +46,7 @@ class Snapshotter:
         self._epoch = epoch
         self._shards = shards
         self._owner = owner
+        self._published_sequence = published_sequence
         self._control_state = control_state
         self._run_blocking = run_blocking
         self._every_events = every_events
@@ -67,27 +70,8 @@ class Snapshotter:
         """Write one snapshot now. A failure is logged and kept in `last_error`."""
         position, registry, rules = self._control_state()
         self._last_position = position
-        sections = [
-            Section(CONTROL_SECTION, position, registry),
-            Section(RULES_SECTION, position, rules),
-        ]
-        for partition in range(PARTITIONS):
-            # Everything before this position is ahead of the request in the shard's inbox.
-            at = self._control_state_position()
-            request = PartitionRequest(partition, at, trio.Event())
-            await self._shards[self._owner[partition]].inbox.put(request)
-            await request.done.wait()
-            sections.append(Section(PARTITION_SECTION + partition, at, request.data))
         try:
-            name = await self._run_blocking(
-                partial(
-                    self._store.write,
-                    log_id=self._log_id,
-                    epoch=self._epoch,
-                    position=position,
-                    sections=sections,
-                )
-            )
+            name = await self._write(position, registry, rules)
         except SnapshotError as error:
             self.last_error = str(error)
             _logger.warning("snapshot_failed", error=str(error))
@@ -95,5 +79,20 @@ class Snapshotter:
         self.last_error = None
         _logger.info("snapshot_written", name=name, position=position)
 
-    def _control_state_position(self) -> int:
-        return self._control_state()[0]
+    async def _write(self, position: int, registry: bytes, rules: bytes) -> str:
+        blocking = self._run_blocking
+        writer = await blocking(partial(self._store.begin, self._log_id, self._epoch, position))
+        try:
+            await blocking(partial(writer.add, Section(CONTROL_SECTION, position, registry)))
+            await blocking(partial(writer.add, Section(RULES_SECTION, position, rules)))
+            for partition in range(PARTITIONS):
+                # Everything before this position is ahead of the request in the shard's inbox.
+                at = self._published_sequence()
+                request = PartitionRequest(partition, trio.Event())
+                await self._shards[self._owner[partition]].inbox.put(request)
+                await request.done.wait()
+                section = Section(PARTITION_SECTION + partition, at, request.data)
+                await blocking(partial(writer.add, section))
+            return await blocking(writer.commit)
+        finally:
+            writer.abort()

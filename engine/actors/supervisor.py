@@ -22,11 +22,12 @@ from typing import Any, Literal
 
 import structlog
 import trio
+from wal.cells import CellStore
 
+from engine.actors.group import Group
 from engine.actors.indexer import Indexer
 from engine.actors.key_merger import KeyMerger
 from engine.actors.log_writer import LogWriter, Offer
-from engine.actors.group import Group
 from engine.actors.period_closer import PeriodCloser
 from engine.actors.recovery import Progress, Recovered, genesis_drafts, read_genesis, recover
 from engine.actors.shard import Shard
@@ -39,7 +40,6 @@ from engine.core.shard_state import MetricUsage, ShardState
 from engine.errors import Unavailable
 from engine.limits import PARTITIONS
 from engine.ports import Clock, Ids, RunBlocking
-from wal.cells import CellStore
 from wal.key_index import RECENT_KEYS_MAX, KeyIndex
 from wal.log import Log
 from wal.runs import RunStore
@@ -141,12 +141,13 @@ class Meter:
         writer.serve_shards(self.shards, self.owner)
         snapshotter = Snapshotter(
             self._snapshots,
-            self.log_id,
-            self.log.head().epoch,
-            self.shards,
-            self.owner,
-            self._control_state,
-            self.run_blocking,
+            log_id=self.log_id,
+            epoch=self.log.head().epoch,
+            shards=self.shards,
+            owner=self.owner,
+            published_sequence=lambda: writer.published_sequence,
+            control_state=self._control_state,
+            run_blocking=self.run_blocking,
             every_events=self.options.snapshot_every_events,
             last_position=recovered.snapshot_position,
         )
@@ -185,7 +186,12 @@ class Meter:
         )
         started_us = self.clock.monotonic_us()
         recovered = await recover(
-            self.log, keys, self._snapshots, self.log_id, self.run_blocking, self._progressed
+            self.log,
+            keys,
+            self._snapshots,
+            self.log_id,
+            run_blocking=self.run_blocking,
+            progress=self._progressed,
         )
         _logger.info(
             "recovered",
@@ -283,7 +289,9 @@ class Meter:
         metrics = sorted(mapped | shard.state.metrics.get(tenant, set()))
         usage = shard.state.usage(partition, tenant, customer_ref, metrics, at_us)
         return [
-            u for u in usage if u.metric in mapped or u.counter is not None or u.pending_count or u.current
+            u
+            for u in usage
+            if u.metric in mapped or u.counter is not None or u.pending_count or u.current
         ]
 
     def has_usage(self, tenant: str, metric: str) -> bool:

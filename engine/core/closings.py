@@ -60,9 +60,7 @@ def _later(
     return period
 
 
-def _closing(
-    period: tuple[int, int], scope: Scope, own: tuple[str, str] | None
-) -> PeriodClosing:
+def _closing(period: tuple[int, int], scope: Scope, own: tuple[str, str] | None) -> PeriodClosing:
     return PeriodClosing(
         start_us=period[0],
         end_us=period[1],

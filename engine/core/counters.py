@@ -135,7 +135,9 @@ class LateAdjustment:
         return adjustment
 
 
-def adjusted_value(counter: Counter | None, approved: LateAdjustment | None, aggregation: str) -> int:
+def adjusted_value(
+    counter: Counter | None, approved: LateAdjustment | None, aggregation: str
+) -> int:
     """What counts, in micros: the counter's aggregate with its approved late events folded by the same rule."""
     if approved is None:
         return counter.value(aggregation) if counter is not None else 0

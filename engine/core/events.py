@@ -56,7 +56,37 @@ NEEDS_KEY_OR_TIME: Final = (
     "be told from a second event"
 )
 _NO_META: Final = msgspec.Raw()
-_meta_decode = msgspec.json.Decoder(float_hook=lambda text: _canonical_number(text)).decode
+
+
+def _canonical_number(text: str) -> msgspec.Raw:
+    """A number of a meta value as canonical text: digits without trailing zeros, then the power of ten.
+
+    1.50, 1.5 and 15e-1 are one number and one text; nothing passes through a binary float, so 1e400 stays 1e400.
+    """
+    body, _, exponent_text = text.lower().partition("e")
+    if len(exponent_text) > 9:
+        message = "a number's exponent is out of range"
+        raise ValueError(message)
+    sign = "-" if body.startswith("-") else ""
+    whole, _, fraction = body.lstrip("-").partition(".")
+    digits = (whole + fraction).lstrip("0")
+    exponent = int(exponent_text or 0) - len(fraction)
+    stripped = digits.rstrip("0")
+    exponent += len(digits) - len(stripped)
+    if not stripped:
+        return msgspec.Raw(b"0")
+    if exponent == 0:
+        return msgspec.Raw(f"{sign}{stripped}".encode())
+    if -len(stripped) < exponent < 0:
+        return msgspec.Raw(f"{sign}{stripped[:exponent]}.{stripped[exponent:]}".encode())
+    if exponent < 0 and exponent > -20:
+        return msgspec.Raw(f"{sign}0.{'0' * (-exponent - len(stripped))}{stripped}".encode())
+    if 0 < exponent < 20:
+        return msgspec.Raw(f"{sign}{stripped}{'0' * exponent}".encode())
+    return msgspec.Raw(f"{sign}{stripped}e{exponent}".encode())
+
+
+_meta_decode = msgspec.json.Decoder(float_hook=_canonical_number).decode
 _meta_encode = msgspec.json.Encoder(order="sorted", decimal_format="number").encode
 
 
@@ -66,7 +96,7 @@ def key_hash(tenant: str, customer_ref: str, key_text: str) -> bytes:
     return blake2b(text.encode(), digest_size=16).digest()
 
 
-def fingerprint_of(
+def fingerprint_of(  # noqa: PLR0917 - on the hot path
     metric: str,
     resource_id: str | None,
     micros: int,
@@ -158,31 +188,3 @@ def canonical_meta(raw: bytes, bytes_max: int) -> tuple[str | None, str | None]:
     if not isinstance(value, dict):
         return None, "meta must be a JSON object"
     return _meta_encode(value).decode(), None
-
-
-def _canonical_number(text: str) -> msgspec.Raw:
-    """A number of a meta value as canonical text: digits without trailing zeros, then the power of ten.
-
-    1.50, 1.5 and 15e-1 are one number and one text; nothing passes through a binary float, so 1e400 stays 1e400.
-    """
-    body, _, exponent_text = text.lower().partition("e")
-    if len(exponent_text) > 9:
-        message = "a number's exponent is out of range"
-        raise ValueError(message)
-    sign = "-" if body.startswith("-") else ""
-    whole, _, fraction = body.lstrip("-").partition(".")
-    digits = (whole + fraction).lstrip("0")
-    exponent = int(exponent_text or 0) - len(fraction)
-    stripped = digits.rstrip("0")
-    exponent += len(digits) - len(stripped)
-    if not stripped:
-        return msgspec.Raw(b"0")
-    if exponent == 0:
-        return msgspec.Raw(f"{sign}{stripped}".encode())
-    if -len(stripped) < exponent < 0:
-        return msgspec.Raw(f"{sign}{stripped[:exponent]}.{stripped[exponent:]}".encode())
-    if exponent < 0 and exponent > -20:
-        return msgspec.Raw(f"{sign}0.{'0' * (-exponent - len(stripped))}{stripped}".encode())
-    if 0 < exponent < 20:
-        return msgspec.Raw(f"{sign}{stripped}{'0' * exponent}".encode())
-    return msgspec.Raw(f"{sign}{stripped}e{exponent}".encode())

@@ -105,7 +105,7 @@ class TenantEvents(NamedTuple):
     """Marks of the whole part (an import's id, `historic`); empty for ordinary ingest."""
 
     @property
-    def count(self) -> int:
+    def event_count(self) -> int:
         """Events of this tenant in the group."""
         return len(self.metrics)
 
@@ -122,7 +122,7 @@ class RecordError(ValueError):
 def columns(tenant: str, rows: Sequence[tuple[Any, ...]], extra: dict[str, Any]) -> TenantEvents:
     """Turn accepted rows (`Row` order) into columns. `rows` must not be empty."""
     assert rows, "a tenant without events has no part"
-    return TenantEvents(tenant, *zip(*rows, strict=True), extra)  # type: ignore[arg-type]
+    return TenantEvents._make((tenant, *zip(*rows, strict=True), extra))
 
 
 def encode_counting(events: TenantEvents) -> bytes:
@@ -209,7 +209,9 @@ def decode_events(counting: bytes, erasable: bytes, *, fold_only: bool = False) 
         else:
             texts = _decode_erasable(erasable)
             customer_names = texts.customer_names
-            fits = fits and len(texts.key_texts) == len(texts.resources) == len(texts.metas) == count
+            fits = (
+                fits and len(texts.key_texts) == len(texts.resources) == len(texts.metas) == count
+            )
         if not fits:
             raise RecordError("the columns of an event group have different lengths")
         metric_names = part.metric_names
@@ -393,4 +395,6 @@ def decode_control(record_type: int, data: bytes) -> ControlRecord:
     try:
         return decoder.decode(data)
     except msgspec.MsgspecError as error:
-        raise RecordError(f"a {RecordType(record_type).name} record can't be read: {error}") from error
+        raise RecordError(
+            f"a {RecordType(record_type).name} record can't be read: {error}"
+        ) from error

@@ -136,7 +136,9 @@ class Rules:
                 segments.append(Segment(since, kind, None))
                 continue
             for anchor_index, (anchor_since, anchor) in enumerate(anchors):
-                anchor_until = anchors[anchor_index + 1][0] if anchor_index + 1 < len(anchors) else 1 << 62
+                anchor_until = (
+                    anchors[anchor_index + 1][0] if anchor_index + 1 < len(anchors) else 1 << 62
+                )
                 start = max(since, anchor_since)
                 if start < min(until, anchor_until):
                     segments.append(Segment(start, kind, anchor))
@@ -181,7 +183,9 @@ class Rules:
         """Period kinds that closings of a scope must follow; `own` None is the common scope."""
         if own is not None:
             return frozenset(kind for _, kind in self._metrics[own].kinds)
-        common = {kind for m in self._metrics.values() if m.lateness_us is None for _, kind in m.kinds}
+        common = {
+            kind for m in self._metrics.values() if m.lateness_us is None for _, kind in m.kinds
+        }
         return frozenset(common | {"calendar"})
 
 

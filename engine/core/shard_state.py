@@ -22,9 +22,9 @@ LateKey = tuple[str, str, str, int, int, bool]
 
 
 class Late(NamedTuple):
-    """An event of the group that was not folded: its index in the tenant's part, and what holds it."""
+    """An event of the group that was not folded: its row in the tenant's part, and what holds it."""
 
-    index: int
+    row: int
     adjustment_id: str
 
 
@@ -95,7 +95,9 @@ class ShardState:
                 or ts_us < counter.watermark_us - scope.lateness_us
             ):
                 sequence = first_sequence + index
-                held = self._hold(partitions[index], series, sequence, micros, ts_us, received_at_us)
+                held = self._hold(
+                    partitions[index], series, sequence, micros, ts_us, received_at_us
+                )
                 late.append(Late(index, held))
                 continue
             if counter.count == 0 or micros > counter.max:
@@ -105,9 +107,8 @@ class ShardState:
                 counter.last_ts_us = ts_us
             counter.sum += micros
             counter.count += 1
-            seen = ts_us if ts_us < received_at_us else received_at_us
-            if seen > counter.watermark_us:
-                counter.watermark_us = seen
+            seen = min(received_at_us, ts_us)
+            counter.watermark_us = max(counter.watermark_us, seen)
             counter.updated_at_us = received_at_us
         return late
 
@@ -140,8 +141,14 @@ class ShardState:
             self.counters[partition][key] = counter
         return counter
 
-    def _hold(
-        self, partition: int, series: Series, sequence: int, micros: int, ts_us: int, received_at_us: int
+    def _hold(  # noqa: PLR0917 - on the path of a flood of late events
+        self,
+        partition: int,
+        series: Series,
+        sequence: int,
+        micros: int,
+        ts_us: int,
+        received_at_us: int,
     ) -> str:
         """Put a late event into its counter's adjustment; returns that adjustment's id."""
         approved = self.rules.late_policy == "auto"
@@ -222,5 +229,5 @@ class ShardState:
             assert newest is not None, "a series has at least one counter"
             table[shared_tenant, shared_metric, customer] = newest
         for key, row in late:
-            self.late[partition][tuple(key)] = LateAdjustment.restore(row)  # type: ignore[index]
+            self.late[partition][tuple(key)] = LateAdjustment.restore(row)
             self.metrics.setdefault(key[0], set()).add(key[1])

@@ -13,7 +13,7 @@ from gateway.logging_setup import configure
 @click.option("--port", help="Port to listen on; 0 picks a free one (STRIPEMETER_PORT).")
 @click.option("--data-dir", help="Where the log lies (STRIPEMETER_DATA_DIR).")
 def command(host: str | None, port: str | None, data_dir: str | None) -> int:
-    """Run the meter: take usage events over HTTP, count each exactly once, keep them for ever.
+    r"""Run the meter: take usage events over HTTP, count each exactly once, keep them for ever.
 
     \b
     Examples:
