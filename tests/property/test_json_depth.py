@@ -70,7 +70,7 @@ soups = st.lists(
 ).map(b"".join)
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(soups | st.binary(max_size=200), st.integers(1, 12))
 def test_any_bytes_are_measured_right_up_to_their_first_error(body: bytes, depth_max: int) -> None:
     depth, whole = measured(body)
@@ -80,7 +80,7 @@ def test_any_bytes_are_measured_right_up_to_their_first_error(body: bytes, depth
         assert deeper_than(body, depth_max)
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(
     st.lists(
         st.sampled_from([b"[", b"{", b'"', b'"]"', b'"\\""', b'"a"', b"]", b","]), max_size=400
