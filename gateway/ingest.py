@@ -1,0 +1,349 @@
+"""`POST /v1/events/ingest`: the hot path, ahead of Quart.
+
+One function, `Ingest.answer(body, headers)`, serves every way in. The order inside it is the product's: decode,
+check, offer to the log, wait until durable and counted, then say so. Rules it keeps: a bad event never fails its
+neighbours; a `200` means on disk, deduplicated, counted; a failure of the log answers 503 or 507 for the whole
+request, of which then nothing may be assumed. It must not know how events are stored.
+"""
+
+from __future__ import annotations
+
+from collections import Counter as Tally
+from collections.abc import Mapping, Sequence
+from operator import itemgetter
+from typing import Any, Final, NamedTuple
+
+import msgspec
+import trio
+
+from engine.actors.log_writer import ACCEPTED, DUPLICATE, Offer
+from engine.core.events import (
+    KEY_REUSED,
+    NUL_REFUSED,
+    EventLimits,
+    Refusal,
+    SentEvent,
+    accept,
+    holds_nul,
+)
+from engine.errors import EngineError
+from engine.limits import NAME_CHARS_MAX
+from gateway.asgi_types import Receive, Scope, Send
+from gateway.auth import Identity
+from gateway.context import Gateway
+from gateway.ingest_decoding import (
+    CLOUD_EVENT,
+    CLOUD_EVENT_BATCH,
+    JSON,
+    BodyLimits,
+    Unreadable,
+    read_events,
+    too_large,
+    unpack,
+)
+from gateway.problems import Problem, problem_for
+
+BODY_SECONDS_MAX: Final = 10.0
+_SCOPE: Final = "events:write"
+_CONTENT_TYPES: Final = frozenset((JSON, CLOUD_EVENT, CLOUD_EVENT_BATCH, ""))
+_JSON_HEADER: Final = (b"content-type", b"application/json")
+_NO_TENANT: Final = "tenantId: is missing; name the tenant the event counts for"
+_metric_of = itemgetter(0)
+_key_text_of = itemgetter(8)
+
+
+class Result(msgspec.Struct, rename="camel", omit_defaults=True, gc=False):
+    """What became of one event."""
+
+    idempotency_key: str | None
+    status: str
+    late: bool = False
+    adjustment_id: str | None = None
+    error: str | None = None
+
+
+class IndexedError(msgspec.Struct, gc=False):
+    """An event's error, by its index in the request."""
+
+    index: int
+    error: str
+
+
+class IngestResponse(msgspec.Struct, rename="camel", gc=False):
+    """The body of a 200."""
+
+    accepted: int
+    duplicates: int
+    request_id: str
+    results: list[Result]
+    errors: list[IndexedError]
+
+
+class IngestHeaders(NamedTuple):
+    """What the answer depends on beside the body."""
+
+    content_type: str
+    content_encoding: bytes | None
+    idempotency_key: str | None
+    query_tenant: str | None
+    request_id: str
+
+
+class _TenantRows:
+    """A tenant's accepted rows of the request, with the index of each in the request."""
+
+    __slots__ = ("indexes", "rows")
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[Any, ...]] = []
+        self.indexes: list[int] = []
+
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Ingest:
+    """The ingest endpoint over one gateway."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        settings = gateway.settings
+        self._body_limits = BodyLimits(
+            settings.max_body_bytes, settings.max_batch, settings.max_json_depth
+        )
+        self._event_limits = EventLimits(settings.max_meta_bytes)
+
+    async def answer(
+        self, body: bytes, identity: Identity, headers: IngestHeaders
+    ) -> bytes | Problem:
+        """The body of the 200, or the problem for the whole request. Never raises for input."""
+        started_us = self._gateway.clock.monotonic_us()
+        try:
+            body = unpack(body, headers.content_encoding, self._body_limits.body_bytes_max)
+            sent = read_events(body, headers.content_type, self._body_limits)
+        except Unreadable as error:
+            return Problem(error.status, error.detail)
+        results: list[Result] = [None] * len(sent.events)  # type: ignore[list-item]
+        tenants = self._accept(sent.events, identity, headers, results, nul=sent.may_hold_nul)
+        if isinstance(tenants, Problem):
+            return tenants
+        limited = self._over_limit(tenants)
+        if limited is not None:
+            return limited
+        try:
+            offers = await self._count(tenants, len(body))
+        except EngineError as error:
+            return problem_for(error)
+        duplicates = _fill_results(tenants, offers, results)
+        response = _response(results, duplicates, headers.request_id)
+        self._measure(tenants, offers, duplicates, started_us)
+        return _encode(response)
+
+    def _accept(
+        self,
+        events: Sequence[SentEvent | Refusal],
+        identity: Identity,
+        headers: IngestHeaders,
+        results: list[Result],
+        *,
+        nul: bool,
+    ) -> dict[str, _TenantRows] | Problem:
+        """Check every event; refusals go into `results`, rows to their tenants. A wrong tenant is a 403."""
+        tenants: dict[str, _TenantRows] = {}
+        own = identity.tenant
+        default = own or headers.query_tenant
+        if default is None and headers.content_type in (CLOUD_EVENT, CLOUD_EVENT_BATCH):
+            default = "default"
+        header_key, many = headers.idempotency_key, len(events) > 1
+        now_us = self._gateway.clock.now_us()
+        limits = self._event_limits
+        last_tenant, last = "", None
+        for index, sent in enumerate(events):
+            if isinstance(sent, Refusal):
+                results[index] = Result(sent.idempotency_key, "error", error=sent.error)
+                continue
+            tenant = sent.tenant_id or default
+            if tenant is None:
+                results[index] = Result(sent.idempotency_key, "error", error=_NO_TENANT)
+                continue
+            if own is not None and tenant != own:
+                return Problem(403, f"events[{index}] names another tenant than the API key's")
+            event_key = header_key if header_key is None or not many else f"{header_key}:{index}"
+            if nul and holds_nul(sent, tenant):
+                results[index] = Result(sent.idempotency_key, "error", error=NUL_REFUSED)
+                continue
+            row = accept(sent, tenant, event_key, now_us, limits)
+            if isinstance(row, Refusal):
+                results[index] = Result(row.idempotency_key, "error", error=row.error)
+                continue
+            if last is None or tenant != last_tenant:
+                last = tenants.setdefault(tenant, _TenantRows())
+                last_tenant = tenant
+            last.rows.append(row)
+            last.indexes.append(index)
+        return tenants
+
+    def _over_limit(self, tenants: Mapping[str, _TenantRows]) -> Problem | None:
+        limiter = self._gateway.limiter
+        if limiter is None:
+            return None
+        now_us = self._gateway.clock.monotonic_us()
+        for tenant, of in tenants.items():
+            wait_seconds = limiter.take(tenant, len(of.rows), now_us)
+            if wait_seconds is not None:
+                detail = "the tenant's rate limit is reached; retry after the time in Retry-After"
+                return Problem(429, detail, retry_after_seconds=wait_seconds)
+        return None
+
+    async def _count(self, tenants: Mapping[str, _TenantRows], size_bytes: int) -> list[Offer]:
+        """Offer all rows, then wait until they are durable and counted. Raises EngineError."""
+        meter = self._gateway.meter
+        offers = [meter.offer(tenant, of.rows, size_bytes) for tenant, of in tenants.items()]
+        for offer in offers:
+            await offer.settled()
+        return offers
+
+    def _measure(
+        self,
+        tenants: Mapping[str, _TenantRows],
+        offers: Sequence[Offer],
+        duplicates: int,
+        started_us: int,
+    ) -> None:
+        metrics = self._gateway.metrics
+        for of, offer in zip(tenants.values(), offers, strict=True):
+            accepted = of.rows
+            if isinstance(offer.verdicts, list):
+                pairs = zip(of.rows, offer.verdicts, strict=True)
+                accepted = [row for row, verdict in pairs if verdict == ACCEPTED]
+            if len(accepted) == 1:
+                metrics.ingested(accepted[0][0], 1)
+            else:
+                for metric, count in Tally(map(_metric_of, accepted)).items():
+                    metrics.ingested(metric, count)
+        metrics.duplicates(duplicates)
+        metrics.ingest_latency(self._gateway.clock.monotonic_us() - started_us)
+
+    # The ASGI side.
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> int:
+        """Serve one ASGI request and return the status that was sent."""
+        answer = await self._serve(scope, receive, request_id)
+        if isinstance(answer, Problem):
+            return await answer.send(send, request_id)
+        headers = [
+            _JSON_HEADER,
+            (b"content-length", b"%d" % len(answer)),
+            (b"x-request-id", request_id.encode()),
+        ]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": answer})
+        return 200
+
+    async def _serve(self, scope: Scope, receive: Receive, request_id: str) -> bytes | Problem:
+        gateway = self._gateway
+        found = dict(scope["headers"])
+        identity = gateway.access.identify(
+            found.get(b"authorization"), found.get(b"x-api-key"), gateway.clock.now_us()
+        )
+        if isinstance(identity, Problem):
+            return identity
+        if not gateway.access.allows(identity, _SCOPE):
+            return Problem(403, f"the API key lacks the scope {_SCOPE}")
+        headers = _headers(found, scope["query_string"], request_id)
+        if isinstance(headers, Problem):
+            return headers
+        if identity.tenant is not None and headers.query_tenant not in (None, identity.tenant):
+            return Problem(403, "tenantId names another tenant than the API key's")
+        declared = found.get(b"content-length")
+        limit = self._body_limits.body_bytes_max
+        if declared is not None and declared.isdigit() and int(declared) > limit:
+            return Problem(413, too_large(limit), close=True)
+        body = await read_body(receive, limit)
+        if isinstance(body, Problem):
+            return body
+        return await self.answer(body, identity, headers)
+
+
+async def read_body(receive: Receive, bytes_max: int) -> bytes | Problem:
+    """The request's body: 413 while it still comes in if it is too large, 408 if it does not end in time."""
+    chunks: list[bytes] = []
+    size = 0
+    with trio.move_on_after(BODY_SECONDS_MAX):
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return Problem(400, "the connection ended before the body did", close=True)
+            chunk = message.get("body", b"")
+            size += len(chunk)
+            if size > bytes_max:
+                return Problem(413, too_large(bytes_max), close=True)
+            chunks.append(chunk)
+            if not message.get("more_body", False):
+                return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+    detail = f"the body did not arrive within {BODY_SECONDS_MAX:.0f} s"
+    return Problem(408, detail, close=True)
+
+
+def _headers(
+    found: Mapping[bytes, bytes], query_string: bytes, request_id: str
+) -> IngestHeaders | Problem:
+    content_type = (
+        found.get(b"content-type", b"").partition(b";")[0].strip().lower().decode("latin-1")
+    )
+    if content_type not in _CONTENT_TYPES:
+        allowed = ", ".join(sorted(_CONTENT_TYPES - {""}))
+        return Problem(415, f"Content-Type must be one of {allowed}")
+    key = found.get(b"idempotency-key")
+    key_text: str | None = None
+    if key is not None:
+        try:
+            key_text = key.decode()
+        except UnicodeDecodeError:
+            return Problem(400, "Idempotency-Key must be UTF-8")
+        if not 1 <= len(key_text) <= NAME_CHARS_MAX or "\0" in key_text:
+            return Problem(400, f"Idempotency-Key must have 1 to {NAME_CHARS_MAX} characters")
+    tenant: str | None = None
+    if query_string:
+        from gateway.decoding import single_parameter  # noqa: PLC0415 - only CloudEvents senders use a query
+
+        tenant_or_problem = single_parameter(query_string, "tenantId", NAME_CHARS_MAX)
+        if isinstance(tenant_or_problem, Problem):
+            return tenant_or_problem
+        tenant = tenant_or_problem
+    return IngestHeaders(content_type, found.get(b"content-encoding"), key_text, tenant, request_id)
+
+
+def _fill_results(
+    tenants: Mapping[str, _TenantRows], offers: Sequence[Offer], results: list[Result]
+) -> int:
+    """Put a result where each row came from; returns how many were duplicates."""
+    duplicates = 0
+    for of, offer in zip(tenants.values(), offers, strict=True):
+        late = offer.own_group.late if offer.own_group is not None else {}
+        for at, index in enumerate(of.indexes):
+            key_text = of.rows[at][8]
+            verdict = offer.verdicts[at]
+            if verdict == ACCEPTED:
+                result = Result(key_text, "accepted")
+                if late:
+                    held = late.get((offer.tenant, offer.positions[at]))
+                    if held is not None:
+                        result = Result(key_text, "accepted", late=True, adjustment_id=held)
+            elif verdict == DUPLICATE:
+                duplicates += 1
+                result = Result(key_text, "duplicate")
+            else:
+                result = Result(key_text, "error", error=KEY_REUSED)
+            results[index] = result
+    return duplicates
+
+
+def _response(results: list[Result], duplicates: int, request_id: str) -> IngestResponse:
+    errors = [
+        IndexedError(index, result.error)
+        for index, result in enumerate(results)
+        if result.error is not None
+    ]
+    accepted = len(results) - duplicates - len(errors)
+    return IngestResponse(accepted, duplicates, request_id, results, errors)
