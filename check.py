@@ -30,11 +30,11 @@ class Gate(NamedTuple):
 def gates(*, fix: bool, full: bool) -> list[Gate]:
     """The gates, the fastest first."""
     python = [sys.executable, "-m"]
-    tests = [*python, "pytest", "-q"]
+    tests = [*python, "pytest"]
     if full:
         tests += ["-m", "not soak", "--durations=10", "--cov", "--cov-report=term"]
     else:
-        tests += ["-m", "not slow and not soak"]
+        tests += ["-q", "-m", "not slow and not soak"]
     return [
         Gate("format", [*python, "ruff", "format", *([] if fix else ["--check"]), "."]),
         Gate("lint", [*python, "ruff", "check", *(["--fix"] if fix else []), "."]),

@@ -16,6 +16,7 @@ import ipaddress
 import re
 from collections.abc import Callable, Mapping
 from fractions import Fraction
+from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
@@ -83,6 +84,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def auth_required(self) -> bool:
         """Whether every request needs an API key."""
         return self.auth == "required"
+
+    @property
+    def data_path(self) -> Path:
+        """The data directory as a path, relative to the working directory unless absolute."""
+        return Path(self.data_dir)
 
     def __repr__(self) -> str:
         """All fields, secrets masked: a record ends up in tracebacks and test output."""

@@ -19,6 +19,7 @@ import msgspec
 
 from engine import config
 from engine.errors import SettingsError
+from gateway import __version__
 from gateway.data_directory import DataDirectory
 from gateway.environment import Outside, read_outside
 from wal.log import LogError
@@ -91,7 +92,7 @@ def examine(overrides: dict[str, str]) -> Report:
     directory = DataDirectory(Path(found["STRIPEMETER_DATA_DIR"].text.replace("\0", "")).absolute())
     directory_report = _directory(directory, problems, notes)
     return Report(
-        version=metadata.version("stripemeter"),
+        version=__version__,
         python=platform.python_version(),
         platform=f"{sys.platform} {platform.machine()}",
         libraries=_libraries(problems),

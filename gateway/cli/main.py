@@ -11,13 +11,13 @@ import importlib
 import pkgutil
 import sys
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Final
 
 import click
 
 from engine.errors import EngineError, SettingsError
+from gateway import __version__
 from wal.log import LogError
 
 EXIT_OK: Final = 0
@@ -43,6 +43,7 @@ Exit codes:
   0  done, all is well
   1  a problem was found, or the work could not be done: stderr says what to do
   2  wrong usage, or a wrong setting
+  3  serve: the disk or the log failed so that going on would be a guess; start again to recover
 
 Settings are environment variables (STRIPEMETER_...), or lines of `.env` in the working directory; `doctor`
 lists them all. COMMAND --help explains each command.
@@ -74,7 +75,7 @@ class CommandGroup(click.Group):
     help=HELP,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-@click.version_option(metadata.version("stripemeter"), prog_name="stripemeter")
+@click.version_option(__version__, prog_name="stripemeter")
 def cli() -> None:
     """Only a holder of the sub-commands; HELP is its text."""
 

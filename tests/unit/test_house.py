@@ -21,6 +21,8 @@ from pathlib import Path
 
 import pytest
 
+import gateway
+
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 REQUIREMENTS = [
@@ -175,6 +177,10 @@ def test_what_touches_the_insides_of_a_library_is_pinned_exactly() -> None:
         name for name, requirement in zip(NAMES, REQUIREMENTS, strict=True) if "==" in requirement
     }
     assert {"hypercorn", "quart-trio"} <= exact
+
+
+def test_the_code_and_the_package_have_one_version() -> None:
+    assert gateway.__version__ == PROJECT["project"]["version"]
 
 
 def test_the_changelog_has_a_place_for_what_comes_next() -> None:
