@@ -19,7 +19,7 @@ from gateway.doctor import Report, examine
 _WIDTH_WITHOUT_TERMINAL = 140
 
 
-@click.command("doctor")
+@click.command("doctor", short_help="Show what is in force here, and what is wrong.")
 @click.option(
     "--data-dir", metavar="DIR", help="Look at this data directory instead of the set one."
 )
