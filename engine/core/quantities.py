@@ -102,7 +102,7 @@ def parse_json(raw: bytes) -> int:
 def _unquoted(raw: bytes) -> bytes:
     """The text of a JSON string token; what cannot be a number becomes QuantityError."""
     if b"\\" not in raw:
-        if len(raw) < 2 or raw[-1] != _QUOTE:
+        if raw[-1] != _QUOTE:
             raise QuantityError(_NOT_A_NUMBER)
         return raw[1:-1]
     # "\u0031" is the string "1" to every JSON reader, so it is to us. Six bytes a character at most.

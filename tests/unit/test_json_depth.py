@@ -80,6 +80,13 @@ def test_a_real_batch_is_measured_exactly_at_any_limit(depth_max: int) -> None:
         )
 
 
+@pytest.mark.parametrize("depth", [127, 128, 255, 256, 70_000])
+def test_a_limit_beyond_a_byte_or_two_is_exact_too(depth: int) -> None:
+    body = b"[" * depth + b"]" * depth + b"{}" * 300
+    assert not deeper_than(body, depth)
+    assert deeper_than(body, depth - 1)
+
+
 MEBIBYTE = 1 << 20
 
 

@@ -132,7 +132,8 @@ def test_a_day_that_does_not_exist_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["0000-12-31T23:59:59Z", "0001-01-01T00:00:00+00:01", "9999-12-31T23:59:59-00:01", "0000-06-01T00:00:00Z",
+    ["0000-12-31T23:59:59Z", "0001-01-01T00:00:00+00:01", "9999-12-31T23:59:59-00:01",
+        "9999-12-31T23:00:00-01:00", "0000-06-01T00:00:00Z",
      "9999-12-31T23:59:60-00:01"],
 )  # fmt: skip
 def test_an_instant_outside_of_the_years_1_to_9999_in_utc_is_refused(text: str) -> None:
