@@ -1,0 +1,358 @@
+"""Administration: changes of mappings, customers and API keys, each checked and then made durable as one record.
+
+Rules it keeps: check and record are under one lock, so that no two changes pass each other's checks; a change is
+answered when it is on disk and folded; a change of what was counted by (period, aggregation, billing anchor) takes
+effect at the end of the running period once there is usage, since the past keeps its boundaries.
+It must not know HTTP, nor what a Stripe field means: those are kept as they are, for the release that pushes.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+import msgspec
+
+from engine.actors.supervisor import Meter
+from engine.core import api_keys
+from engine.core.api_keys import NewKey
+from engine.core.counters import AGGREGATIONS
+from engine.core.periods import next_boundary
+from engine.core.records import (
+    ApiKeyChange,
+    Change,
+    ControlRecord,
+    Customer,
+    CustomerChange,
+    Mapping,
+    MappingChange,
+)
+from engine.core.stripe_owners import StripeOwners
+from engine.core.times import INSTANT_US_END
+from engine.errors import Conflict, NotFound, Refused
+from engine.limits import METRIC_CHARS_MAX, NAME_CHARS_MAX
+
+LATENESS_US_MAX: Final = 8760 * 3600 * 1_000_000
+"""A year: a period that stays open longer can't be billed."""
+UNIT_CHARS_MAX: Final = 50
+PERIODS: Final = ("calendar", "subscription", "day")
+DRIVERS: Final = ("meter", "usage_record", "stream")
+SUBSCRIPTION_ITEMS_MAX: Final = 100
+MAPPINGS_OF_A_TENANT_MAX: Final = 10_000
+ID_RANDOM_BYTES: Final = 8
+_MAPPING_STRIPE_FIELDS: Final = (
+    "stripe_account",
+    "price_id",
+    "subscription_item_id",
+    "meter_event_name",
+)
+
+
+class By(NamedTuple):
+    """Who asks for a change, and under which request."""
+
+    actor: str
+    request_id: str | None
+
+
+class Changed(NamedTuple):
+    """A mapping or customer after its change, and from when its periods hold (None: at once)."""
+
+    value: Mapping
+    effective_from_us: int | None
+
+
+class ChangedCustomer(NamedTuple):
+    """A customer after its change, and from when its billing anchor holds (None: at once)."""
+
+    value: Customer
+    effective_from_us: int | None
+    was_new: bool
+
+
+class Administration:
+    """The changes that people make. One per meter."""
+
+    def __init__(self, meter: Meter, pepper: bytes) -> None:
+        """`pepper` is mixed into the hashes of API keys."""
+        self._meter = meter
+        self._pepper = pepper
+        self._owners: StripeOwners | None = None
+
+    # Mappings.
+
+    def mapping(self, mapping_id: str, tenant: str | None) -> Mapping:
+        """A mapping by id, of a tenant or (None) of any. Raises NotFound, also for another tenant's."""
+        found = self._meter.registry.mappings.get(mapping_id)
+        if found is None or (tenant is not None and found.tenant_id != tenant):
+            raise NotFound(f"there is no mapping {mapping_id}")
+        return found
+
+    async def create_mapping(self, draft: Mapping, by: By) -> Changed:
+        """Record a new mapping; its id and times are given here. Raises Refused or Conflict."""
+        _check_mapping(draft)
+        async with self._meter.change_lock:
+            self._require_ready()
+            now_us = self._meter.clock.now_us()
+            mapping = msgspec.structs.replace(
+                draft,
+                id=f"map_{self._meter.ids.token(ID_RANDOM_BYTES).hex()}",
+                created_at_us=now_us,
+                updated_at_us=now_us,
+            )
+            if len(self._meter.registry.mappings_of(mapping.tenant_id)) >= MAPPINGS_OF_A_TENANT_MAX:
+                raise Conflict(
+                    f"the tenant has {MAPPINGS_OF_A_TENANT_MAX} mappings, the most there may be"
+                )
+            self._check_one_active(mapping)
+            return await self._record_mapping(mapping, by, now_us)
+
+    async def update_mapping(self, mapping: Mapping, by: By) -> Changed:
+        """Record what a mapping is now. Raises Refused, Conflict (id, tenant and metric never change), NotFound."""
+        _check_mapping(mapping)
+        async with self._meter.change_lock:
+            self._require_ready()
+            old = self.mapping(mapping.id, mapping.tenant_id)
+            if old.metric != mapping.metric:
+                raise Conflict("a mapping's metric can't change: delete it and create another one")
+            now_us = self._meter.clock.now_us()
+            mapping = msgspec.structs.replace(
+                mapping, created_at_us=old.created_at_us, updated_at_us=now_us
+            )
+            self._check_one_active(mapping)
+            return await self._record_mapping(mapping, by, now_us)
+
+    async def delete_mapping(self, mapping_id: str, tenant: str | None, by: By) -> Mapping:
+        """Record that a mapping is gone; its metric counts by the defaults again. Raises NotFound."""
+        async with self._meter.change_lock:
+            self._require_ready()
+            old = self.mapping(mapping_id, tenant)
+            is_last = self._meter.registry.active_mapping(old.tenant_id, old.metric) in (None, old)
+            defaults = msgspec.structs.replace(old, active=False)
+            if not old.active and not is_last:
+                # Another mapping speaks for the metric: this one's end must not take its rules away.
+                raise Conflict(
+                    f"mapping {mapping_id} is inactive and another one is active for {old.metric!r}: "
+                    "delete the active one first"
+                )
+            now_us = self._meter.clock.now_us()
+            effective_from_us = self._mapping_effect_us(defaults, now_us)
+            await self._append(
+                MappingChange(mapping=old, change=_change(by, effective_from_us), deleted=True)
+            )
+            return old
+
+    def _check_one_active(self, mapping: Mapping) -> None:
+        active = self._meter.registry.active_mapping(mapping.tenant_id, mapping.metric)
+        if active is None or active.id == mapping.id:
+            return
+        if mapping.active:
+            raise Conflict(
+                f"metric {mapping.metric!r} has an active mapping, {active.id}: change that one, or make it inactive"
+            )
+        raise Conflict(
+            f"metric {mapping.metric!r} has an active mapping, {active.id}; an inactive one beside it would "
+            "take its rules away. Delete it or make it inactive first"
+        )
+
+    async def _record_mapping(self, mapping: Mapping, by: By, now_us: int) -> Changed:
+        effective_from_us = self._mapping_effect_us(mapping, now_us)
+        change = _change(by, effective_from_us)
+        await self._append(MappingChange(mapping=mapping, change=change))
+        return Changed(mapping, effective_from_us)
+
+    def _mapping_effect_us(self, mapping: Mapping, now_us: int) -> int | None:
+        """From when the mapping's period and aggregation hold; None: always, nothing contradicts it.
+
+        The boundary is that of a customer without an anchor: there is none that fits every customer's.
+        """
+        tenant, metric = mapping.tenant_id, mapping.metric
+        rules = self._meter.rules
+        schedule = rules.schedule(tenant, metric, "")
+        period = mapping.period if mapping.active else "calendar"
+        aggregation = mapping.aggregation if mapping.active else "sum"
+        last = rules.aggregation(tenant, metric, INSTANT_US_END - 1)
+        if (period, aggregation) == (schedule[-1].kind, last):
+            return None
+        if not self._meter.has_usage(tenant, metric):
+            return None
+        return next_boundary(schedule, now_us)
+
+    # Customers.
+
+    def customer(self, tenant: str, customer_ref: str) -> Customer:
+        """What is known of a customer. Raises NotFound."""
+        found = self._meter.registry.customer(tenant, customer_ref)
+        if found is None:
+            raise NotFound(f"nothing was put for customer {customer_ref!r}")
+        return found
+
+    async def put_customer(self, draft: Customer, by: By) -> ChangedCustomer:
+        """Record what is known of a customer, in place of what was. Raises Refused or Conflict."""
+        _check_customer(draft)
+        async with self._meter.change_lock:
+            self._require_ready()
+            registry = self._meter.registry
+            if self._owners is None:
+                self._owners = StripeOwners(
+                    one for of in registry.customers.values() for one in of.values()
+                )
+            old = registry.customer(draft.tenant_id, draft.customer_ref)
+            now_us = self._meter.clock.now_us()
+            customer = msgspec.structs.replace(
+                draft,
+                created_at_us=now_us if old is None else old.created_at_us,
+                updated_at_us=now_us,
+            )
+            if objections := self._owners.objections(customer):
+                raise Conflict("; ".join(objections))
+            effective_from_us = self._anchor_effect_us(customer, now_us)
+            await self._append(
+                CustomerChange(customer=customer, change=_change(by, effective_from_us))
+            )
+            self._owners.take(old, customer)
+            return ChangedCustomer(customer, effective_from_us, old is None)
+
+    def _anchor_effect_us(self, customer: Customer, now_us: int) -> int | None:
+        """From when the anchor holds; None: always, since nothing was counted by another one.
+
+        The boundary is the latest end of the running periods that the customer's usage is counted in.
+        """
+        tenant, ref = customer.tenant_id, customer.customer_ref
+        history = self._meter.rules.anchors.get((tenant, ref))
+        if (history[-1][1] if history else None) == customer.billing_anchor_us:
+            return None
+        shard, partition = self._meter.shard_of_customer(tenant, ref)
+        counters = shard.state.counters[partition]
+        ends_us = []
+        for metric in shard.state.metrics.get(tenant, ()):
+            schedule = self._meter.rules.schedule(tenant, metric, ref)
+            if any(part.kind == "subscription" for part in schedule) and (
+                (tenant, metric, ref) in counters
+            ):
+                ends_us.append(next_boundary(schedule, now_us))
+        return max(ends_us, default=None)
+
+    # API keys.
+
+    async def create_key(
+        self, *, name: str, tenant: str, scopes: tuple[str, ...], expires_at_us: int | None, by: By
+    ) -> NewKey:
+        """Make an API key; its text is in the result and nowhere else. Raises Refused or Conflict."""
+        async with self._meter.change_lock:
+            self._require_ready()
+            made = api_keys.created(
+                self._meter.registry,
+                name=name,
+                tenant=tenant,
+                scopes=scopes,
+                expires_at_us=expires_at_us,
+                pepper=self._pepper,
+                token=self._meter.ids.token,
+                now_us=self._meter.clock.now_us(),
+                change=_change(by, None),
+            )
+            await self._append(made.change)
+            return made
+
+    async def rotate_key(self, key_id: str, tenant: str | None, by: By) -> NewKey:
+        """Give a key another text; the old one ends at once. Raises NotFound or Conflict."""
+        async with self._meter.change_lock:
+            self._require_ready()
+            made = api_keys.rotated(
+                self._meter.registry,
+                key_id,
+                tenant,
+                pepper=self._pepper,
+                token=self._meter.ids.token,
+                now_us=self._meter.clock.now_us(),
+                change=_change(by, None),
+            )
+            await self._append(made.change)
+            return made
+
+    async def revoke_key(self, key_id: str, tenant: str | None, by: By) -> ApiKeyChange | None:
+        """End a key for good; None when it had ended before. Raises NotFound."""
+        async with self._meter.change_lock:
+            self._require_ready()
+            change = api_keys.revoked(
+                self._meter.registry,
+                key_id,
+                tenant,
+                now_us=self._meter.clock.now_us(),
+                change=_change(by, None),
+            )
+            if change is not None:
+                await self._append(change)
+            return change
+
+    def _require_ready(self) -> None:
+        """Raises Unavailable while recovering: what is checked against would not be all there."""
+        assert self._meter.started is not None
+
+    async def _append(self, record: ControlRecord) -> None:
+        await self._meter.append_control(record)
+
+
+def _change(by: By, effective_from_us: int | None) -> Change:
+    return Change(actor=by.actor, request_id=by.request_id, effective_from_us=effective_from_us)
+
+
+def _text_error(value: str, chars_max: int) -> str | None:
+    if not 1 <= len(value) <= chars_max:
+        return f"must have 1 to {chars_max} characters"
+    return "must not hold the character U+0000" if "\0" in value else None
+
+
+def _word_error(value: str, words: tuple[str, ...]) -> str | None:
+    return None if value in words else f"must be one of {', '.join(words)}"
+
+
+def _check_mapping(mapping: Mapping) -> None:
+    """Raises Refused naming every field that is wrong."""
+    found: list[tuple[str, str | None]] = [
+        ("tenantId", _text_error(mapping.tenant_id, NAME_CHARS_MAX)),
+        ("metric", _text_error(mapping.metric, METRIC_CHARS_MAX)),
+        ("aggregation", _word_error(mapping.aggregation, AGGREGATIONS)),
+        ("period", _word_error(mapping.period, PERIODS)),
+        ("driver", _word_error(mapping.driver, DRIVERS)),
+    ]
+    if mapping.lateness_us is not None and not 0 <= mapping.lateness_us <= LATENESS_US_MAX:
+        found.append(("latenessHours", "must be 0 to 8760 hours"))
+    if mapping.unit is not None:
+        found.append(("unit", _text_error(mapping.unit, UNIT_CHARS_MAX)))
+    if mapping.currency is not None and not (
+        len(mapping.currency) == 3 and mapping.currency.isascii() and mapping.currency.isalpha()
+    ):
+        found.append(("currency", "must be a currency of three letters, such as usd"))
+    for field in _MAPPING_STRIPE_FIELDS:
+        value = getattr(mapping, field)
+        if value is not None:
+            head, *rest = field.split("_")
+            name = head + "".join(word.title() for word in rest)
+            found.append((name, _text_error(value, NAME_CHARS_MAX)))
+    _refuse(found, "the mapping is not valid; see errors")
+
+
+def _check_customer(customer: Customer) -> None:
+    """Raises Refused naming every field that is wrong."""
+    found: list[tuple[str, str | None]] = [
+        ("tenantId", _text_error(customer.tenant_id, NAME_CHARS_MAX)),
+        ("customerRef", _text_error(customer.customer_ref, NAME_CHARS_MAX)),
+    ]
+    if customer.stripe_customer_id is not None:
+        found.append(("stripeCustomerId", _text_error(customer.stripe_customer_id, NAME_CHARS_MAX)))
+    if customer.test_clock is not None:
+        found.append(("testClock", _text_error(customer.test_clock, NAME_CHARS_MAX)))
+    items = customer.subscription_items
+    if len(items) > SUBSCRIPTION_ITEMS_MAX:
+        found.append(("subscriptionItems", f"must have at most {SUBSCRIPTION_ITEMS_MAX} metrics"))
+    for metric, item in list(items.items())[:SUBSCRIPTION_ITEMS_MAX]:
+        found.append(("subscriptionItems", _text_error(metric, METRIC_CHARS_MAX)))
+        found.append((f"subscriptionItems.{metric}", _text_error(item, NAME_CHARS_MAX)))
+    _refuse(found, "the customer is not valid; see errors")
+
+
+def _refuse(found: list[tuple[str, str | None]], message: str) -> None:
+    errors = tuple((field, text) for field, text in found if text is not None)
+    if errors:
+        raise Refused(message, errors)

@@ -1,0 +1,41 @@
+"""What every handler gets: the running meter and what stands around it.
+
+It must not know any handler, so that handlers can know it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from engine.actors.administration import Administration
+from engine.actors.supervisor import Meter
+from engine.config import Settings
+from engine.ports import Clock
+from gateway.auth import Access
+from gateway.metrics import Metrics
+from gateway.rate_limit import RateLimiter
+
+
+@dataclass
+class Gateway:
+    """One server's parts. `free_bytes` tells the free space of the data directory's disk (None: unknown)."""
+
+    meter: Meter
+    settings: Settings
+    access: Access
+    metrics: Metrics
+    clock: Clock
+    urls: tuple[str, ...] = ()
+    """Where HTTP listens; known once it does."""
+    free_bytes: Callable[[], int | None] = lambda: None
+    limiter: RateLimiter | None = field(init=False)
+    administration: Administration = field(init=False)
+    started_us: int = field(init=False)
+    """On the monotonic clock."""
+
+    def __post_init__(self) -> None:
+        limit = self.settings.tenant_rate_limit
+        self.limiter = RateLimiter(limit, self.settings.max_batch) if limit else None
+        self.administration = Administration(self.meter, self.access.pepper)
+        self.started_us = self.clock.monotonic_us()

@@ -1,0 +1,126 @@
+"""What a route is: one row of the table from which Quart's rules, the scope checks and OpenAPI are made.
+
+Rules it keeps: an endpoint is a row or it does not exist, so nothing is undocumented or unguarded; a handler gets
+input that was read and checked, and returns a value or a problem. The rows are in `gateway.table`.
+It must not know any resource.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal, NamedTuple
+
+import msgspec
+
+from engine.actors.administration import By
+from gateway.auth import Identity
+from gateway.context import Gateway
+from gateway.parameters import Parameter
+
+Tenancy = Literal["none", "optional", "required"]
+"""Whether a request is about one tenant: `optional` means that an identity of all tenants may leave it out."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Call:
+    """One request to a handler: read, checked, allowed."""
+
+    gateway: Gateway
+    identity: Identity
+    tenant: str | None
+    """None: all tenants (only where the route's tenancy is not `required`)."""
+    path: Mapping[str, str]
+    query: Mapping[str, Any]
+    body: Any
+    now_us: int
+    request_id: str
+
+    @property
+    def by(self) -> By:
+        """Who asks, for the record of a change."""
+        return By(self.identity.actor, self.request_id)
+
+    @property
+    def numbers_as_strings(self) -> bool:
+        """Whether quantities are wanted as JSON strings."""
+        return bool(self.query.get("numbers") == "string")
+
+
+class Answer(NamedTuple):
+    """What a handler answers: a struct that becomes JSON, or bytes of `content_type`."""
+
+    body: msgspec.Struct | bytes
+    status: int = 200
+    content_type: str = "application/json"
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+Handler = Callable[[Call], Awaitable["Answer | Any"]]
+"""Returns Answer or gateway.problems.Problem; may raise engine.errors.EngineError."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """One endpoint. `path` has `{name}` for a parameter; `scope` None: open to everybody."""
+
+    method: Literal["GET", "POST", "PUT", "DELETE"]
+    path: str
+    handler: Handler | None
+    """None: served ahead of Quart (ingest)."""
+    summary: str
+    tag: str
+    scope: str | None = None
+    tenancy: Tenancy = "none"
+    parameters: tuple[Parameter, ...] = ()
+    request: Any = None
+    """The struct of the JSON body, if there is one."""
+    response: Any = None
+    """The struct of the answer's body; None with `content_type` other than JSON."""
+    status: int = 200
+    other_statuses: tuple[int, ...] = ()
+    """Other statuses with the same body."""
+    errors: tuple[int, ...] = ()
+    """Problems beside those that every route of its kind has."""
+    description: str = ""
+    content_type: str = "application/json"
+    request_content_types: tuple[str, ...] = ("application/json",)
+    headers: tuple[tuple[str, str], ...] = ()
+    """Request headers it reads: (name, description)."""
+
+    @property
+    def quart_path(self) -> str:
+        """The path as Quart's rules have it. The last part may hold slashes: names are free text."""
+        parts = self.path.split("/")
+        converted = [
+            f"<path:{part[1:-1]}>"
+            if part == "{customerRef}" and index == len(parts) - 1
+            else part.replace("{", "<").replace("}", ">")
+            for index, part in enumerate(parts)
+        ]
+        return "/".join(converted)
+
+    @property
+    def path_parameters(self) -> tuple[str, ...]:
+        """The names in braces."""
+        return tuple(part[1:-1] for part in self.path.split("/") if part.startswith("{"))
+
+    @property
+    def statuses(self) -> tuple[int, ...]:
+        """Every status it may answer, without what only a broken HTTP message gets."""
+        found = {self.status, *self.other_statuses, *self.errors}
+        if self.parameters or self.request is not None or self.tenancy != "none":
+            found.add(400)
+        if self.scope is not None:
+            found |= {401, 403, 503}
+        if self.request is not None:
+            found |= {408, 413, 415}
+        if self.handler is not None and self.method != "GET" and self.scope is not None:
+            found.add(507)
+        return tuple(sorted(found | {500}))
+
+
+PATH_DESCRIPTIONS: Final = {
+    "id": "Its id.",
+    "customerRef": "The customer, as events name it (percent-encoded).",
+}
