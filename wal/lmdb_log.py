@@ -10,8 +10,7 @@ an error (hence the pid guard), growing the map under a reader crashes (hence th
 because the disk is full is reported as EIO (hence the probe for room), and a flipped bit in a meta page can bring
 back an older tree that looks whole (hence `lmdb_file.verified_size`).
 
-Not found here: a tail that was cut together with both meta pages. Only a hash kept outside the log shows that
-(`wal.check`'s `anchor`).
+A bit flipped in another of its pages can hide the last records: the anchor beside the file shows that (`wal.anchor`).
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from threading import Condition
 
 import lmdb
 
+from wal.anchor import ANCHOR_NAME, APPENDS_BETWEEN_ANCHORS, read_anchor, write_anchor
 from wal.envelope import GENESIS_HASH, decode, seal, trimmed
 from wal.lmdb_file import create, open_failed, read_failed, verified_size, write_failed
 from wal.log import Draft, Envelope, Head, LogDamaged, LogStateUnknown, StoredRecord, scan
@@ -93,6 +93,7 @@ class LmdbLog:
         self._map_bytes_max = map_bytes_max
         self._gate = _Gate()
         self._broken_by: str | None = None
+        self._appends = 0
         self._trimmed_to: dict[int, int] = {}
         """By record type: every record that ends here or earlier is known to be trimmed."""
         if not read_only:
@@ -117,6 +118,7 @@ class LmdbLog:
             self._head = Head(0, GENESIS_HASH, stream, 1)
             if not read_only:
                 self._head = self._stored_head()
+                self._hold_against_anchor()
         except BaseException:
             self._env.close()
             raise
@@ -124,6 +126,8 @@ class LmdbLog:
     def _stored_head(self) -> Head:
         with self._reading(-1) as cursor:
             if not cursor.last():
+                if self.record_count():
+                    raise LogDamaged("the log's file says it holds records, and none is found")
                 return Head(0, GENESIS_HASH, self._stream, 1)
             key, blob = _sequence_of(cursor.key()), bytes(cursor.value())
         last = decode(blob, key)
@@ -134,6 +138,25 @@ class LmdbLog:
             )
             raise LogDamaged(message, key)
         return Head(last.next_sequence, last.hash, self._stream, last.envelope.epoch)
+
+    def anchor(self) -> Head | None:
+        """A head that this log is known to have had. For `wal.check`."""
+        return read_anchor(self._directory)
+
+    def _hold_against_anchor(self) -> None:
+        anchor = self.anchor()
+        if anchor is None or anchor.next_sequence == 0 or anchor.hash == self._head.hash:
+            return
+        with self._reading(anchor.next_sequence) as cursor:
+            blobs = _page(cursor, 1) if _seek_holding(cursor, anchor.next_sequence - 1) else []
+        if blobs and decode(blobs[0][1], blobs[0][0]).hash == anchor.hash:
+            return
+        message = (
+            f"the log in {self._directory} ends at {self._head.next_sequence} and does not hold what it held when it "
+            f"ended at {anchor.next_sequence}: its last records were lost. Keep a copy, restore from a backup. If an "
+            f"older file was put there on purpose, remove the file `{ANCHOR_NAME}` beside it."
+        )
+        raise LogDamaged(message, self._head.next_sequence)
 
     def append(self, drafts: Sequence[Draft]) -> tuple[Envelope, ...]:
         """See the port."""
@@ -156,6 +179,9 @@ class LmdbLog:
         self._commit(blobs, appending=True)
         # One reference: a reader sees the new position and the new hash, or neither.
         self._head = Head(sequence, previous, stream, epoch)
+        self._appends += 1
+        if self._appends % APPENDS_BETWEEN_ANCHORS == 0:
+            write_anchor(self._directory, self._head)
         return tuple(envelopes)
 
     def _make_room(self, bytes_needed: int) -> None:
@@ -289,6 +315,8 @@ class LmdbLog:
 
     def close(self) -> None:
         """See the port."""
+        if self._appends and os.getpid() == self._pid:
+            write_anchor(self._directory, self._head)
         with self._gate.alone():
             self._env.close()
 
