@@ -3,7 +3,7 @@
 A quantity is an int of *micros* (millionths of a unit). Rules kept here:
 
 - Digits are counted in the text, before any arithmetic. Nothing is rounded: what does not fit is refused.
-- No float and no Decimal. `decimal` with `Inexact` trapped gives the same values at several times the cost.
+- No float and no Decimal. `decimal` with `Inexact` trapped gives the same values at four times the cost.
 - Whatever the client sends, the work is bounded: the text's length first, the exponent next, then arithmetic.
 - One value has one form: one decimal text, one msgpack encoding.
 

@@ -10,8 +10,8 @@ Rules kept here:
 It must not know the present (`now_us` is a parameter), nor what a time is for. Messages of `TimeError` complete
 the sentence "the time ..." and say what to send instead.
 
-`datetime` is not used: it knows neither a leap second nor year 10000, `fromisoformat` accepts far more than
-RFC 3339 and differently in each Python, and an aware subtraction costs more than all of `parse_instant`.
+`datetime` is not used: it knows neither a leap second nor year 10000, and its `fromisoformat` accepts far more
+than RFC 3339, and not the same in each Python; with the pattern that makes it strict it is no faster than this.
 Days are remembered, bounded: there are few of them in any traffic.
 """
 
