@@ -3,7 +3,7 @@
 Variables that tests read, none of them a setting of the server:
 HYPOTHESIS_PROFILE  dev (default), ci (default under CI=true), soak
 TEST_SEED           the seed of `seed`, to repeat a failed run
-SIM_SEEDS           how many seeds a simulation runs (`make sim`)
+SIM_SEEDS           how many seeds a simulation runs, from SIM_FIRST on (`make sim`)
 KILL_ROUNDS         how often a server is killed (`make kill`)
 """
 
@@ -60,9 +60,13 @@ def rng(seed: int) -> random.Random:
 
 
 @pytest.fixture
-def sim_seeds() -> int:
-    """How many seeds a simulation is to run: few here, as many as asked for by `make sim`."""
-    return int(os.environ.get("SIM_SEEDS") or "25")
+def sim_seeds() -> range:
+    """The seeds a simulation is to run: 200 in every test run, as many as asked for by `make sim`.
+
+    SIM_FIRST moves the range on, so that many nights are not one night many times.
+    """
+    first = int(os.environ.get("SIM_FIRST") or "0")
+    return range(first, first + int(os.environ.get("SIM_SEEDS") or "200"))
 
 
 @pytest.fixture

@@ -120,6 +120,7 @@ class MemoryLog:
 
     def _commit(self, blobs: dict[int, bytes], head: int) -> None:
         disk = self.disk
+        assert all(key >= disk.head for key in blobs), "a position is written once"
         verdict = disk.fault("write")
         capacity, added = disk.capacity_bytes, sum(map(len, blobs.values()))
         full = capacity is not None and sum(map(len, disk.durable.values())) + added > capacity

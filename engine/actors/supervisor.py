@@ -37,11 +37,11 @@ from engine.core.records import ControlRecord, Genesis, SettingsChange
 from engine.core.registry import Registry
 from engine.core.rules import Rules
 from engine.core.shard_state import MetricUsage, ShardState
-from engine.errors import Unavailable
+from engine.errors import EngineError, StartRefused, Unavailable
 from engine.limits import PARTITIONS
 from engine.ports import Clock, Ids, RunBlocking
 from wal.key_index import RECENT_KEYS_MAX, KeyIndex
-from wal.log import Log
+from wal.log import Log, LogError
 from wal.runs import RunStore
 from wal.snapshot import SnapshotStore
 
@@ -170,7 +170,10 @@ class Meter:
     async def _recover(self) -> tuple[Recovered, KeyIndex]:
         if self.log.head().next_sequence == 0:
             self.log_id = self.ids.token(16)
-            await self.run_blocking(partial(self._write_genesis, self.log_id))
+            try:
+                await self.run_blocking(partial(self._write_genesis, self.log_id))
+            except LogError as error:
+                raise StartRefused(f"the log's first record can't be written: {error}") from error
         genesis = await self.run_blocking(partial(read_genesis, self.log))
         self.log_id = genesis.log_id
         head = self.log.head()
@@ -217,7 +220,10 @@ class Meter:
     async def _record_settings(self, writer: LogWriter) -> None:
         """Settings that change totals are records: append them if they differ from the log's last."""
         if self.registry.settings != self._settings():
-            await writer.append_control(self._settings())
+            try:
+                await writer.append_control(self._settings())
+            except EngineError as error:
+                raise StartRefused(f"the changed settings can't be recorded: {error}") from error
 
     def _deal(self, recovered: Recovered) -> list[Shard]:
         """Deal the partitions out to the shards; each gets its own copy of the rules."""

@@ -1,0 +1,177 @@
+"""Seeded worlds: no promise breaks, the same seed is the same history, and every planted fault is found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from engine.actors import recovery, snapshotter
+from engine.actors.group import Group
+from engine.actors.log_writer import LogWriter, Offer
+from engine.core import shard_state
+from engine.core.shard_state import ShardState
+from tests.sim.world import Violation, run_seed
+from wal.log import LogStateUnknown, LogWriteFailed
+from wal.memory_log import MemoryLog
+
+pytestmark = pytest.mark.slow
+CANARY_SEEDS = 300
+
+
+def test_no_seed_breaks_a_promise(sim_seeds: range) -> None:
+    for seed in sim_seeds:
+        try:
+            run_seed(seed)
+        except BaseException as error:
+            raise AssertionError(f"seed {seed} broke a promise") from error
+
+
+def test_the_same_seed_is_the_same_history() -> None:
+    traces = [repr(run_seed(11).trace) for _ in range(3)]
+    assert traces[0] == traces[1] == traces[2]
+    assert traces[0] != repr(run_seed(12).trace)
+
+
+# Planted faults. Each is a mistake that someone could make in good faith.
+
+
+def _acknowledge_before_commit(patch: pytest.MonkeyPatch) -> None:
+    async def settled(_self: Offer) -> None:
+        return
+
+    patch.setattr(Offer, "settled", settled)
+
+
+def _duplicate_does_not_wait_for_its_original(patch: pytest.MonkeyPatch) -> None:
+    find = LogWriter._find
+    patch.setattr(LogWriter, "_find", lambda self, key: (find(self, key)[0], None))
+
+
+def _keys_of_a_failed_group_are_kept(patch: pytest.MonkeyPatch) -> None:
+    fail = Group.fail
+
+    def keep(self: Group, error: Any) -> None:
+        LEAKED.update(self.keys)
+        fail(self, error)
+
+    known = LogWriter._known
+    patch.setattr(Group, "fail", keep)
+    patch.setattr(
+        LogWriter,
+        "_known",
+        lambda self, keys: known(self, keys) | {k: LEAKED[k][:8] for k in keys if k in LEAKED},
+    )
+    LEAKED.clear()
+
+
+LEAKED: dict[bytes, bytes] = {}
+
+
+def _recovery_folds_what_the_snapshot_holds(patch: pytest.MonkeyPatch) -> None:
+    restore = recovery._Fold.restore
+
+    def forget(self: Any, section_id: int, position: int, data: bytes) -> None:
+        restore(self, section_id, position, data)
+        self.partition_from = [0] * len(self.partition_from)
+
+    patch.setattr(recovery._Fold, "restore", forget)
+
+
+def _recovery_forgets_recent_keys(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(recovery, "add_keys", lambda keys, _parts, position: keys.add({}, position))
+
+
+def _unknown_outcome_is_taken_for_a_failure(patch: pytest.MonkeyPatch) -> None:
+    append = MemoryLog.append
+
+    def lie(self: MemoryLog, drafts: Any) -> Any:
+        try:
+            return append(self, drafts)
+        except LogStateUnknown as error:
+            self.disk.broken = False
+            raise LogWriteFailed(str(error)) from error
+
+    patch.setattr(MemoryLog, "append", lie)
+
+
+def _a_producers_fast_clock_moves_the_watermark(patch: pytest.MonkeyPatch) -> None:
+    fold = ShardState.fold_events
+
+    def fast(self: ShardState, *args: Any, received_at_us: int, **kwargs: Any) -> Any:
+        return fold(self, *args, received_at_us=received_at_us + 1_000_000, **kwargs)
+
+    patch.setattr(ShardState, "fold_events", fast)
+
+
+def _late_events_are_dropped(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(shard_state.LateAdjustment, "add", lambda *_args: None)
+
+
+def _a_snapshot_claims_more_than_it_holds(patch: pytest.MonkeyPatch) -> None:
+    section = snapshotter.Section
+    patch.setattr(
+        snapshotter,
+        "Section",
+        lambda number, position, data: section(
+            number, position + (1 if number >= recovery.PARTITION_SECTION else 0), data
+        ),
+    )
+
+
+def _a_failed_commit_is_counted(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Group, "fail", lambda self, _error: self.done.set())
+
+
+def _settings_are_not_recorded(patch: pytest.MonkeyPatch) -> None:
+    from engine.actors.supervisor import Meter
+
+    async def skip(_self: Any, _writer: Any) -> None:
+        return
+
+    patch.setattr(Meter, "_record_settings", skip)
+    real = Meter._start
+
+    async def start(self: Meter, *nurseries: Any) -> Any:
+        started = await real(self, *nurseries)
+        for shard in self.shards:
+            shard.state.rules.lateness_us = self.options.lateness_us
+        return started
+
+    patch.setattr(Meter, "_start", start)
+
+
+FAULTS: list[Callable[[pytest.MonkeyPatch], None]] = [
+    _acknowledge_before_commit,
+    _duplicate_does_not_wait_for_its_original,
+    _keys_of_a_failed_group_are_kept,
+    _recovery_folds_what_the_snapshot_holds,
+    _recovery_forgets_recent_keys,
+    _unknown_outcome_is_taken_for_a_failure,
+    _a_producers_fast_clock_moves_the_watermark,
+    _late_events_are_dropped,
+    _a_snapshot_claims_more_than_it_holds,
+    _a_failed_commit_is_counted,
+    _settings_are_not_recorded,
+]
+
+
+@pytest.mark.parametrize("plant", FAULTS, ids=lambda f: f.__name__.strip("_"))
+def test_a_planted_fault_is_found(
+    plant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(monkeypatch)
+    for seed in range(CANARY_SEEDS):
+        try:
+            run_seed(seed)
+        except BaseException as error:
+            assert _is_violation(error), f"seed {seed}: {error!r}"
+            return
+    pytest.fail(f"{CANARY_SEEDS} seeds did not find it: the simulation is blind to this fault")
+
+
+def _is_violation(error: BaseException) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return any(map(_is_violation, error.exceptions))
+    return isinstance(error, Violation | AssertionError)
