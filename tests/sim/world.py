@@ -283,7 +283,7 @@ async def _send(world: World, meter: Meter, batch: list[Sent]) -> None:
             world.acknowledged[sent.identity] = sent
             late = offer.own_group.late if offer.own_group else {}
             if verdict == ACCEPTED and (offer.tenant, position) not in late:
-                _assert_readable(world, meter, sent)
+                _assert_readable(meter, sent)
 
 
 async def _send_until_heard(world: World, meter: Meter, batch: list[Sent]) -> None:
@@ -306,7 +306,7 @@ def _assert_true_now(meter: Meter, sent: Sent) -> None:
         raise Violation(f"{sent.identity} was answered before it was counted")
 
 
-def _assert_readable(world: World, meter: Meter, sent: Sent) -> None:
+def _assert_readable(meter: Meter, sent: Sent) -> None:
     """Read your writes: an acknowledged event is in the counters at once."""
     shard, partition = meter.shard_of_customer(sent.tenant, sent.event.customer_ref)
     series = (sent.tenant, sent.event.metric, sent.event.customer_ref)
