@@ -22,7 +22,6 @@ from typing import Any, Literal
 
 import structlog
 import trio
-from wal.cells import CellStore
 
 from engine.actors.group import Group
 from engine.actors.indexer import Indexer
@@ -40,6 +39,7 @@ from engine.core.shard_state import MetricUsage, ShardState
 from engine.errors import EngineError, StartRefused, Unavailable
 from engine.limits import PARTITIONS
 from engine.ports import Clock, Ids, RunBlocking
+from wal.cells import CellStore
 from wal.key_index import RECENT_KEYS_MAX, KeyIndex
 from wal.log import Log, LogError
 from wal.runs import RunStore
@@ -109,23 +109,35 @@ class Meter:
         async with trio.open_nursery() as writer_nursery, trio.open_nursery() as shard_nursery:
             async with trio.open_nursery() as followers:
                 async with trio.open_nursery() as front:
-                    front.start_soon(serve)
-                    started = await self._start(writer_nursery, shard_nursery, followers)
-                    on_ready()
+                    starting = trio.CancelScope()
+                    front.start_soon(self._serve, serve, starting)
+                    with starting:
+                        await self._start(writer_nursery, shard_nursery, followers)
+                        on_ready()
                 self.phase = "stopping"
                 followers.cancel_scope.cancel()
-            started.writer.close()
-            await started.writer.drained.wait()
-            for shard in self.shards:
-                shard.inbox.close()
-        started.keys.close()
+            if starting.cancelled_caught:  # told to stop while recovering: nothing was acknowledged
+                writer_nursery.cancel_scope.cancel()
+            else:
+                self.started.writer.close()
+                await self.started.writer.drained.wait()
+                for shard in self.shards:
+                    shard.inbox.close()
+        if self._started is not None:
+            self._started.keys.close()
         self._cells.close()
         self.log.close()
         self.phase = "stopped"
 
+    async def _serve(
+        self, serve: Callable[[], Awaitable[None]], starting: trio.CancelScope
+    ) -> None:
+        await serve()
+        starting.cancel()
+
     async def _start(
         self, writer_nursery: trio.Nursery, shard_nursery: trio.Nursery, followers: trio.Nursery
-    ) -> _Started:
+    ) -> None:
         recovered, keys = await self._recover()
         self.registry, self.rules = recovered.registry, recovered.rules
         self.shards = self._deal(recovered)
@@ -154,7 +166,7 @@ class Meter:
         merger = KeyMerger(keys, self.run_blocking)
         closer = PeriodCloser(self.rules, self.clock, writer.append_control)
         indexer = Indexer(self.log, self._cells, self.log_id, self.run_blocking)
-        self._started = started = _Started(writer, keys, snapshotter, merger, closer, indexer)
+        self._started = _Started(writer, keys, snapshotter, merger, closer, indexer)
         writer_nursery.start_soon(writer.run)
         for shard in self.shards:
             shard_nursery.start_soon(shard.run)
@@ -165,7 +177,6 @@ class Meter:
         snapshotter.log_grew(writer.published_sequence)
         self.phase = "ready"
         _logger.info("ready", next_sequence=writer.published_sequence)
-        return started
 
     async def _recover(self) -> tuple[Recovered, KeyIndex]:
         if self.log.head().next_sequence == 0:
