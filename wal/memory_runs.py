@@ -2,7 +2,7 @@
 
 Rules it keeps: the owner sees only what was there at the last `refresh`, as with a real one, so that a
 forgotten refresh fails in tests; the object outlives the index that uses it, so a crash is a new index on
-the same store. Faults: `fail_next_writes` makes coming writes raise, before or after they took effect.
+the same store. It must not know what blocks mean. Faults: `fail_next_writes` makes coming writes raise, before or after they took effect.
 """
 
 from __future__ import annotations
