@@ -181,6 +181,35 @@ def sources(
     return found
 
 
+RESERVED: Final = frozenset(
+    PREFIX + name
+    for name in (
+        "SIMULATOR",
+        "PUSH_INTERVAL_SECONDS",
+        "RECONCILE_INTERVAL_SECONDS",
+        "RECONCILE_LAG_SECONDS",
+        "EPSILON",
+        "FAST_LANE",
+        "SMTP_URL",
+        "ALERT_FROM",
+        "URL",
+        "API_KEY",
+    )
+)
+"""Names of the product that no part of this server reads: of its clients, or of parts that are not installed.
+
+A deployment may set them for all its processes, so they don't stop the start; `ignored` names them.
+"""
+
+
+def ignored(
+    environ: Mapping[str, str], dotenv_text: str | None, overrides: Mapping[str, str]
+) -> list[str]:
+    """Reserved names that are set, sorted: say once that they have no effect here."""
+    given = {*environ, *overrides, *parse_dotenv(dotenv_text or "")}
+    return sorted(given & RESERVED)
+
+
 def unknown(
     environ: Mapping[str, str], dotenv_text: str | None, overrides: Mapping[str, str]
 ) -> list[str]:
@@ -188,7 +217,7 @@ def unknown(
     known = [setting.name for setting in SETTINGS]
     given = {*environ, *overrides, *parse_dotenv(dotenv_text or "")}
     lines = []
-    for name in sorted(given - set(known)):
+    for name in sorted(given - set(known) - RESERVED):
         if name.upper().startswith(PREFIX):
             close = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.6)
             hint = (

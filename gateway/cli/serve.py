@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import click
+import structlog
 
-from gateway.environment import read_settings
+from engine import config
+from gateway.environment import read_outside
 from gateway.logging_setup import configure
 
 
@@ -36,8 +38,11 @@ def command(host: str | None, port: str | None, data_dir: str | None) -> int:
         "STRIPEMETER_PORT": port,
         "STRIPEMETER_DATA_DIR": data_dir,
     }
-    settings = read_settings({name: value for name, value in flags.items() if value is not None})
+    outside = read_outside({name: value for name, value in flags.items() if value is not None})
+    settings = config.load(*outside)
     configure(settings.log_level, settings.log_format)
+    if names := config.ignored(*outside):
+        structlog.get_logger("stripemeter.server").warning("settings_without_effect", names=names)
     # Late: --help and a wrong setting should not wait for the server's imports.
     from gateway.main import serve  # noqa: PLC0415
 

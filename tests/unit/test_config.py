@@ -274,3 +274,9 @@ def test_the_readme_shows_the_settings_as_they_are() -> None:
 def test_the_table_of_settings_is_well_formed_markdown() -> None:
     for line in config.markdown_table().splitlines():
         assert len(re.findall(r"(?<!\\)\|", line)) == 4
+
+
+def test_a_reserved_name_does_not_stop_the_start_and_is_named() -> None:
+    environ = {"STRIPEMETER_FAST_LANE": "off", "STRIPEMETER_URL": "http://127.0.0.1:3000"}
+    assert config.load(environ, None, {}).port == 3000
+    assert config.ignored(environ, None, {}) == ["STRIPEMETER_FAST_LANE", "STRIPEMETER_URL"]
