@@ -291,7 +291,9 @@ def _headers(
     content_type = (
         found.get(b"content-type", b"").partition(b";")[0].strip().lower().decode("latin-1")
     )
-    if content_type not in _CONTENT_TYPES:
+    # A browser can send a page's untyped body to a loopback server without asking; a typed one it can't.
+    untyped_page = not content_type and b"origin" in found
+    if content_type not in _CONTENT_TYPES or untyped_page:
         allowed = ", ".join(sorted(_CONTENT_TYPES - {""}))
         return Problem(415, f"Content-Type must be one of {allowed}")
     key = found.get(b"idempotency-key")
