@@ -282,6 +282,9 @@ class _FileWriter:
         except OSError as error:
             self.abort()
             raise _failed(error) from error
+        except BaseException:
+            self.abort()
+            raise
 
     def add(self, section: Section) -> None:
         assert self._sections < SECTIONS_MAX
