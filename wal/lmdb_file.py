@@ -13,6 +13,7 @@ LMDB's errors, as seen with py-lmdb 3.0 on LMDB 0.9.36 (`code` is the errno, or 
 | the map is at its bound | MapFullError |
 | the head's write failed | Error with its errno, and PanicError from every later begin |
 | the same process opens it twice | Error without a code |
+| no room for the lock file's blocks | SIGBUS: hence `reserve_lock_file` |
 """
 
 from __future__ import annotations
@@ -37,6 +38,9 @@ from wal.log import (
 )
 
 DATA_NAME = "data.mdb"
+_LOCK_NAME = "lock.mdb"
+_LOCK_BYTES = 16 << 10
+"""More than LMDB's table of 126 readers takes (8 KiB)."""
 _FULL_ERRNOS = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 
 # LMDB 0.9's meta page (mdb.c, MDB_meta), in the machine's byte order, after 16 bytes of page header: magic,
@@ -65,7 +69,7 @@ def create(directory: Path) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(fresh, ignore_errors=True)
-        with lmdb.open(str(fresh), max_dbs=0) as environment:
+        with lmdb.open(str(fresh), max_dbs=0, lock=False) as environment:
             environment.sync(True)
         (fresh / DATA_NAME).replace(data)
         shutil.rmtree(fresh, ignore_errors=True)
@@ -75,6 +79,28 @@ def create(directory: Path) -> None:
         raise _failed(error, getattr(error, "code", None), "create the log") from error
     except OSError as error:
         raise _failed(error, error.errno, "create the log") from error
+
+
+def reserve_lock_file(directory: Path, *, read_only: bool) -> None:
+    """Give LMDB's lock file its blocks before LMDB maps it. Raises LogFull or LogWriteFailed.
+
+    LMDB makes the file long without filling it and then writes through the map: on a full disk that is SIGBUS, and
+    the process would end without a word. A file that has its blocks is not touched: closing any descriptor of
+    it gives up the locks that this process holds on it (fcntl(2)).
+    """
+    lock = directory / _LOCK_NAME
+    try:
+        if lock.exists() and lock.stat().st_blocks * 512 >= _LOCK_BYTES:
+            return
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            os.posix_fallocate(descriptor, 0, _LOCK_BYTES)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if read_only and error.errno in (errno.EROFS, errno.EACCES):
+            return  # LMDB then does without
+        raise _failed(error, error.errno, "open the log") from error
 
 
 def _sync_directory(directory: Path) -> None:

@@ -26,7 +26,14 @@ import lmdb
 
 from wal.anchor import ANCHOR_NAME, APPENDS_BETWEEN_ANCHORS, read_anchor, write_anchor
 from wal.envelope import GENESIS_HASH, decode, seal, trimmed
-from wal.lmdb_file import create, open_failed, read_failed, verified_size, write_failed
+from wal.lmdb_file import (
+    create,
+    open_failed,
+    read_failed,
+    reserve_lock_file,
+    verified_size,
+    write_failed,
+)
 from wal.log import Draft, Envelope, Head, LogDamaged, LogStateUnknown, StoredRecord, scan
 
 _KEY = Struct(">Q")
@@ -100,6 +107,7 @@ class LmdbLog:
             create(directory)
         size = verified_size(directory, may_repair=not read_only)
         self._map_bytes = min(map_bytes_max, max(map_bytes_start, 2 * size))
+        reserve_lock_file(directory, read_only=read_only)
         try:
             self._env = lmdb.open(
                 str(directory),

@@ -338,10 +338,7 @@ def test_readers_beside_the_writer_see_a_gapless_chain(log: AnyLog) -> None:
     assert not failures
 
 
-def test_random_appends_trims_and_reopenings_agree_with_a_list(place: Place) -> None:
-    seed = Random().randrange(1 << 32)
-    print(f"seed {seed}")
-    rng = Random(seed)
+def test_random_appends_trims_and_reopenings_agree_with_a_list(place: Place, rng: Random) -> None:
     model: list[tuple[int, int, bytes | None]] = []  # sequence, item count, body (None: trimmed)
     actions: list[Callable[[], None]] = []
 

@@ -2,16 +2,15 @@
 
 A flip in LMDB's own pages may end the process by a signal, so the walk runs in a forked child. What counts: every
 record that changed is found. An error on opening or a signal is a find; wrong data read without a word is a failure.
-`STRIPEMETER_FLIPS` sets how many flips of the file are tried.
+`ROT_FLIPS` sets how many flips of the file are tried.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import signal
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
@@ -19,13 +18,13 @@ from random import Random
 import lmdb
 import pytest
 
+from tests.crash.child import in_fork
 from wal.anchor import ANCHOR_NAME, APPENDS_BETWEEN_ANCHORS
 from wal.check import check_log
 from wal.lmdb_log import LmdbLog
 from wal.log import Draft, DraftPart, Head, LogDamaged, LogError, scan
 
-FLIPS = int(os.environ.get("STRIPEMETER_FLIPS", "600"))
-CHILD_SECONDS_MAX = 20
+FLIPS = int(os.environ.get("ROT_FLIPS", "600"))
 
 
 def fill(directory: Path, rng: Random, *, commits: int) -> Head:
@@ -46,10 +45,9 @@ def fill(directory: Path, rng: Random, *, commits: int) -> Head:
     return head
 
 
-def test_a_bit_flipped_in_any_stored_value_is_found_and_the_record_named(tmp_path: Path) -> None:
-    seed = Random().randrange(1 << 32)
-    print(f"seed {seed}")
-    rng = Random(seed)
+def test_a_bit_flipped_in_any_stored_value_is_found_and_the_record_named(
+    tmp_path: Path, rng: Random
+) -> None:
     head = fill(tmp_path / "log", rng, commits=6)
     with tree(tmp_path / "log") as transaction:
         good = {bytes(key): bytes(value) for key, value in transaction.cursor()}
@@ -106,24 +104,6 @@ def test_a_record_lost_or_swapped_in_the_tree_is_found(tmp_path: Path, change: s
     assert named >= (sequences if change == "swapped" else {int.from_bytes(second, "big")})
 
 
-def in_child(work: Callable[[], str]) -> str:
-    """What `work` returns, or `signal`: run in a forked child, since LMDB may crash on damaged pages."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            signal.alarm(CHILD_SECONDS_MAX)  # a damaged tree may lead in a circle
-            os.close(2)
-            os.write(writing, work().encode())
-        finally:
-            os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading, "rb") as pipe:
-        result = pipe.read().decode()
-    os.waitpid(child, 0)
-    return result or "signal"
-
-
 def walk(directory: Path, head: Head, good: list[tuple[int, bytes]]) -> str:
     """How one damaged file shows itself; SILENT is what must never be."""
     try:
@@ -152,10 +132,9 @@ def walk(directory: Path, head: Head, good: list[tuple[int, bytes]]) -> str:
 
 @pytest.mark.slow
 @pytest.mark.lmdb
-def test_no_bit_flipped_in_the_file_changes_a_record_in_silence(tmp_path: Path) -> None:
-    seed = Random().randrange(1 << 32)
-    print(f"seed {seed}")
-    rng = Random(seed)
+def test_no_bit_flipped_in_the_file_changes_a_record_in_silence(
+    tmp_path: Path, rng: Random
+) -> None:
     head = fill(tmp_path / "log", rng, commits=60)
     log = LmdbLog(tmp_path / "log")
     good = [(record.sequence, record.parts[0].data) for record in scan(log, 0)]
@@ -170,7 +149,7 @@ def test_no_bit_flipped_in_the_file_changes_a_record_in_silence(tmp_path: Path) 
         rotten = bytearray(sound)
         rotten[where] ^= 1 << rng.randrange(8)
         data.write_bytes(rotten)
-        outcome = in_child(lambda: walk(tmp_path / "log", head, good))
+        outcome = in_fork(lambda: walk(tmp_path / "log", head, good))
         assert "SILENT" not in outcome, f"{outcome}: byte {where}"
         outcomes[outcome] += 1
     print(outcomes)
@@ -266,6 +245,6 @@ def test_a_file_cut_at_its_end_is_damage_and_not_the_end_of_the_process(tmp_path
                 return "refused"
             return "found" if not check_log(log, anchor=head).ok else "sound"
 
-        outcome = in_child(opened)
+        outcome = in_fork(opened)
         # One byte can be unused space at the end of a page.
         assert outcome in (("refused", "found", "sound") if missing == 1 else ("refused", "found"))

@@ -98,10 +98,7 @@ def test_every_single_bit_of_every_stored_blob_matters(key: int) -> None:
             assert named(check({**disk.durable, key: bytes(blob)})) == [key], bit
 
 
-def test_a_flip_on_the_fake_disk_is_refused_by_reads_and_named() -> None:
-    seed = Random().randrange(1 << 32)
-    print(f"seed {seed}")
-    rng = Random(seed)
+def test_a_flip_on_the_fake_disk_is_refused_by_reads_and_named(rng: Random) -> None:
     for _ in range(100):
         disk = filled_disk()
         log = MemoryLog(disk)
@@ -404,10 +401,7 @@ def test_a_failed_head_breaks_the_log_until_the_next_process(verdict: Verdict, k
     assert check_log(restarted).ok
 
 
-def test_a_crash_never_loses_what_was_acknowledged() -> None:
-    seed = Random().randrange(1 << 32)
-    print(f"seed {seed}")
-    rng = Random(seed)
+def test_a_crash_never_loses_what_was_acknowledged(rng: Random) -> None:
     for _ in range(200):
         disk = FakeDisk()
         disk.fault = lambda _operation: "ok" if rng.random() < 0.8 else "error"
