@@ -20,6 +20,9 @@ PARAMETERS_MAX: Final = 50
 OFFSET_MAX: Final = 1_000_000_000
 CURSOR_CHARS_MAX: Final = 512
 LISTING_LIMIT_DEFAULT: Final = 25
+CURSOR_REFUSED: Final = (
+    "is not one that this listing gave, or came with an offset: leave it out and start over"
+)
 _WHOLE: Final = re.compile(r"[0-9]{1,10}")
 
 

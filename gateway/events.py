@@ -1,0 +1,154 @@
+"""`GET /v1/events`: the accepted events as the log has them.
+
+Rules it keeps: quantities and meta leave exactly as they are kept; a page that stopped early says so. It must not
+know how events are found (engine.actors.indexer).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated, Any, Final, NamedTuple
+
+import msgspec
+
+from engine.core.quantities import to_json
+from engine.core.queries import EventsQuery, ListedEvent
+from engine.core.records import SOURCE_CODES
+from engine.core.times import TimeError, parse_instant_or_relative
+from engine.limits import METRIC_CHARS_MAX
+from gateway import parameters
+from gateway.parameters import Parameter
+from gateway.problems import Problem, wrong_fields
+from gateway.routes import Answer, Call
+from gateway.shapes import (
+    CustomerRef,
+    Instant,
+    MetricName,
+    Quantity,
+    TenantId,
+    instant_or_none,
+)
+
+SORTS: Final = ("ts", "metric", "customerRef", "source")
+
+
+class EventView(msgspec.Struct, rename="camel", kw_only=True):
+    """One accepted event."""
+
+    id: Annotated[str, msgspec.Meta(description="Its idempotency key.")]
+    tenant_id: TenantId
+    metric: MetricName
+    customer_ref: CustomerRef
+    resource_id: str | None
+    quantity: Quantity
+    timestamp: Annotated[Instant, msgspec.Meta(description="When it happened.")]
+    source: str
+    meta: Annotated[
+        str | None, msgspec.Meta(description="A JSON object as text.", examples=['{"region":"eu"}'])
+    ]
+    received_at: Instant
+    sequence: Annotated[int, msgspec.Meta(description="Its position in the log.")]
+
+
+class EventList(msgspec.Struct, rename="camel", kw_only=True, omit_defaults=True):
+    """A page of events."""
+
+    total: Annotated[int, msgspec.Meta(description="All that match the filters.")]
+    events: list[EventView]
+    total_is_lower_bound: Annotated[
+        bool, msgspec.Meta(description="There may be more than `total`; absent: exact.")
+    ] = False
+    next_cursor: (
+        Annotated[str, msgspec.Meta(description="Ask with it for more; absent: no more.")]
+        | msgspec.UnsetType
+    ) = msgspec.UNSET
+
+
+class Bound(NamedTuple):
+    """A bound of event time; `text` only when it is relative to now."""
+
+    us: int
+    text: str | None
+
+
+async def list_events(call: Call) -> Answer | Problem:
+    """GET /v1/events."""
+    assert call.tenant is not None
+    query = call.query
+    start: Bound | None = query["startTime"]
+    end: Bound | None = query["endTime"]
+    if start is not None and end is not None and start.us >= end.us:
+        return wrong_fields([("startTime", "must be before endTime")])
+    if query["cursor"] is not None and query["offset"] is not None:
+        return wrong_fields([("cursor", parameters.CURSOR_REFUSED)])
+    page = await call.gateway.meter.started.indexer.events(
+        EventsQuery(
+            tenant=call.tenant,
+            metric=query["metric"],
+            customer_ref=query["customerRef"],
+            source=query["source"],
+            start_us=start.us if start else None,
+            end_us=end.us if end else None,
+            start_text=start.text if start else None,
+            end_text=end.text if end else None,
+            sort=query["sort"],
+            direction=query["sortDir"],
+            limit=query["limit"],
+            offset=query["offset"] or 0,
+            cursor=query["cursor"],
+        )
+    )
+    write = partial(_view, as_string=call.numbers_as_strings)
+    return Answer(
+        EventList(
+            total=page.total,
+            events=[write(event) for event in page.events],
+            total_is_lower_bound=page.total_is_lower_bound,
+            next_cursor=msgspec.UNSET if page.next_cursor is None else page.next_cursor,
+        )
+    )
+
+
+def _view(event: ListedEvent, *, as_string: bool) -> EventView:
+    return EventView(
+        id=event.id,
+        tenant_id=event.tenant,
+        metric=event.metric,
+        customer_ref=event.customer_ref,
+        resource_id=event.resource_id,
+        quantity=to_json(event.quantity_micros, as_string=as_string),
+        timestamp=instant_or_none(event.ts_us) or "",
+        source=event.source,
+        meta=event.meta,
+        received_at=instant_or_none(event.received_at_us) or "",
+        sequence=event.sequence,
+    )
+
+
+def _bound(text: str, now_us: int) -> Bound:
+    try:
+        us = parse_instant_or_relative(text, now_us)
+    except TimeError as error:
+        raise ValueError(str(error)) from None
+    return Bound(us, text if text[:1] in ("+", "-") else None)
+
+
+def _bound_parameter(name: str, description: str) -> Parameter:
+    schema: dict[str, Any] = {"type": "string", "examples": ["2026-01-31T00:00:00Z", "-PT24H"]}
+    return Parameter(name, _bound, schema, description)
+
+
+EVENTS_PARAMETERS: Final = (
+    parameters.TENANT,
+    parameters.text("metric", "Only this metric.", METRIC_CHARS_MAX),
+    parameters.text("customerRef", "Only this customer."),
+    parameters.choice("source", "Only from this source.", sorted(SOURCE_CODES)),
+    _bound_parameter("startTime", "Event time from here on; ISO 8601 or relative to now."),
+    _bound_parameter("endTime", "Event time up to here, exclusive."),
+    parameters.choice("sort", "In which order; others than `ts` need few matches.", SORTS, "ts"),
+    parameters.choice("sortDir", "In which direction.", ("asc", "desc"), "desc"),
+    parameters.LIMIT,
+    parameters.OFFSET,
+    parameters.CURSOR,
+    parameters.NUMBERS,
+)

@@ -1,0 +1,165 @@
+"""`/health`, `/health/live`, `/health/ready`, `/metrics`: is it there, is it alive, can it take events, what does it do.
+
+Rules it keeps: open to everybody, so nothing of a tenant and no path is in an answer; ready means that events can be
+acknowledged now, so a failing index or snapshot degrades, and only recovery, stopping or a log that can't be written
+is a 503. It must not know how a part does its work.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+
+from gateway import __version__
+from gateway.context import Gateway
+from gateway.problems import Problem
+from gateway.routes import Answer, Call
+from gateway.shapes import Instant, instant_or_none
+
+FREE_BYTES_LOW: Final = 256 << 20
+METRICS_CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+CheckStatus = Literal["ok", "degraded", "failed"]
+
+
+class Health(msgspec.Struct):
+    """The process answers."""
+
+    status: Literal["ok"]
+    timestamp: Instant
+
+
+class Alive(msgspec.Struct):
+    """The process answers."""
+
+    status: Literal["alive"]
+
+
+class Check(msgspec.Struct, rename="camel", omit_defaults=True):
+    """One part's state."""
+
+    status: CheckStatus
+    detail: Annotated[str, msgspec.Meta(description="What is wrong, and what to do.")] = ""
+    facts: Annotated[
+        dict[str, Any], msgspec.Meta(description="Numbers about the part; may change in kind.")
+    ] = {}
+
+
+class Checks(msgspec.Struct, rename="camel"):
+    """Every part's state."""
+
+    log: Check
+    shards: Check
+    key_index: Check
+    indexer: Check
+    snapshots: Check
+    clock: Check
+    disk: Check
+
+
+class Recovery(msgspec.Struct):
+    """How far recovery has come, as log positions."""
+
+    position: int
+    head: int
+
+
+class Readiness(msgspec.Struct, rename="camel", kw_only=True):
+    """Whether events can be acknowledged now."""
+
+    status: Annotated[
+        Literal["healthy", "degraded", "recovering", "stopping", "unavailable"],
+        msgspec.Meta(description="200: healthy, degraded; 503: the others."),
+    ]
+    version: str
+    uptime_seconds: float
+    checks: Checks
+    recovery: Recovery
+    timestamp: Instant
+
+
+async def health(call: Call) -> Answer | Problem:
+    """GET /health."""
+    return Answer(Health("ok", instant_or_none(call.now_us) or ""))
+
+
+async def live(_call: Call) -> Answer | Problem:
+    """GET /health/live."""
+    return Answer(Alive("alive"))
+
+
+async def ready(call: Call) -> Answer | Problem:
+    """GET /health/ready."""
+    gateway = call.gateway
+    meter = gateway.meter
+    checks = _checks(gateway)
+    status: Any
+    if meter.phase in ("recovering", "stopping"):
+        status = meter.phase
+    elif meter.phase == "stopped" or checks.log.status == "failed":
+        status = "unavailable"
+    else:
+        parts = msgspec.structs.asdict(checks).values()
+        status = "healthy" if all(part.status == "ok" for part in parts) else "degraded"
+    uptime_us = gateway.clock.monotonic_us() - gateway.started_us
+    body = Readiness(
+        status=status,
+        version=__version__,
+        uptime_seconds=uptime_us // 1000 / 1000,
+        checks=checks,
+        recovery=Recovery(meter.progress.position, meter.progress.head),
+        timestamp=instant_or_none(call.now_us) or "",
+    )
+    if status in ("healthy", "degraded"):
+        return Answer(body)
+    return Answer(body, 503, headers=(("retry-after", "2"),))
+
+
+def _checks(gateway: Gateway) -> Checks:
+    meter = gateway.meter
+    disk = _disk(gateway.free_bytes())
+    if meter.phase == "recovering":
+        waiting = Check("degraded", "recovering")
+        return Checks(waiting, waiting, waiting, waiting, waiting, waiting, disk)
+    started = meter.started
+    writer = started.writer
+    events, size_bytes = writer.queued
+    waiting_groups = {str(shard.number): len(shard.inbox) for shard in meter.shards}
+    position = {"nextSequence": writer.published_sequence}
+    return Checks(
+        log=_check(
+            "failed",
+            writer.last_error,
+            position | {"queuedEvents": events, "queuedBytes": size_bytes},
+        ),
+        shards=Check("ok", facts={"waitingGroups": waiting_groups}),
+        key_index=_check(
+            "degraded",
+            started.merger.last_error,
+            {"recentKeys": started.keys.recent_keys, "storedKeys": started.keys.stored_keys},
+        ),
+        indexer=_check("degraded", started.indexer.last_error, {}),
+        snapshots=_check("degraded", started.snapshotter.last_error, {}),
+        clock=_check("degraded", started.closer.held_because, {}),
+        disk=disk,
+    )
+
+
+def _check(when_wrong: CheckStatus, problem: str | None, facts: dict[str, Any]) -> Check:
+    if problem is None:
+        return Check("ok", facts=facts)
+    return Check(when_wrong, problem, facts)
+
+
+def _disk(free_bytes: int | None) -> Check:
+    if free_bytes is None:
+        return Check("ok")
+    facts = {"freeBytes": free_bytes}
+    if free_bytes < FREE_BYTES_LOW:
+        return Check("degraded", "little space is left: ingest will answer 507; free some", facts)
+    return Check("ok", facts=facts)
+
+
+async def metrics(call: Call) -> Answer | Problem:
+    """GET /metrics."""
+    return Answer(call.gateway.metrics.exposition(), content_type=METRICS_CONTENT_TYPE)

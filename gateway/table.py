@@ -1,0 +1,370 @@
+"""The table of routes: every endpoint of this server, one row each. From it come Quart's rules, scopes and OpenAPI.
+
+Rules it keeps: what is not here does not exist; a row says all a client can rely on. The handlers are in one module
+per resource; here are only those that speak of the table itself. It must not know how a row is served.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from importlib.resources import files
+from typing import Final
+
+from gateway import api_keys, customers, events, health, mappings, parameters, usage
+from gateway.ingest import IngestResponse
+from gateway.ingest_decoding import CLOUD_EVENT, CLOUD_EVENT_BATCH
+from gateway.ingest_document import IngestBody
+from gateway.openapi import document
+from gateway.problems import Problem
+from gateway.routes import Answer, Call, Route
+
+INGEST_PATH: Final = "/v1/events/ingest"
+_PAGE_POLICY: Final = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; "
+    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_STORED_ONLY: Final = (
+    "Period, aggregation, latenessHours and unit count from now on. Once the metric has usage, another period or "
+    "aggregation holds from the end of the running period, which `effectiveFrom` names. The Stripe fields "
+    "(stripeAccount, priceId, subscriptionItemId, meterEventName, driver, currency, shadow) are stored as they are: "
+    "pushing to Stripe, which uses them, is a later release."
+)
+
+
+@lru_cache(maxsize=1)
+def openapi_document() -> bytes:
+    """The OpenAPI document of this table, as JSON."""
+    return document(ROUTES)
+
+
+async def openapi_json(_call: Call) -> Answer | Problem:
+    """GET /openapi.json."""
+    return Answer(openapi_document(), headers=(("cache-control", "no-cache"),))
+
+
+@lru_cache(maxsize=1)
+def _docs_page() -> bytes:
+    return (files("gateway.pages") / "docs.html").read_bytes()
+
+
+async def docs(_call: Call) -> Answer | Problem:
+    """GET /docs."""
+    headers = (("content-security-policy", _PAGE_POLICY), ("cache-control", "no-cache"))
+    return Answer(_docs_page(), content_type="text/html; charset=utf-8", headers=headers)
+
+
+async def root(_call: Call) -> Answer | Problem:
+    """GET /."""
+    return Answer(b"", 307, headers=(("location", "/docs"),))
+
+
+_EVENTS = (
+    Route(
+        method="POST",
+        path=INGEST_PATH,
+        handler=None,
+        tag="events",
+        summary="Count usage events, each exactly once",
+        description=(
+            "A 200 means: on disk, deduplicated, counted. `results[i]` is about `events[i]`; one bad event never "
+            "fails its neighbours. Send the same request again after a time-out or a 5xx: nothing counts twice. "
+            "The key of an event is its `idempotencyKey`, else the Idempotency-Key header, else a hash over all its "
+            "fields. CloudEvents 1.0 bodies and `Content-Encoding: gzip` are taken too."
+        ),
+        scope="events:write",
+        tenancy="optional",
+        parameters=(parameters.TENANT,),
+        request=IngestBody,
+        request_content_types=("application/json", CLOUD_EVENT, CLOUD_EVENT_BATCH),
+        response=IngestResponse,
+        errors=(429, 503, 507),
+        headers=(
+            ("Idempotency-Key", "The key of the event; of more than one, `KEY:INDEX` of each."),
+        ),
+    ),
+    Route(
+        method="GET",
+        path="/v1/events",
+        handler=events.list_events,
+        tag="events",
+        summary="List accepted events",
+        description=(
+            "`ts` order is always available, other orders for few matches. A request looks at a bounded part of the "
+            "log: where it stops early it says `totalIsLowerBound` and gives `nextCursor`, and the order holds."
+        ),
+        scope="events:read",
+        tenancy="required",
+        parameters=events.EVENTS_PARAMETERS,
+        response=events.EventList,
+    ),
+)
+
+_USAGE = (
+    Route(
+        method="GET",
+        path="/v1/usage/current",
+        handler=usage.current,
+        tag="usage",
+        summary="What a customer has used in the running period",
+        description="Every event acknowledged before the request is in the answer.",
+        scope="usage:read",
+        tenancy="required",
+        parameters=usage.CURRENT_PARAMETERS,
+        response=usage.UsageNow,
+    ),
+    Route(
+        method="GET",
+        path="/v1/usage/history",
+        handler=usage.history,
+        tag="usage",
+        summary="A metric's use over time, in buckets",
+        description=(
+            "Late events are in it where they happened, also while their adjustment waits for a decision: history "
+            "shows usage, not what is billed."
+        ),
+        scope="usage:read",
+        tenancy="required",
+        parameters=usage.HISTORY_PARAMETERS,
+        response=usage.UsageHistory,
+    ),
+)
+
+_MAPPINGS = (
+    Route(
+        method="GET",
+        path="/v1/mappings",
+        handler=mappings.list_mappings,
+        tag="mappings",
+        summary="List mappings",
+        scope="mappings:read",
+        tenancy="optional",
+        parameters=(
+            parameters.TENANT,
+            usage.METRIC._replace(description="Only of this metric."),
+            parameters.choice("active", "Only active or inactive ones.", ("true", "false")),
+            parameters.LIMIT,
+            parameters.OFFSET,
+            parameters.CURSOR,
+        ),
+        response=mappings.MappingList,
+    ),
+    Route(
+        method="POST",
+        path="/v1/mappings",
+        handler=mappings.create_mapping,
+        tag="mappings",
+        summary="Say how a metric is counted",
+        description=f"One active mapping per tenant and metric. {_STORED_ONLY}",
+        scope="mappings:write",
+        tenancy="required",
+        request=mappings.MappingBody,
+        response=mappings.MappingView,
+        status=201,
+        errors=(409,),
+    ),
+    Route(
+        method="GET",
+        path="/v1/mappings/{id}",
+        handler=mappings.get_mapping,
+        tag="mappings",
+        summary="One mapping",
+        scope="mappings:read",
+        tenancy="optional",
+        parameters=(parameters.TENANT,),
+        response=mappings.MappingView,
+        errors=(404,),
+    ),
+    Route(
+        method="PUT",
+        path="/v1/mappings/{id}",
+        handler=mappings.update_mapping,
+        tag="mappings",
+        summary="Change a mapping",
+        description=f"Fields given replace, fields left out stay. {_STORED_ONLY}",
+        scope="mappings:write",
+        request=mappings.MappingUpdate,
+        response=mappings.MappingView,
+        errors=(404, 409),
+    ),
+    Route(
+        method="DELETE",
+        path="/v1/mappings/{id}",
+        handler=mappings.delete_mapping,
+        tag="mappings",
+        summary="Delete a mapping",
+        description=(
+            "The metric is counted by the defaults again (sum, calendar month), from the end of the running period "
+            "if it has usage. What was counted stays."
+        ),
+        scope="mappings:write",
+        status=204,
+        errors=(404, 409),
+    ),
+)
+
+_CUSTOMERS = (
+    Route(
+        method="GET",
+        path="/v1/customers",
+        handler=customers.list_customers,
+        tag="customers",
+        summary="List customers that something was put for",
+        description="Customers need not be put before they are metered: usage alone makes none.",
+        scope="mappings:read",
+        tenancy="required",
+        parameters=(
+            parameters.TENANT,
+            parameters.LIMIT,
+            parameters.OFFSET,
+            parameters.CURSOR,
+        ),
+        response=customers.CustomerList,
+    ),
+    Route(
+        method="GET",
+        path="/v1/customers/{customerRef}",
+        handler=customers.get_customer,
+        tag="customers",
+        summary="One customer",
+        scope="mappings:read",
+        tenancy="required",
+        parameters=(parameters.TENANT,),
+        response=customers.CustomerView,
+        errors=(404,),
+    ),
+    Route(
+        method="PUT",
+        path="/v1/customers/{customerRef}",
+        handler=customers.put_customer,
+        tag="customers",
+        summary="Put all that is known of a customer",
+        description=(
+            "The whole representation: a field left out is gone afterwards. Another billingAnchor holds at once, or, "
+            "once there is usage counted by the old one, from the end of the running period. A Stripe customer or "
+            "item belongs to one tenant. stripeCustomerId, subscriptionItems and testClock are stored as they are: "
+            "pushing to Stripe, which uses them, is a later release."
+        ),
+        scope="mappings:write",
+        tenancy="required",
+        parameters=(parameters.TENANT,),
+        request=customers.CustomerBody,
+        response=customers.CustomerView,
+        other_statuses=(201,),
+        errors=(409,),
+    ),
+)
+
+_KEYS = (
+    Route(
+        method="GET",
+        path="/v1/admin/api-keys",
+        handler=api_keys.list_keys,
+        tag="admin",
+        summary="List API keys, without their secrets",
+        scope="admin",
+        tenancy="optional",
+        parameters=(parameters.TENANT, parameters.LIMIT, parameters.OFFSET),
+        response=api_keys.ApiKeyList,
+    ),
+    Route(
+        method="POST",
+        path="/v1/admin/api-keys",
+        handler=api_keys.create_key,
+        tag="admin",
+        summary="Create an API key",
+        description="Its text is shown this once. It works for one tenant.",
+        scope="admin",
+        tenancy="required",
+        request=api_keys.ApiKeyBody,
+        response=api_keys.NewApiKey,
+        status=201,
+        errors=(409,),
+    ),
+    Route(
+        method="POST",
+        path="/v1/admin/api-keys/{id}/rotate",
+        handler=api_keys.rotate_key,
+        tag="admin",
+        summary="Give an API key another text",
+        description="The old text stops working at once. The new one is shown this once.",
+        scope="admin",
+        response=api_keys.NewApiKey,
+        errors=(404, 409),
+    ),
+    Route(
+        method="POST",
+        path="/v1/admin/api-keys/{id}/revoke",
+        handler=api_keys.revoke_key,
+        tag="admin",
+        summary="End an API key for good",
+        description="Revoking twice changes nothing the second time.",
+        scope="admin",
+        response=api_keys.ApiKeyView,
+        errors=(404,),
+    ),
+)
+
+_SYSTEM = (
+    Route(
+        method="GET",
+        path="/health",
+        handler=health.health,
+        tag="system",
+        summary="Does the process answer",
+        response=health.Health,
+    ),
+    Route(
+        method="GET",
+        path="/health/live",
+        handler=health.live,
+        tag="system",
+        summary="Is the process alive",
+        response=health.Alive,
+    ),
+    Route(
+        method="GET",
+        path="/health/ready",
+        handler=health.ready,
+        tag="system",
+        summary="Can events be acknowledged now",
+        description="503 while recovering or stopping, and when the log can't be written.",
+        response=health.Readiness,
+        other_statuses=(503,),
+    ),
+    Route(
+        method="GET",
+        path="/metrics",
+        handler=health.metrics,
+        tag="system",
+        summary="Metrics in Prometheus' text format",
+        content_type="text/plain",
+    ),
+    Route(
+        method="GET",
+        path="/openapi.json",
+        handler=openapi_json,
+        tag="system",
+        summary="This document",
+    ),
+    Route(
+        method="GET",
+        path="/docs",
+        handler=docs,
+        tag="system",
+        summary="This document as a page",
+        content_type="text/html",
+    ),
+    Route(
+        method="GET",
+        path="/",
+        handler=root,
+        tag="system",
+        summary="Leads to the documentation",
+        status=307,
+    ),
+)
+
+ROUTES: Final[tuple[Route, ...]] = _EVENTS + _USAGE + _MAPPINGS + _CUSTOMERS + _KEYS + _SYSTEM
+"""Every endpoint."""
+
+assert len({(route.method, route.path) for route in ROUTES}) == len(ROUTES)

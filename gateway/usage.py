@@ -1,0 +1,263 @@
+"""`/v1/usage`: what a customer has used now, and a metric's use over time.
+
+Rules it keeps: quantities leave exactly as they are counted; an event acknowledged before the request is in the
+answer. It must not know how anything is counted.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated, Final
+
+import msgspec
+
+from engine.core.periods import period_in, period_of
+from engine.core.quantities import to_json
+from engine.core.queries import HistoryQuery
+from engine.core.shard_state import MetricUsage
+from engine.limits import METRIC_CHARS_MAX
+from gateway import parameters
+from gateway.problems import Problem, wrong_fields
+from gateway.routes import Answer, Call
+from gateway.shapes import (
+    CustomerRef,
+    Instant,
+    MetricName,
+    Period,
+    Quantity,
+    TenantId,
+    instant_or_none,
+)
+
+INTERVALS: Final = ("minute", "hour", "day", "month")
+_GROUPS: Final = ("customerRef", "resourceId")
+_META_START: Final = "meta."
+
+
+class MetricNow(msgspec.Struct, rename="camel", kw_only=True):
+    """A customer's use of one metric in its running period."""
+
+    name: MetricName
+    current: Annotated[
+        Quantity, msgspec.Meta(description="By the metric's aggregation, approved late events too.")
+    ]
+    aggregation: str
+    unit: str | None
+    sum: Quantity
+    max: Quantity
+    last: Quantity
+    count: Annotated[int, msgspec.Meta(description="Events counted.")]
+    watermark: Annotated[
+        Instant | None, msgspec.Meta(description="How far in event time it was counted.")
+    ]
+    period: Period
+    pending_late: Annotated[
+        int, msgspec.Meta(description="Late events that wait for a decision; not in `current`.")
+    ]
+
+
+class UsageAlert(msgspec.Struct, kw_only=True):
+    """An alert that concerns the customer. This release raises none."""
+
+    type: str
+    message: str
+    severity: str
+
+
+class Freshness(msgspec.Struct, rename="camel", kw_only=True):
+    """When the newest of the counted events was received."""
+
+    last_update: Instant | None
+    staleness: Annotated[
+        float | None,
+        msgspec.Meta(description="Seconds since then. The answer itself is never old."),
+    ]
+
+
+class UsageNow(msgspec.Struct, rename="camel", kw_only=True):
+    """What a customer has used in the running periods."""
+
+    tenant_id: TenantId
+    customer_ref: CustomerRef
+    period: Annotated[
+        Period,
+        msgspec.Meta(
+            description="The calendar month; the subscription's if all metrics go by that."
+        ),
+    ]
+    metrics: list[MetricNow]
+    alerts: list[UsageAlert]
+    freshness: Freshness
+
+
+class HistoryPoint(msgspec.Struct, omit_defaults=True):
+    """The use in one bucket."""
+
+    ts: Annotated[Instant, msgspec.Meta(description="The bucket's start.")]
+    value: Quantity
+    group: Annotated[
+        str | msgspec.UnsetType | None, msgspec.Meta(description="With `groupBy` only.")
+    ] = msgspec.UNSET
+
+
+class HistoryTotal(msgspec.Struct):
+    """The use over the whole range."""
+
+    value: Quantity
+
+
+class HistoryGroup(msgspec.Struct):
+    """The use of one group over the whole range."""
+
+    group: str | None
+    value: Quantity
+
+
+class UsageHistory(msgspec.Struct, rename="camel", kw_only=True, omit_defaults=True):
+    """A metric's use over time, in buckets; those without use are there with 0."""
+
+    tenant_id: TenantId
+    metric: MetricName
+    time_range: Annotated[Period, msgspec.Meta(description="Widened to whole buckets.")]
+    series: Annotated[
+        list[HistoryPoint], msgspec.Meta(description="In order of group, then of time.")
+    ]
+    totals: HistoryTotal
+    groups: Annotated[
+        list[HistoryGroup] | msgspec.UnsetType, msgspec.Meta(description="With `groupBy` only.")
+    ] = msgspec.UNSET
+
+
+async def current(call: Call) -> Answer | Problem:
+    """GET /v1/usage/current."""
+    assert call.tenant is not None
+    tenant, customer_ref = call.tenant, call.query["customerRef"]
+    meter = call.gateway.meter
+    usage = meter.usage_current(tenant, customer_ref, call.now_us)
+    as_string = call.numbers_as_strings
+    metrics = [_metric_now(call, tenant, one, as_string=as_string) for one in usage]
+    updated_us = max(
+        (one.counter.updated_at_us for one in usage if one.counter is not None), default=None
+    )
+    staleness = None if updated_us is None else max(0, call.now_us - updated_us) // 1000 / 1000
+    return Answer(
+        UsageNow(
+            tenant_id=tenant,
+            customer_ref=customer_ref,
+            period=_period(*_common_period(call, tenant, customer_ref, usage)),
+            metrics=metrics,
+            alerts=[],
+            freshness=Freshness(last_update=instant_or_none(updated_us), staleness=staleness),
+        )
+    )
+
+
+def _metric_now(call: Call, tenant: str, one: MetricUsage, *, as_string: bool) -> MetricNow:
+    counter = one.counter
+    mapping = call.gateway.meter.registry.active_mapping(tenant, one.metric)
+    write = partial(to_json, as_string=as_string)
+    return MetricNow(
+        name=one.metric,
+        current=write(one.current),
+        aggregation=one.aggregation,
+        unit=None if mapping is None else mapping.unit,
+        sum=write(counter.sum if counter else 0),
+        max=write(counter.max if counter else 0),
+        last=write(counter.last if counter else 0),
+        count=counter.count if counter else 0,
+        watermark=instant_or_none(counter.watermark_us if counter else None),
+        period=_period(one.start_us, one.end_us),
+        pending_late=one.pending_count,
+    )
+
+
+def _common_period(
+    call: Call, tenant: str, customer_ref: str, usage: list[MetricUsage]
+) -> tuple[int, int]:
+    """The subscription's period if every metric goes by it, else the calendar month."""
+    rules, now_us = call.gateway.meter.rules, call.now_us
+    schedules = [rules.schedule(tenant, one.metric, customer_ref) for one in usage]
+    kinds = {
+        next(part.kind for part in reversed(schedule) if part.from_us <= now_us)
+        for schedule in schedules
+    }
+    if kinds == {"subscription"}:
+        return period_in(schedules[0], now_us)
+    return period_of("calendar", now_us)
+
+
+def _period(start_us: int, end_us: int) -> Period:
+    return Period(instant_or_none(start_us) or "", instant_or_none(end_us) or "")
+
+
+async def history(call: Call) -> Answer | Problem:
+    """GET /v1/usage/history."""
+    assert call.tenant is not None
+    query = call.query
+    since_us, until_us = query["since"], query["until"]
+    if until_us is None:
+        until_us = call.now_us
+    if since_us >= until_us:
+        return wrong_fields([("since", "must be before `until`")])
+    asked = HistoryQuery(
+        tenant=call.tenant,
+        metric=query["metric"],
+        customer_ref=query["customerRef"],
+        since_us=since_us,
+        until_us=until_us,
+        interval=query["interval"],
+        group_by=query["groupBy"],
+    )
+    meter = call.gateway.meter
+    found = await meter.started.indexer.history(
+        asked, partial(meter.rules.aggregation, asked.tenant, asked.metric)
+    )
+    write = partial(to_json, as_string=call.numbers_as_strings)
+    grouped = asked.group_by is not None
+    starts = [instant_or_none(start_us) or "" for start_us in found.bucket_starts_us]
+    return Answer(
+        UsageHistory(
+            tenant_id=asked.tenant,
+            metric=asked.metric,
+            time_range=_period(found.since_us, found.until_us),
+            series=[
+                HistoryPoint(start, write(micros), line.group if grouped else msgspec.UNSET)
+                for line in found.series
+                for start, micros in zip(starts, line.values_micros, strict=True)
+            ],
+            totals=HistoryTotal(write(found.total_micros)),
+            groups=[HistoryGroup(line.group, write(line.total_micros)) for line in found.series]
+            if grouped
+            else msgspec.UNSET,
+        )
+    )
+
+
+def _group_by(text: str, _now_us: int) -> str:
+    key = text.removeprefix(_META_START)
+    if text not in _GROUPS and (not text.startswith(_META_START) or not 1 <= len(key) <= 255):
+        raise ValueError("must be customerRef, resourceId or meta.KEY")
+    return text
+
+
+METRIC: Final = parameters.text("metric", "The metric.", METRIC_CHARS_MAX)
+CURRENT_PARAMETERS: Final = (
+    parameters.TENANT,
+    parameters.text("customerRef", "The customer.", required=True),
+    parameters.NUMBERS,
+)
+HISTORY_PARAMETERS: Final = (
+    parameters.TENANT,
+    METRIC._replace(required=True),
+    parameters.text("customerRef", "Only this customer's use."),
+    parameters.instant("since", "From here on; ISO 8601 or relative to now.", required=True),
+    parameters.instant("until", "Up to here, exclusive; without it now."),
+    parameters.choice("interval", "The width of a bucket.", INTERVALS, "day"),
+    parameters.Parameter(
+        "groupBy",
+        _group_by,
+        {"type": "string", "examples": ["customerRef", "resourceId", "meta.region"]},
+        "One series for each value of this: customerRef, resourceId or meta.KEY.",
+    ),
+    parameters.NUMBERS,
+)
