@@ -162,8 +162,23 @@ def _ready(gateway: Gateway) -> None:
     """Recovery is done: spare the collector the state that will live as long as the process."""
     gc.collect()
     gc.freeze()
-    for url in gateway.urls:
-        _logger.info("ready_to_meter", url=url, docs=f"{url}/docs")
+    if gateway.urls:
+        sys.stdout.write(welcome(gateway.urls[0], auth=gateway.settings.auth_required))
+        sys.stdout.flush()
+
+
+def welcome(url: str, *, auth: bool) -> str:
+    """What a person sees when the server is ready: where it is, and the first command to try."""
+    key = " -H 'Authorization: Bearer sm_...'" if auth else ""
+    event = (
+        '{"events": [{"tenantId": "acme", "metric": "api_calls", "customerRef": "cus_anna", '
+        '"quantity": 3, "idempotencyKey": "request-1"}]}'
+    )
+    return (
+        f"StripeMeter is ready on {url} (API: {url}/docs). Send a first event, twice; it counts once:\n\n"
+        f"  curl -s{key} --json '{event}' {url}/v1/events/ingest\n"
+        f"  curl -s{key} '{url}/v1/usage/current?tenantId=acme&customerRef=cus_anna'\n\n"
+    )
 
 
 async def _stop_on_signal(settings: Settings, stop: trio.Event) -> None:
