@@ -113,6 +113,7 @@ class MemoryLog:
             envelopes.append(envelope)
             blobs[sequence] = blob
             sequence += draft.item_count
+        assert all(key >= self.disk.head for key in blobs), "a position is written once"
         self._commit(blobs, sequence)
         self._keys.extend(blobs)
         self._next_sequence, self._head_hash = sequence, previous
@@ -120,7 +121,6 @@ class MemoryLog:
 
     def _commit(self, blobs: dict[int, bytes], head: int) -> None:
         disk = self.disk
-        assert all(key >= disk.head for key in blobs), "a position is written once"
         verdict = disk.fault("write")
         capacity, added = disk.capacity_bytes, sum(map(len, blobs.values()))
         full = capacity is not None and sum(map(len, disk.durable.values())) + added > capacity
