@@ -71,5 +71,5 @@ def sim_seeds() -> range:
 
 @pytest.fixture
 def kill_rounds() -> int:
-    """How often a test is to kill its server: few here, as often as asked for by `make kill`."""
-    return int(os.environ.get("KILL_ROUNDS") or "5")
+    """How often a test is to kill its server: 50 times here, as often as asked for by `make kill`."""
+    return int(os.environ.get("KILL_ROUNDS") or "50")

@@ -1,0 +1,144 @@
+"""`stripemeter serve` with small bounds, slow phases or a planted fault: what a test needs and no setting offers.
+
+Rules it keeps: without any of the variables below it is the real thing; it changes numbers, adds waiting, or breaks one
+promise on purpose, and never repairs anything. Nothing of it is in the wheel.
+
+SMALL_SNAPSHOT_EVENTS  events between snapshots
+SMALL_RECENT_KEYS   keys in memory before they are merged into a run (merges happen all the time)
+SMALL_QUEUE_EVENTS  the log writer's bound
+SMALL_PAGE_BYTES    the page of recovery
+SLOW_PHASE          recovery, snapshot, merge or commit: waits SLOW_MS before and after each of its steps, and says so
+PLANT               a fault of `PLANTS`: the tests must find it
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import trio
+
+import engine.actors.log_writer as log_writer
+import engine.actors.recovery as recovery
+from engine.actors.group import Group
+from engine.actors.supervisor import MeterOptions
+from gateway import main as composition
+from gateway.cli.serve import command
+from wal import snapshot
+from wal.key_index import KeyIndex, MergePlan
+from wal.lmdb_log import LmdbLog
+
+
+def plant_early_answer() -> None:
+    """Acknowledge what is not on disk yet."""
+
+    async def settled(_offer: log_writer.Offer) -> None:
+        await trio.lowlevel.checkpoint()
+
+    log_writer.Offer.settled = settled  # type: ignore[method-assign]
+
+
+def plant_deaf_to_errors() -> None:
+    """Acknowledge what the disk refused."""
+
+    def fail(group: Group, _error: Exception) -> None:
+        group.done.set()
+
+    Group.fail = fail  # type: ignore[assignment,method-assign]
+
+
+def plant_forgotten_keys() -> None:
+    """Know no key that was stored before the start: a retry counts twice."""
+    KeyIndex.known = lambda *_: {}  # type: ignore[method-assign,assignment]
+
+
+def plant_lost_merge() -> None:
+    """Drop the keys of a flush instead of keeping them."""
+    add = KeyIndex.add
+
+    def add_few(index: KeyIndex, keys: dict[bytes, bytes], position: int) -> None:
+        add(index, {key: value for key, value in keys.items() if key[0] % 8}, position)
+
+    KeyIndex.add = add_few  # type: ignore[method-assign,assignment]
+
+
+def plant_no_hard_exit() -> None:
+    """Wait for ever for a client that never reads."""
+    composition._exit_hard_after = lambda _seconds: None
+
+
+def plant_deaf_to_unknown() -> None:
+    """Go on after an append whose fate is unknown."""
+    log_writer.LogStateUnknown = type("Never", (Exception,), {})  # type: ignore[misc]
+
+
+PLANTS: dict[str, Callable[[], None]] = {
+    "early-answer": plant_early_answer,
+    "deaf-to-errors": plant_deaf_to_errors,
+    "deaf-to-unknown": plant_deaf_to_unknown,
+    "forgotten-keys": plant_forgotten_keys,
+    "lost-merge": plant_lost_merge,
+    "no-hard-exit": plant_no_hard_exit,
+}
+
+
+SLOW_PLACES: dict[str, tuple[type, str]] = {
+    "recovery": (LmdbLog, "read"),
+    "snapshot": (snapshot._FileWriter, "add"),
+    "merge": (MergePlan, "run_slice"),
+    "commit": (LmdbLog, "append"),
+}
+
+
+def slow(phase: str, seconds: float) -> None:
+    """Make the phase's method log `slow_PHASE` and wait before it does its work, and wait after."""
+    owner, name = SLOW_PLACES[phase]
+    method = getattr(owner, name)
+    line = f'{{"event": "slow_{phase}"}}\n'
+
+    @wraps(method)
+    def waiting(*arguments: Any, **named: Any) -> Any:
+        sys.stderr.write(line)
+        time.sleep(seconds)
+        result = method(*arguments, **named)
+        time.sleep(seconds)
+        return result
+
+    setattr(owner, name, waiting)
+
+
+def apply(environ: dict[str, str]) -> None:
+    """Put in force what the variables say."""
+    small = {
+        field: int(environ[name])
+        for name, field in (
+            ("SMALL_RECENT_KEYS", "recent_keys_max"),
+            ("SMALL_SNAPSHOT_EVENTS", "snapshot_every_events"),
+        )
+        if name in environ
+    }
+
+    def options(**named: Any) -> MeterOptions:
+        return MeterOptions(**{**named, **small})
+
+    composition.MeterOptions = options  # type: ignore[misc,assignment]
+    if "SMALL_QUEUE_EVENTS" in environ:
+        log_writer.QUEUE_EVENTS_MAX = int(environ["SMALL_QUEUE_EVENTS"])  # type: ignore[misc]
+    if "SMALL_PAGE_BYTES" in environ:
+        recovery._PAGE_BYTES = int(environ["SMALL_PAGE_BYTES"])
+    if phase := environ.get("SLOW_PHASE"):
+        slow(phase, float(environ.get("SLOW_MS", "5")) / 1000)
+    if plant := environ.get("PLANT"):
+        PLANTS[plant]()
+
+
+if __name__ == "__main__":
+    from gateway.cli import main as command_line
+
+    apply(dict(os.environ))
+    command_line.cli.add_command(command, "serve")
+    sys.exit(command_line.main(["serve", *sys.argv[1:]]))
