@@ -146,15 +146,13 @@ async def list_keys(call: Call) -> Answer | Problem:
 
 async def rotate_key(call: Call) -> Answer | Problem:
     """POST /v1/admin/api-keys/{id}/rotate."""
-    made = await call.gateway.administration.rotate_key(
-        call.path["id"], call.identity.tenant, call.by
-    )
+    made = await call.gateway.administration.rotate_key(call.path["id"], call.tenant, call.by)
     return _shown_once(made, 200)
 
 
 async def revoke_key(call: Call) -> Answer | Problem:
     """POST /v1/admin/api-keys/{id}/revoke."""
-    tenant = call.identity.tenant
+    tenant = call.tenant
     await call.gateway.administration.revoke_key(call.path["id"], tenant, call.by)
     return Answer(view(api_keys.find(call.gateway.meter.registry, call.path["id"], tenant)))
 

@@ -149,6 +149,8 @@ def _tenant(
     if route.tenancy == "none":
         return identity.tenant
     in_query, in_body = query.get("tenantId"), getattr(body, "tenant_id", None)
+    if in_body is msgspec.UNSET:
+        in_body = None
     if in_query is not None and in_body is not None and in_query != in_body:
         message = "differs between the query and the body"
         return Problem(400, f"tenantId {message}", errors=(("tenantId", message),))

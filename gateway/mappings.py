@@ -257,7 +257,9 @@ async def get_mapping(call: Call) -> Answer | Problem:
 async def update_mapping(call: Call) -> Answer | Problem:
     """PUT /v1/mappings/{id}."""
     body: MappingUpdate = call.body
-    old = call.gateway.administration.mapping(call.path["id"], call.identity.tenant)
+    old = call.gateway.administration.mapping(
+        call.path["id"], call.identity.tenant or call.query["tenantId"]
+    )
     given = {
         name: value for name, value in msgspec.structs.asdict(body).items() if value is not UNSET
     }
@@ -280,5 +282,5 @@ async def update_mapping(call: Call) -> Answer | Problem:
 
 async def delete_mapping(call: Call) -> Answer | Problem:
     """DELETE /v1/mappings/{id}."""
-    await call.gateway.administration.delete_mapping(call.path["id"], call.identity.tenant, call.by)
+    await call.gateway.administration.delete_mapping(call.path["id"], call.tenant, call.by)
     return Answer(b"", 204)
