@@ -99,5 +99,5 @@ def test_canary_a_planted_fault_is_found_by_the_kill_test(
     tmp_path: Path, seed: int, plant: str
 ) -> None:
     environment = {**SMALL, "PLANT": plant, "SLOW_PHASE": "commit", "SLOW_MS": "3"}
-    with pytest.raises(AssertionError, match="is lost|accepted again|times"):
+    with pytest.raises(AssertionError, match=r"is lost|accepted again|times"):
         kill_under_load(tmp_path / "data", 8, seed, environment)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from datetime import datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -138,7 +139,9 @@ class Ledger:
                 found.append(f"{identity} is in the log {len(stored)} times")
             elif stored[0][:2] != (event.metric, event.micros):
                 found.append(f"{identity} is in the log as {stored[0]}, sent as {event}")
-        found += [f"{i} was acknowledged and is lost" for i in self.acknowledged if i not in log.keys]
+        found += [
+            f"{i} was acknowledged and is lost" for i in self.acknowledged if i not in log.keys
+        ]
         return found
 
 
@@ -149,7 +152,9 @@ def send(client: Client, ledger: Ledger, batch: Sequence[Event]) -> bool:
     return ledger.answered(batch, known, client.ingest([event.wire() for event in batch]))
 
 
-def load(port: int, ledger: Ledger, rng: Random, stop: threading.Event, batch_max: int = BATCH_MAX) -> None:
+def load(
+    port: int, ledger: Ledger, rng: Random, stop: threading.Event, batch_max: int = BATCH_MAX
+) -> None:
     """Be a client until told to stop: new events, retries of what has no answer, duplicates on purpose."""
     with Client(port) as client:
         while not stop.is_set():
@@ -186,10 +191,14 @@ def send_the_rest(port: int, ledger: Ledger) -> None:
 class Load:
     """Some clients in threads, from `__enter__` to `__exit__`."""
 
-    def __init__(self, port: int, ledger: Ledger, seed: int, clients: int = 3, batch_max: int = BATCH_MAX) -> None:
+    def __init__(
+        self, port: int, ledger: Ledger, seed: int, clients: int = 3, batch_max: int = BATCH_MAX
+    ) -> None:
         self._stop = threading.Event()
         self._threads = [
-            threading.Thread(target=load, args=(port, ledger, Random(f"{seed} {n}"), self._stop, batch_max))
+            threading.Thread(
+                target=load, args=(port, ledger, Random(f"{seed} {n}"), self._stop, batch_max)
+            )
             for n in range(clients)
         ]
 
@@ -234,9 +243,7 @@ def usage_of(client: Client) -> Usage:
 
 
 def instant_us(text: str) -> int:
-    from datetime import datetime, timedelta
-
-    return (datetime.fromisoformat(text.replace("Z", "+00:00")) - EPOCH) // timedelta(microseconds=1)
+    return (datetime.fromisoformat(text) - EPOCH) // timedelta(microseconds=1)
 
 
 def assert_balanced(directory: Path, ledger: Ledger, usage: Usage | None = None) -> Recount:

@@ -22,8 +22,7 @@ from typing import Any
 
 import trio
 
-import engine.actors.log_writer as log_writer
-import engine.actors.recovery as recovery
+from engine.actors import log_writer, recovery
 from engine.actors.group import Group
 from engine.actors.supervisor import MeterOptions
 from gateway import main as composition

@@ -139,7 +139,9 @@ class Server:
 
 def server_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """What a server under test sees: nothing of ours but what is said here."""
-    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
+    kept = {
+        name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ
+    }
     return {
         **kept,
         "PYTHONPATH": str(ROOT),
