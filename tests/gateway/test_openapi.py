@@ -1,0 +1,198 @@
+"""The OpenAPI document: whole, true of what is served, and of what is answered."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import pytest
+
+from engine.core.events import SentEvent
+from gateway.app import create_app
+from gateway.ingest_document import IngestEvent
+from gateway.openapi import TAGS, operation_id
+from gateway.routes import Route
+from gateway.table import ROUTES, openapi_document
+from tests.helpers.served import memory_gateway, served, settings_of
+
+DOCUMENT: dict[str, Any] = json.loads(openapi_document())
+SCHEMAS: dict[str, Any] = DOCUMENT["components"]["schemas"]
+INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}(\d{3})?Z")
+by_route = pytest.mark.parametrize("route", ROUTES, ids=lambda r: f"{r.method} {r.path}")
+
+
+def operation(route: Route) -> dict[str, Any]:
+    return dict(DOCUMENT["paths"][route.path][route.method.lower()])
+
+
+def references(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        if "$ref" in node:
+            yield node["$ref"]
+        for value in node.values():
+            yield from references(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from references(value)
+
+
+def mismatch(value: Any, schema: dict[str, Any], where: str) -> str | None:
+    """Why a JSON value does not fit a schema, in the part of JSON Schema that our structs give."""
+    if "$ref" in schema:
+        return mismatch(value, SCHEMAS[schema["$ref"].rpartition("/")[2]], where)
+    if "anyOf" in schema:
+        found = [mismatch(value, one, where) for one in schema["anyOf"]]
+        return None if None in found else str(found)
+    if "enum" in schema and value not in schema["enum"]:
+        return f"{where}: {value!r} is none of {schema['enum']}"
+    types = schema.get("type", [])
+    types = [types] if isinstance(types, str) else types
+    names = {str: "string", bool: "boolean", int: "integer", float: "number", type(None): "null"}
+    name = names.get(type(value), "object" if isinstance(value, dict) else "array")
+    if types and name not in types and not (name == "integer" and "number" in types):
+        return f"{where}: is {name}, not {types}"
+    is_instant = schema.get("format") == "date-time" and isinstance(value, str)
+    if is_instant and not INSTANT.fullmatch(value):
+        return f"{where}: {value} is no instant"
+    if isinstance(value, list):
+        found = [mismatch(one, schema.get("items", {}), f"{where}[]") for one in value]
+        return next((one for one in found if one), None)
+    if not isinstance(value, dict) or "properties" not in schema:
+        return None
+    if unknown := set(value) - set(schema["properties"]):
+        return f"{where}: {unknown} not described"
+    if missing := set(schema.get("required", [])) - set(value):
+        return f"{where}: {missing} missing"
+    found = [
+        mismatch(one, schema["properties"][name], f"{where}.{name}") for name, one in value.items()
+    ]
+    return next((one for one in found if one), None)
+
+
+def test_the_document_is_whole() -> None:
+    assert DOCUMENT["openapi"] == "3.1.0"
+    for reference in references(DOCUMENT):
+        assert reference.startswith("#/components/schemas/")
+        assert reference.rpartition("/")[2] in SCHEMAS
+    assert set(SCHEMAS) == {reference.rpartition("/")[2] for reference in references(DOCUMENT)}, (
+        "no schema is left over"
+    )
+    ids = [operation_id(route) for route in ROUTES]
+    assert len(set(ids)) == len(ids)
+    assert {route.tag for route in ROUTES} == set(TAGS)
+
+
+def test_every_rule_of_quart_is_described_and_the_other_way_round() -> None:
+    app = create_app(memory_gateway(settings_of())[0])
+    rules = {
+        (method, re.sub(r"<(?:path:)?(\w+)>", r"{\1}", rule.rule))
+        for rule in app.url_map.iter_rules()
+        for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
+    }
+    described = {
+        (method.upper(), path) for path, methods in DOCUMENT["paths"].items() for method in methods
+    }
+    assert rules == described == {(route.method, route.path) for route in ROUTES}
+
+
+@by_route
+def test_every_route_says_what_it_does_takes_and_answers(route: Route) -> None:
+    found = operation(route)
+    assert found["summary"]
+    names = [(parameter["in"], parameter["name"]) for parameter in found["parameters"]]
+    assert len(set(names)) == len(names)
+    assert {name for kind, name in names if kind == "path"} == set(
+        re.findall(r"\{(\w+)\}", route.path)
+    )
+    assert all(
+        parameter["description"] and parameter["schema"] for parameter in found["parameters"]
+    )
+    assert {"500", str(route.status)} <= set(found["responses"])
+    assert ("requestBody" in found) == (route.request is not None)
+    if route.scope is None:
+        assert "security" not in found
+    else:
+        assert {"401", "403"} <= set(found["responses"])
+        assert route.scope in found["description"]
+        assert ("query", "tenantId") in names, "an identity of all tenants can name one"
+    for status, response in found["responses"].items():
+        assert response["description"]
+        own = int(status) in (route.status, *route.other_statuses)
+        if not own:
+            assert list(response["content"]) == ["application/problem+json"]
+        elif route.response is not None:
+            schema = response["content"]["application/json"]["schema"]
+            assert schema["$ref"].endswith("/" + route.response.__name__)
+
+
+def test_the_documented_event_is_the_one_that_is_decoded() -> None:
+    documented = {field.encode_name for field in msgspec.structs.fields(IngestEvent)}
+    assert documented == {field.encode_name for field in msgspec.structs.fields(SentEvent)}
+    needed = {f.encode_name for f in msgspec.structs.fields(IngestEvent) if f.required}
+    assert needed == {f.encode_name for f in msgspec.structs.fields(SentEvent) if f.required}
+
+
+async def test_what_is_answered_is_what_is_described() -> None:
+    async with served() as server:
+        seen: set[str] = set()
+
+        async def ask(method: str, template: str, path: str = "", **more: Any) -> Any:
+            route = next(r for r in ROUTES if (r.method, r.path) == (method, template))
+            response = await server.client.request(method, path or template, **more)
+            described = operation(route)["responses"]
+            assert str(response.status_code) in described, (template, response.text)
+            content = described[str(response.status_code)].get("content", {})
+            kind = response.headers.get("content-type", "").partition(";")[0]
+            assert kind in content or not response.content, (template, kind)
+            if response.content and kind.endswith("json"):
+                problem = mismatch(response.json(), content[kind]["schema"], template)
+                assert problem is None, problem
+            seen.add(f"{method} {template}")
+            return response.json() if response.content and kind.endswith("json") else None
+
+        tenant = {"tenantId": "acme"}
+        event = {"metric": "calls", "customerRef": "c/1", "quantity": "1.5", "idempotencyKey": "k"}
+        old = event | {"idempotencyKey": "old", "ts": "2025-12-01T00:00:00Z"}
+        bad = event | {"quantity": -1}
+        body = {"events": [tenant | event, tenant | event, tenant | old, tenant | bad]}
+        answer = await ask("POST", "/v1/events/ingest", json=body)
+        assert [result["status"] for result in answer["results"]] == [
+            "accepted",
+            "duplicate",
+            "accepted",
+            "error",
+        ]
+        made = await ask(
+            "POST", "/v1/mappings", json=tenant | {"metric": "calls", "aggregation": "max"}
+        )
+        one = f"/v1/mappings/{made['id']}"
+        await ask("GET", "/v1/mappings")
+        await ask("GET", "/v1/mappings/{id}", one)
+        await ask("PUT", "/v1/mappings/{id}", one, json={"latenessHours": 1.5, "unit": "calls"})
+        await ask("POST", "/v1/mappings", json=tenant | {"metric": "calls"})
+        await ask("DELETE", "/v1/mappings/{id}", one)
+        customer = {"billingAnchor": "2026-01-31T09:30:00Z", "subscriptionItems": {"calls": "si"}}
+        template = "/v1/customers/{customerRef}"
+        for _ in range(2):
+            await ask("PUT", template, "/v1/customers/c%2F1", json=tenant | customer)
+        await ask("GET", template, "/v1/customers/c%2F1?tenantId=acme")
+        await ask("GET", "/v1/customers", params=tenant)
+        params = tenant | {"customerRef": "c/1"}
+        await ask("GET", "/v1/usage/current", params=params)
+        await ask("GET", "/v1/usage/current", params=params | {"numbers": "string"})
+        await ask("GET", "/v1/usage/history", params=params | {"metric": "calls", "since": "-P1D"})
+        await ask("GET", "/v1/events", params=tenant)
+        key = await ask(
+            "POST", "/v1/admin/api-keys", json=tenant | {"name": "n", "scopes": ["admin"]}
+        )
+        await ask("GET", "/v1/admin/api-keys")
+        for action in ("rotate", "revoke", "rotate"):
+            template = f"/v1/admin/api-keys/{{id}}/{action}"
+            await ask("POST", template, template.replace("{id}", key["id"]))
+        for path in ("/health", "/health/live", "/health/ready", "/metrics", "/docs", "/"):
+            await ask("GET", path)
+        await ask("GET", "/openapi.json")
+        assert seen == {f"{route.method} {route.path}" for route in ROUTES}
