@@ -111,8 +111,8 @@ class Ledger:
         with self._lock:
             self.statuses[answer.status] = self.statuses.get(answer.status, 0) + 1
             if answer.status in (503, 507):
-                if "retry-after" not in answer.headers:
-                    self.wrong.append(f"a {answer.status} without Retry-After")
+                if not 1 <= int(answer.headers.get("retry-after", "0")) <= 60:
+                    self.wrong.append(f"a {answer.status} without a sane Retry-After")
                 return False
             if answer.status != 200:
                 self.wrong.append(f"{answer.status}: {answer.body[:300]!r}")
