@@ -109,6 +109,18 @@ def test_recent_keys_hide_sealed_ones_and_these_the_runs_and_newer_runs_the_olde
     assert index.lookup(key) == bytes(8)
 
 
+def test_a_key_that_is_both_recent_and_sealed_has_the_recent_fingerprint(
+    open_store: OpenStore,
+) -> None:
+    key = bytes(16)
+    index = open_index(open_store())
+    index.add({key: b"sealed--"}, 1)
+    index.seal()
+    index.add({key: b"recent--"}, 2)
+    assert index.lookup(key) == b"recent--"
+    assert index.known([key]) == {key: b"recent--"}
+
+
 def test_everything_is_there_after_reopening_and_the_rest_is_fed_from_the_watermark(
     open_store: OpenStore, rng: random.Random
 ) -> None:
