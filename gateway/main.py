@@ -18,7 +18,6 @@ import hypercorn
 import hypercorn.trio
 import structlog
 import trio
-from wal.lmdb_cells import LmdbCells
 
 from engine.actors.supervisor import Meter, MeterOptions
 from engine.config import Settings
@@ -29,9 +28,11 @@ from gateway.asgi import create_asgi
 from gateway.auth import Access
 from gateway.context import Gateway
 from gateway.data_directory import DataDirectory
+from gateway.hypercorn_repairs import repair
 from gateway.logging_setup import adopt_hypercorn
 from gateway.metrics import Metrics
 from gateway.system import SystemClock, SystemIds, run_in_thread
+from wal.lmdb_cells import LmdbCells
 from wal.lmdb_log import LmdbLog
 from wal.lmdb_runs import LmdbRuns
 from wal.log import LogError
@@ -120,6 +121,7 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
 
 async def _serve_http(gateway: Gateway, stop: trio.Event) -> None:
+    repair()
     config = http_config(gateway.settings)
     async with trio.open_nursery() as nursery:
         try:
