@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 from functools import partial
+from typing import NoReturn
 
 import hypercorn
 import hypercorn.trio
@@ -101,16 +102,24 @@ async def _run(gateway: Gateway) -> int:
                 partial(_serve_http, gateway, stop), on_ready=partial(_ready, gateway)
             )
             signals.cancel_scope.cancel()
-    except* Fatal as group:
-        reason = _first(group)
-        _logger.critical("fatal", reason=str(reason))
-        # Nothing waits for a clean end here: the disk or the log can't be trusted, the next start recovers.
-        sys.stderr.write(f"stripemeter: {reason}\n")
-        os._exit(EXIT_FATAL)
-    except* StartRefused as group:
-        raise _first(group) from None
+    except BaseExceptionGroup as group:
+        # Not `except*`: what is raised there comes out in a group, and the command line wants the one line.
+        fatal, _ = group.split(Fatal)
+        if fatal is not None:
+            _exit_fatal(_first(fatal))
+        refused, others = group.split(StartRefused)
+        if refused is None or others is not None:
+            raise
+        raise _first(refused) from None
     _logger.info("stopped")
     return EXIT_STOPPED
+
+
+def _exit_fatal(reason: BaseException) -> NoReturn:
+    _logger.critical("fatal", reason=str(reason))
+    # Nothing waits for a clean end here: the disk or the log can't be trusted, the next start recovers.
+    sys.stderr.write(f"stripemeter: {reason}\n")
+    os._exit(EXIT_FATAL)
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -134,10 +143,13 @@ async def _serve_http(gateway: Gateway, stop: trio.Event) -> None:
                     mode="asgi",
                 )
             )
-        except OSError as error:
+        except* OSError as group:
             where = f"{gateway.settings.host}:{gateway.settings.port}"
-            message = f"can't listen on {where}: {error.strerror}. Choose another with STRIPEMETER_PORT or --port"
-            raise StartRefused(message) from error
+            reason = getattr(_first(group), "strerror", None)
+            message = (
+                f"can't listen on {where}: {reason}. Choose another with STRIPEMETER_PORT or --port"
+            )
+            raise StartRefused(message) from None
         gateway.urls = tuple(urls)
         _logger.info("listening", urls=list(urls))
 
