@@ -266,6 +266,24 @@ def test_a_failed_write_anywhere_loses_no_key_and_a_later_merge_succeeds(
     check_exact(index, expected, rng)
 
 
+def test_after_a_failure_the_left_over_blocks_go_first_to_make_room(rng: random.Random) -> None:
+    store = MemoryRuns()
+    index = open_index(store)
+    index.add(some_keys(rng, 400), 400)
+    store.fail_next_writes(None, (RunStoreFull("full"), False))
+    with pytest.raises(RunStoreFull):
+        index.settle()
+    assert len(store.data) == 2
+    plan = index.begin_merge()
+    assert plan is not None
+    assert plan.kind is PlanKind.COLLECT
+    run_to_end(plan)
+    index.finish_merge(plan)
+    assert store.data == {}
+    index.settle()
+    assert index.watermark == 400
+
+
 @pytest.mark.slow
 def test_a_crash_after_any_slice_leaves_a_good_index(
     open_store: OpenStore, rng: random.Random
