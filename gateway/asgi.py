@@ -99,6 +99,8 @@ class Outer:
         self._gateway = gateway
         self._ingest = ingest
         self._quart = quart_app
+        # Asking the logger costs more than all the rest of this class.
+        self._logs_every_ingest = gateway.settings.log_level == "debug"
         self._origins = frozenset(o.encode() for o in gateway.settings.cors_origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -125,7 +127,12 @@ class Outer:
             route = await self._serve(scope, receive, exchange, is_ingest=is_ingest)
             took_us = clock.monotonic_us() - began_us
             self._gateway.metrics.http_request(method, route, exchange.status, took_us)
-            log = _logger.debug if is_ingest and exchange.status == 200 else _logger.info
+            if not (is_ingest and exchange.status == 200):
+                log = _logger.info
+            elif self._logs_every_ingest:
+                log = _logger.debug
+            else:
+                return
             log(
                 "request",
                 method=method[:16],

@@ -198,9 +198,18 @@ async def test_head_is_get_without_a_body(server: Served) -> None:
     assert head.headers["content-length"] == get.headers["content-length"]
 
 
-async def test_each_request_is_one_line_with_its_route_and_nothing_of_its_body(
-    server: Served,
-) -> None:
+async def test_each_request_is_one_line_with_its_route_and_nothing_of_its_body() -> None:
+    async with served(log_level="debug") as server:
+        await check_the_lines(server)
+
+
+async def test_ingest_that_worked_is_a_line_at_level_debug_only(server: Served) -> None:
+    with structlog.testing.capture_logs() as logs:
+        await server.ingest(EVENT)
+    assert [line for line in logs if line["event"] == "request"] == []
+
+
+async def check_the_lines(server: Served) -> None:
     with structlog.testing.capture_logs(
         processors=[structlog.contextvars.merge_contextvars]
     ) as logs:

@@ -34,7 +34,9 @@ def event(key: str, quantity: Any = 1, **more: Any) -> dict[str, Any]:
     return TENANT | fields | more
 
 
-async def answer(server: Served, method: str, path: str, status: int = 200, **more: Any) -> Any:
+async def expect_answer(
+    server: Served, method: str, path: str, status: int = 200, **more: Any
+) -> Any:
     response = await server.client.request(method, path, **more)
     assert response.status_code == status, response.text
     return response.json() if response.content else None
@@ -42,11 +44,11 @@ async def answer(server: Served, method: str, path: str, status: int = 200, **mo
 
 async def mapped(server: Served, **fields: Any) -> dict[str, Any]:
     body = TENANT | {"metric": "calls"} | fields
-    return dict(await answer(server, "POST", "/v1/mappings", 201, json=body))
+    return dict(await expect_answer(server, "POST", "/v1/mappings", 201, json=body))
 
 
 async def usage(server: Served, **params: str) -> dict[str, Any]:
-    found = await answer(
+    found = await expect_answer(
         server, "GET", "/v1/usage/current", params=TENANT | {"customerRef": "c"} | params
     )
     return dict(found)
@@ -59,16 +61,16 @@ async def test_a_mapping_is_made_read_changed_and_deleted(server: Served) -> Non
     assert (made["latenessHours"], made["effectiveFrom"]) == (0.000001, None)
     assert server.gateway.meter.rules.scope("acme", "calls").lateness_us == 3600
     path = f"/v1/mappings/{made['id']}"
-    got = await answer(server, "GET", path)
+    got = await expect_answer(server, "GET", path)
     assert got == {name: value for name, value in made.items() if name != "effectiveFrom"}
-    changed = await answer(server, "PUT", path, json={"unit": None, "priceId": "price_1"})
+    changed = await expect_answer(server, "PUT", path, json={"unit": None, "priceId": "price_1"})
     assert (changed["unit"], changed["priceId"], changed["aggregation"]) == (None, "price_1", "max")
     assert changed["createdAt"] == made["createdAt"] < changed["updatedAt"]
-    again = await answer(server, "PUT", path, json=changed)
+    again = await expect_answer(server, "PUT", path, json=changed)
     assert again | {"updatedAt": 0} == changed | {"updatedAt": 0}, "what was read can be put"
-    await answer(server, "DELETE", path, 204)
+    await expect_answer(server, "DELETE", path, 204)
     for method in ("GET", "DELETE", "PUT"):
-        await answer(server, method, path, 404, json={})
+        await expect_answer(server, method, path, 404, json={})
 
 
 @pytest.mark.parametrize(
@@ -78,18 +80,18 @@ async def test_what_a_mapping_is_about_never_changes(
     server: Served, change: dict[str, str]
 ) -> None:
     made = await mapped(server)
-    await answer(server, "PUT", f"/v1/mappings/{made['id']}", 409, json=change)
+    await expect_answer(server, "PUT", f"/v1/mappings/{made['id']}", 409, json=change)
     assert server.gateway.meter.registry.mappings[made["id"]].metric == "calls"
 
 
 async def test_a_metric_has_one_active_mapping(server: Served) -> None:
     first = await mapped(server)
     body = TENANT | {"metric": "calls"}
-    problem = await answer(server, "POST", "/v1/mappings", 409, json=body)
+    problem = await expect_answer(server, "POST", "/v1/mappings", 409, json=body)
     assert first["id"] in problem["detail"]
-    await answer(server, "PUT", f"/v1/mappings/{first['id']}", json={"active": False})
+    await expect_answer(server, "PUT", f"/v1/mappings/{first['id']}", json={"active": False})
     second = await mapped(server)
-    await answer(server, "PUT", f"/v1/mappings/{first['id']}", 409, json={"active": True})
+    await expect_answer(server, "PUT", f"/v1/mappings/{first['id']}", 409, json={"active": True})
     assert server.gateway.meter.registry.active_mapping("acme", "calls").id == second["id"]
     await mapped(server, tenantId="umbra")
 
@@ -122,15 +124,15 @@ async def test_with_usage_another_period_waits_for_the_running_ones_end(server: 
     assert (now["aggregation"], now["current"]) == ("max", 3)
     assert now["period"] == {"start": "2026-02-01T00:00:00.000Z", "end": "2026-02-02T00:00:00.000Z"}
     path = f"/v1/mappings/{made['id']}"
-    unit = await answer(server, "PUT", path, json={"unit": "u"})
+    unit = await expect_answer(server, "PUT", path, json={"unit": "u"})
     assert unit["effectiveFrom"] is None, "nothing that counts has changed"
-    back = await answer(server, "PUT", path, json={"period": "calendar"})
+    back = await expect_answer(server, "PUT", path, json={"period": "calendar"})
     assert back["effectiveFrom"] == "2026-02-02T00:00:00.000Z"
 
 
 async def test_without_usage_another_period_holds_at_once(server: Served) -> None:
     made = await mapped(server, aggregation="max")
-    changed = await answer(
+    changed = await expect_answer(
         server, "PUT", f"/v1/mappings/{made['id']}", json={"aggregation": "last", "period": "day"}
     )
     assert changed["effectiveFrom"] is None
@@ -143,7 +145,7 @@ async def test_without_usage_another_period_holds_at_once(server: Served) -> Non
 async def test_a_deleted_mappings_metric_keeps_its_period_until_it_ends(server: Served) -> None:
     made = await mapped(server, aggregation="max")
     await server.ingest(event("k", 5), event("k2", 3))
-    await answer(server, "DELETE", f"/v1/mappings/{made['id']}", 204)
+    await expect_answer(server, "DELETE", f"/v1/mappings/{made['id']}", 204)
     now = (await usage(server))["metrics"][0]
     assert (now["aggregation"], now["current"]) == ("max", 5)
     server.clock.us = START_US + 14 * HOUR_US
@@ -153,19 +155,19 @@ async def test_a_deleted_mappings_metric_keeps_its_period_until_it_ends(server: 
 async def test_mappings_are_listed_in_pages_that_stay_in_place(server: Served) -> None:
     ids = [(await mapped(server, metric=f"m{n}"))["id"] for n in range(5)]
     await mapped(server, tenantId="umbra")
-    page = await answer(server, "GET", "/v1/mappings", params=TENANT | {"limit": 2})
+    page = await expect_answer(server, "GET", "/v1/mappings", params=TENANT | {"limit": 2})
     assert [one["id"] for one in page["mappings"]] == ids[:2]
     assert page["total"] == 5
-    await answer(server, "PUT", f"/v1/mappings/{ids[0]}", json={"unit": "u"})
+    await expect_answer(server, "PUT", f"/v1/mappings/{ids[0]}", json={"unit": "u"})
     seen = ids[:2]
     while page["nextCursor"]:
         params = TENANT | {"limit": 2, "cursor": page["nextCursor"]}
-        page = await answer(server, "GET", "/v1/mappings", params=params)
+        page = await expect_answer(server, "GET", "/v1/mappings", params=params)
         seen += [one["id"] for one in page["mappings"]]
     assert seen == ids, "an update moves nothing"
     for cursor in ("x", "W10", "WzFd", "!!!!", "WyJhIiwgMV0"):
-        await answer(server, "GET", "/v1/mappings", 400, params={"cursor": cursor})
-    one = await answer(server, "GET", "/v1/mappings", params=TENANT | {"metric": "m3"})
+        await expect_answer(server, "GET", "/v1/mappings", 400, params={"cursor": cursor})
+    one = await expect_answer(server, "GET", "/v1/mappings", params=TENANT | {"metric": "m3"})
     assert [found["id"] for found in one["mappings"]] == [ids[3]]
 
 
@@ -192,7 +194,7 @@ async def test_mappings_are_listed_in_pages_that_stay_in_place(server: Served) -
 async def test_a_parameter_out_of_its_range_is_refused_never_clamped(
     server: Served, query: str
 ) -> None:
-    await answer(server, "GET", f"/v1/mappings?{query}", 400)
+    await expect_answer(server, "GET", f"/v1/mappings?{query}", 400)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +212,7 @@ async def test_a_parameter_out_of_its_range_is_refused_never_clamped(
     ],
 )
 async def test_an_events_query_that_makes_no_sense_is_refused(server: Served, query: str) -> None:
-    await answer(server, "GET", f"/v1/events?tenantId=acme&{query}", 400)
+    await expect_answer(server, "GET", f"/v1/events?tenantId=acme&{query}", 400)
 
 
 @pytest.mark.parametrize(
@@ -226,35 +228,35 @@ async def test_an_events_query_that_makes_no_sense_is_refused(server: Served, qu
     ],
 )
 async def test_a_history_query_that_makes_no_sense_is_refused(server: Served, query: str) -> None:
-    await answer(server, "GET", f"/v1/usage/history?tenantId=acme&{query}", 400)
+    await expect_answer(server, "GET", f"/v1/usage/history?tenantId=acme&{query}", 400)
 
 
 async def test_a_customer_is_put_whole(server: Served) -> None:
     path = "/v1/customers/a%2Fb%20%C3%A9"
     body = TENANT | {"stripeCustomerId": "cus_1", "subscriptionItems": {"calls": "si_1"}}
-    made = await answer(server, "PUT", path, 201, json=body)
+    made = await expect_answer(server, "PUT", path, 201, json=body)
     assert made["customerRef"] == "a/b é"
-    got = await answer(server, "GET", path, params=TENANT)
+    got = await expect_answer(server, "GET", path, params=TENANT)
     assert got["stripeCustomerId"] == "cus_1"
-    changed = await answer(server, "PUT", path, json=TENANT | {"testClock": "clock_1"})
+    changed = await expect_answer(server, "PUT", path, json=TENANT | {"testClock": "clock_1"})
     assert (changed["stripeCustomerId"], changed["subscriptionItems"]) == (None, {})
     assert changed["createdAt"] == made["createdAt"]
-    again = await answer(server, "PUT", path, json=changed)
+    again = await expect_answer(server, "PUT", path, json=changed)
     assert again["testClock"] == "clock_1"
-    await answer(server, "GET", path, 404, params={"tenantId": "umbra"})
-    await answer(server, "PUT", path, 400, json=TENANT | {"customerRef": "other"})
-    await answer(server, "PUT", path, 400, json=TENANT | {"billingAnchor": "2026-01-01"})
-    listed = await answer(server, "GET", "/v1/customers", params=TENANT)
+    await expect_answer(server, "GET", path, 404, params={"tenantId": "umbra"})
+    await expect_answer(server, "PUT", path, 400, json=TENANT | {"customerRef": "other"})
+    await expect_answer(server, "PUT", path, 400, json=TENANT | {"billingAnchor": "2026-01-01"})
+    listed = await expect_answer(server, "GET", "/v1/customers", params=TENANT)
     assert [one["customerRef"] for one in listed["customers"]] == ["a/b é"]
 
 
 async def test_customers_are_listed_in_pages(server: Served) -> None:
     for number in range(5):
-        await answer(server, "PUT", f"/v1/customers/c{number}", 201, json=TENANT)
+        await expect_answer(server, "PUT", f"/v1/customers/c{number}", 201, json=TENANT)
     seen: list[str] = []
     params: dict[str, Any] = TENANT | {"limit": 2}
     while True:
-        page = await answer(server, "GET", "/v1/customers", params=params)
+        page = await expect_answer(server, "GET", "/v1/customers", params=params)
         assert page["total"] == 5
         seen += [one["customerRef"] for one in page["customers"]]
         if page["nextCursor"] is None:
@@ -265,20 +267,20 @@ async def test_customers_are_listed_in_pages(server: Served) -> None:
 
 async def test_a_stripe_customer_or_item_belongs_to_one_tenant(server: Served) -> None:
     mine = TENANT | {"stripeCustomerId": "cus_1", "subscriptionItems": {"calls": "si_1"}}
-    await answer(server, "PUT", "/v1/customers/a", 201, json=mine)
+    await expect_answer(server, "PUT", "/v1/customers/a", 201, json=mine)
     for theirs in ({"stripeCustomerId": "cus_1"}, {"subscriptionItems": {"x": "si_1"}}):
         body = {"tenantId": "umbra"} | theirs
-        problem = await answer(server, "PUT", "/v1/customers/b", 409, json=body)
+        problem = await expect_answer(server, "PUT", "/v1/customers/b", 409, json=body)
         assert "acme" not in problem["detail"]
     same = TENANT | {"stripeCustomerId": "cus_1"}
-    await answer(server, "PUT", "/v1/customers/b", 201, json=same)
+    await expect_answer(server, "PUT", "/v1/customers/b", 201, json=same)
     anchored = same | {"billingAnchor": "2026-01-15T00:00:00Z"}
-    await answer(server, "PUT", "/v1/customers/b", 409, json=anchored)
-    await answer(server, "PUT", "/v1/customers/a", json=TENANT)
-    await answer(server, "PUT", "/v1/customers/b", json=anchored)
-    await answer(server, "PUT", "/v1/customers/b", json=TENANT)
+    await expect_answer(server, "PUT", "/v1/customers/b", 409, json=anchored)
+    await expect_answer(server, "PUT", "/v1/customers/a", json=TENANT)
+    await expect_answer(server, "PUT", "/v1/customers/b", json=anchored)
+    await expect_answer(server, "PUT", "/v1/customers/b", json=TENANT)
     other = {"tenantId": "umbra", "stripeCustomerId": "cus_1"}
-    await answer(server, "PUT", "/v1/customers/z", 201, json=other)
+    await expect_answer(server, "PUT", "/v1/customers/z", 201, json=other)
 
 
 async def test_another_anchor_waits_for_the_running_periods_end_once_there_is_usage(
@@ -286,17 +288,17 @@ async def test_another_anchor_waits_for_the_running_periods_end_once_there_is_us
 ) -> None:
     await mapped(server, period="subscription")
     first = TENANT | {"billingAnchor": "2026-01-20T12:00:00Z"}
-    made = await answer(server, "PUT", "/v1/customers/c", 201, json=first)
+    made = await expect_answer(server, "PUT", "/v1/customers/c", 201, json=first)
     assert made["effectiveFrom"] is None
     await server.ingest(event("k", 5))
     found = await usage(server)
     assert found["period"] == found["metrics"][0]["period"]
     assert found["period"]["start"] == "2026-01-20T12:00:00.000Z"
     second = TENANT | {"billingAnchor": "2026-01-25T00:00:00Z"}
-    changed = await answer(server, "PUT", "/v1/customers/c", json=second)
+    changed = await expect_answer(server, "PUT", "/v1/customers/c", json=second)
     assert changed["effectiveFrom"] == "2026-02-20T12:00:00.000Z"
     assert (await usage(server))["period"] == found["period"]
-    other = await answer(server, "PUT", "/v1/customers/d", 201, json=second)
+    other = await expect_answer(server, "PUT", "/v1/customers/d", 201, json=second)
     assert other["effectiveFrom"] is None, "this one has no usage"
 
 
@@ -347,7 +349,7 @@ async def test_events_are_listed_as_they_were_sent(server: Served) -> None:
         event("a", "1.50", ts="2026-01-31T09:00:00+01:00", meta={"b": 1, "a": "x"}, source="sdk"),
         event("b", 0.1, resourceId="r"),
     )
-    found = await answer(server, "GET", "/v1/events", params=TENANT | {"numbers": "string"})
+    found = await expect_answer(server, "GET", "/v1/events", params=TENANT | {"numbers": "string"})
     assert found["total"] == 2
     assert "nextCursor" not in found
     second, first = found["events"]
@@ -356,10 +358,10 @@ async def test_events_are_listed_as_they_were_sent(server: Served) -> None:
     assert first["meta"] == '{"a":"x","b":1}'
     assert (second["quantity"], second["resourceId"], second["meta"]) == ("0.1", "r", None)
     assert second["sequence"] == first["sequence"] + 1
-    none = await answer(server, "GET", "/v1/events", params={"tenantId": "umbra"})
+    none = await expect_answer(server, "GET", "/v1/events", params={"tenantId": "umbra"})
     assert (none["total"], none["events"]) == (0, [])
     params = TENANT | {"startTime": "-PT1H", "sort": "metric", "sortDir": "asc"}
-    found = await answer(server, "GET", "/v1/events", params=params)
+    found = await expect_answer(server, "GET", "/v1/events", params=params)
     assert [one["id"] for one in found["events"]] == ["b"]
 
 
@@ -368,14 +370,14 @@ async def test_history_has_every_bucket_and_sums_up(server: Served) -> None:
         ts = f"2026-01-31T0{7 + number}:30:00Z"
         await server.ingest(event(str(number), 2, ts=ts, meta={"region": region}))
     params = TENANT | {"metric": "calls", "since": "2026-01-31T06:00:00Z", "interval": "hour"}
-    found = await answer(server, "GET", "/v1/usage/history", params=params)
+    found = await expect_answer(server, "GET", "/v1/usage/history", params=params)
     assert [point["value"] for point in found["series"]] == [0, 2, 2, 2, 0]
     assert found["series"][0]["ts"] == "2026-01-31T06:00:00.000Z"
     assert found["totals"] == {"value": 6}
     assert "groups" not in found
     assert "group" not in found["series"][0]
     params |= {"groupBy": "meta.region", "numbers": "string"}
-    found = await answer(server, "GET", "/v1/usage/history", params=params)
+    found = await expect_answer(server, "GET", "/v1/usage/history", params=params)
     assert found["groups"] == [{"group": "eu", "value": "4"}, {"group": "us", "value": "2"}]
     assert [p["value"] for p in found["series"] if p["group"] == "us"] == ["0", "0", "2", "0", "0"]
 
@@ -383,8 +385,8 @@ async def test_history_has_every_bucket_and_sums_up(server: Served) -> None:
 async def test_every_change_says_who_made_it_and_under_which_request(server: Served) -> None:
     headers = {"x-request-id": "trace-7"}
     body = TENANT | {"metric": "calls"}
-    await answer(server, "POST", "/v1/mappings", 201, json=body, headers=headers)
-    await answer(server, "PUT", "/v1/customers/c", 201, json=TENANT, headers=headers)
+    await expect_answer(server, "POST", "/v1/mappings", 201, json=body, headers=headers)
+    await expect_answer(server, "PUT", "/v1/customers/c", 201, json=TENANT, headers=headers)
     changes = []
     for record in scan(MemoryLog(server.disk), 0):
         if record.parts[0].kind == PartKind.CONTROL:
@@ -399,24 +401,24 @@ async def test_when_the_log_can_not_be_written_changes_and_events_are_503_and_re
 ) -> None:
     server.disk.fault = lambda operation: "error" if operation == "sync" else "ok"
     body = TENANT | {"metric": "calls"}
-    problem = await answer(server, "POST", "/v1/mappings", 503, json=body)
+    problem = await expect_answer(server, "POST", "/v1/mappings", 503, json=body)
     assert problem["requestId"]
-    await answer(server, "POST", "/v1/events/ingest", 503, json={"events": [event("k")]})
-    ready = await answer(server, "GET", "/health/ready", 503)
+    await expect_answer(server, "POST", "/v1/events/ingest", 503, json={"events": [event("k")]})
+    ready = await expect_answer(server, "GET", "/health/ready", 503)
     assert (ready["status"], ready["checks"]["log"]["status"]) == ("unavailable", "failed")
     assert server.gateway.meter.registry.mappings == {}
     server.disk.fault = lambda operation: "full" if operation == "write" else "ok"
-    await answer(server, "POST", "/v1/mappings", 507, json=body)
+    await expect_answer(server, "POST", "/v1/mappings", 507, json=body)
     server.disk.fault = lambda _operation: "ok"
     await mapped(server)
-    ready = await answer(server, "GET", "/health/ready")
+    ready = await expect_answer(server, "GET", "/health/ready")
     assert ready["status"] == "healthy", ready
 
 
 async def test_a_part_that_ails_degrades_readiness_and_is_named(server: Served) -> None:
     server.gateway.free_bytes = lambda: 1 << 20
     server.gateway.meter.started.closer.held_because = "the wall clock moved"
-    ready = await answer(server, "GET", "/health/ready")
+    ready = await expect_answer(server, "GET", "/health/ready")
     assert ready["status"] == "degraded"
     ailing = {name for name, check in ready["checks"].items() if check["status"] != "ok"}
     assert ailing == {"disk", "clock"}
