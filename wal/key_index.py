@@ -251,7 +251,7 @@ class KeyIndex:
         if self.is_full:
             self.seal()  # here too: else keys would pile up behind a long merge, portion after portion
         if self._failed_last:
-            self._store.prepare(0)  # opens anew what a failed write has closed
+            self._store.prepare(0)  # shows what a failed write left, and mends the store
         garbage = self._find_garbage()
         inputs = self._compaction_inputs()
         compacts = self._compaction is not None or inputs is not None

@@ -76,12 +76,16 @@ def test_the_owner_sees_nothing_new_before_a_refresh_but_a_scan_does(
     store.write([_block(1, 5, b"new")], b"new")
     store.delete(1, blocks_max=1)
     assert store.manifest() == b"old"
+    assert store.run_ids() == [1]
     found = store.find_block(1, _key(6))
     assert found is not None
     assert found.data.startswith(b"old")
     assert [block.low for block in store.scan(1, _key(0), blocks_max=9)] == [_key(5)]
     store.refresh()
     assert store.manifest() == b"new"
+    store.write([_block(2, 0)], b"newer")
+    store.prepare(1000)
+    assert (store.manifest(), store.run_ids()) == (b"newer", [1, 2])
 
 
 def test_the_block_found_is_the_last_one_that_does_not_begin_after_the_key(
