@@ -264,6 +264,7 @@ def test_a_map_at_its_bound_refuses_for_good_reads_on_and_a_larger_one_resumes(
     log.close()
 
 
+@pytest.mark.slow
 def test_the_map_grows_from_a_tiny_start_beside_readers(tmp_path: Path) -> None:
     log = LmdbLog(tmp_path / "log", map_bytes_start=1 << 16)
     stop = threading.Event()
@@ -288,6 +289,33 @@ def test_the_map_grows_from_a_tiny_start_beside_readers(tmp_path: Path) -> None:
     assert not failures
     assert log.size_bytes() > 40 << 20
     assert check_log(log, anchor=log.head()).ok
+    log.close()
+
+
+def test_the_map_does_not_grow_under_a_reader_nor_starve_behind_readers(tmp_path: Path) -> None:
+    log = LmdbLog(tmp_path / "log", map_bytes_start=1 << 16)
+    log.close()
+    log = LmdbLog(tmp_path / "log", map_bytes_start=1 << 16)
+    appended, second_read = threading.Event(), threading.Event()
+
+    def append() -> None:
+        log.append([draft(1)])  # any append grows a map this small
+        appended.set()
+
+    def read() -> None:
+        log.raw(0, bytes_max=1)
+        second_read.set()
+
+    with log._reading(0):
+        writer = threading.Thread(target=append)
+        writer.start()
+        assert not appended.wait(0.05), "it grew under a reader"
+        reader = threading.Thread(target=read)
+        reader.start()
+        assert not second_read.wait(0.02), "a new reader went ahead of who waits to grow the map"
+    writer.join()
+    reader.join()
+    assert log.head().next_sequence == 1
     log.close()
 
 
@@ -344,6 +372,19 @@ def test_a_log_that_crossed_a_fork_is_refused(tmp_path: Path) -> None:
         assert found == "AssertionError: an LMDB environment must not cross a fork"
     log.append([draft(1)])
     assert check_log(log, anchor=log.head()).ok
+    log.close()
+
+
+def test_a_position_is_never_written_twice(tmp_path: Path) -> None:
+    log = LmdbLog(tmp_path / "log")
+    start = log.head()
+    log.append([draft(1), draft(1)])
+    head = log.head()
+    log._head = start  # as a bug would
+    with pytest.raises(AssertionError, match="a position is written once"):
+        log.append([draft(2)])
+    log._head = head
+    assert check_log(log, anchor=head).ok
     log.close()
 
 
