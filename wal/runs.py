@@ -77,39 +77,6 @@ class RunStore(Protocol):
         """
         ...
 
-    def wiped_because(self) -> str | None:
-        """Why opening threw away unreadable files (the manifest is None then); None if it did not."""
-        ...
-
-    def manifest(self) -> bytes | None:
-        """Owner: the manifest of the present view, None if there is none. Raises IndexDamaged."""
-        ...
-
-    def find_block(self, run_id: int, key: bytes) -> Block | None:
-        """Owner: the block of *any* run with the greatest (run id, low) <= (run_id, key), else None.
-
-        The caller checks that it is of `run_id` and covers `key`. Raises IndexDamaged.
-        """
-        ...
-
-    def run_ids(self) -> list[int]:
-        """Owner: the ids of all runs that have a block, also of unfinished and retired ones, ascending."""
-        ...
-
-    def refresh(self) -> None:
-        """Owner: look at the newest state from now on, and let go of the space that the old view held.
-
-        Raises RunStoreFailed; lookups in the old view go on then.
-        """
-        ...
-
-    def prepare(self, bytes_needed: int) -> None:
-        """Owner, while no worker is in a call: make room for that many bytes of blocks; reopen after a failure.
-
-        Raises RunStoreFailed or RunStoreFull.
-        """
-        ...
-
     def wipe(self) -> None:
         """Owner, while no worker is in a call: remove everything. Raises RunStoreFailed."""
         ...
