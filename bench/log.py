@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from common import progress, publish, report
+
 from wal.check import check_log
 from wal.envelope import GENESIS_HASH, decode, seal
 from wal.lmdb_log import LmdbLog

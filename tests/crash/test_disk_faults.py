@@ -406,6 +406,14 @@ def test_what_a_crash_left_of_creating_a_log_is_swept_away(tmp_path: Path) -> No
     assert not half.exists()
 
 
+def test_every_file_of_a_log_is_its_owners_alone(tmp_path: Path) -> None:
+    log = LmdbLog(tmp_path / "log")
+    log.append([draft(1)])
+    log.close()
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "log").iterdir()}
+    assert modes == {"data.mdb": 0o600, "lock.mdb": 0o600, "anchor": 0o600}
+
+
 def test_opening_to_read_creates_nothing_and_refuses_to_write(tmp_path: Path) -> None:
     with pytest.raises(LogDamaged):
         LmdbLog(tmp_path / "none", read_only=True)
