@@ -22,7 +22,7 @@ async def server() -> AsyncIterator[Served]:
 
 
 async def raw(
-    server: Served, headers: list[tuple[bytes, bytes]], **more: Any
+    server: Served, headers: list[tuple[bytes, bytes]], *, ends: bool = True, **more: Any
 ) -> tuple[int, dict[str, str], bytes]:
     """One request straight to the application, with headers that no client library would send."""
     scope = {
@@ -41,7 +41,7 @@ async def raw(
     } | more
     sent: list[dict[str, Any]] = []
 
-    messages = [{"type": "http.request", "body": b"", "more_body": False}]
+    messages = [{"type": "http.request", "body": b"", "more_body": not ends}]
 
     async def receive() -> dict[str, Any]:
         if not messages:
