@@ -162,11 +162,14 @@ def test_a_block_that_is_missing_moved_or_of_another_run_is_found(rng: random.Ra
         check_exact(index, stored, rng)
 
 
-def test_every_key_of_a_missing_block_is_an_error_and_never_unknown(rng: random.Random) -> None:
+@pytest.mark.parametrize("keys_each", [60, 600], ids=["one block", "several blocks"])
+def test_every_key_of_a_missing_block_is_an_error_and_never_unknown(
+    rng: random.Random, keys_each: int
+) -> None:
     """Also of a run's first block, where the last block of the run before it seems to answer."""
     store = MemoryRuns()
     index = open_index(store)
-    stored = fill(index, rng, flushes=2, keys_each=600)
+    stored = fill(index, rng, flushes=2, keys_each=keys_each)
     blocks = dict(store.data)
     for place, whole in blocks.items():
         store.data = {key: data for key, data in blocks.items() if key != place}
