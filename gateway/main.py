@@ -7,7 +7,6 @@ cut off by a hard exit, which loses nothing: what was acknowledged is in the log
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import sys
@@ -24,7 +23,7 @@ from engine.actors.supervisor import Meter, MeterOptions
 from engine.config import Settings
 from engine.errors import StartRefused
 from engine.ports import Fatal
-from gateway import __version__
+from gateway import __version__, collector
 from gateway.asgi import create_asgi
 from gateway.auth import Access
 from gateway.context import Gateway
@@ -88,6 +87,7 @@ def serve(settings: Settings) -> int:
         meter = open_meter(settings, directory)
         access = Access.from_settings(settings, directory, meter)
         gateway = Gateway(meter, settings, access, Metrics(meter), meter.clock)
+        collector.pause()
         return trio.run(_run, gateway)
     finally:
         directory.release()
@@ -173,9 +173,7 @@ def http_config(settings: Settings) -> hypercorn.Config:
 
 
 def _ready(gateway: Gateway) -> None:
-    """Recovery is done: spare the collector the state that will live as long as the process."""
-    gc.collect()
-    gc.freeze()
+    collector.resume()
     if gateway.urls:
         sys.stdout.write(welcome(gateway.urls[0], auth=gateway.settings.auth_required))
         sys.stdout.flush()
