@@ -196,6 +196,10 @@ async def test_head_is_get_without_a_body(server: Served) -> None:
     assert head.status_code == 200
     assert head.content == b""
     assert head.headers["content-length"] == get.headers["content-length"]
+    # httpx drops a body by itself; the application must not send one either.
+    for headers in ([(b"host", b"a")], [(b"host", b"a"), (b"host", b"b")]):
+        status, _, body = await raw(server, headers, method="HEAD")
+        assert (status, body) == (200 if len(headers) == 1 else 400, b"")
 
 
 async def test_each_request_is_one_line_with_its_route_and_nothing_of_its_body() -> None:
