@@ -7,6 +7,7 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from gateway.context import free_bytes_of
 from gateway.measured_log import Distribution
 from gateway.metrics import DESCRIPTIONS, METER_LABELS_MAX, OTHER
 from tests.helpers.served import Served, memory_gateway, served, settings_of
@@ -97,3 +98,10 @@ def test_a_distribution_counts_each_value_at_its_bound() -> None:
         distribution.observe(value)
     assert distribution.buckets() == [("1.0", 2), ("2.5", 4), ("+Inf", 5)]
     assert distribution.total == 103.6
+
+
+def test_free_space_is_told_of_the_data_directory_if_there_is_one(tmp_path: Path) -> None:
+    free_bytes = free_bytes_of(tmp_path)
+    assert free_bytes is not None
+    assert free_bytes > 0
+    assert free_bytes_of(tmp_path / "not-there") is None
