@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import signal
 import socket
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -22,7 +23,7 @@ from tests.helpers.server import STOCK, Server, running
 pytestmark = [pytest.mark.slow, pytest.mark.lmdb]
 
 EXIT_STOPPED, EXIT_REFUSED, EXIT_SETTINGS = 0, 1, 2
-GRACE_SECONDS = 2.0
+GRACE_SECONDS = 1.0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -105,7 +106,7 @@ def exit_seconds_with_stuck_readers(directory: Path, seed: int, plant: dict[str,
         began = time.monotonic()
         server.terminate()
         try:
-            assert server.wait(GRACE_SECONDS + 4) == EXIT_STOPPED
+            assert server.wait(GRACE_SECONDS + 2) == EXIT_STOPPED
         finally:
             for one in sockets:
                 one.close()
@@ -118,6 +119,13 @@ def test_a_client_that_never_reads_can_not_hold_up_the_exit_beyond_the_grace(
     tmp_path: Path, seed: int
 ) -> None:
     assert exit_seconds_with_stuck_readers(tmp_path / "data", seed, {}) < GRACE_SECONDS + 1
+
+
+def test_canary_without_the_hard_exit_a_stuck_reader_holds_the_server(
+    tmp_path: Path, seed: int
+) -> None:
+    with pytest.raises(subprocess.TimeoutExpired):
+        exit_seconds_with_stuck_readers(tmp_path / "data", seed, {"PLANT": "no-hard-exit"})
 
 
 def test_a_second_signal_exits_at_once(tmp_path: Path, seed: int) -> None:
