@@ -33,7 +33,7 @@ def wrk(
         stderr=subprocess.STDOUT,
         text=True,
         timeout=seconds + _SECONDS_GRACE,
-        preexec_fn=lambda: pin_to(generator_cores()),  # noqa: PLW1509 - no threads here
+        preexec_fn=lambda: pin_to(generator_cores()),
     )
     said = [line for line in done.stdout.splitlines() if line.startswith(_MARK)]
     if not said:

@@ -43,6 +43,15 @@ class MetricUsage(NamedTuple):
     pending_count: int
 
 
+def _picked(events: TenantEvents, indexes: Sequence[int]) -> Iterable[tuple[Any, ...]]:
+    """(index, metric, customer, micros, time, partition) of some events: of all, if `indexes` is as long."""
+    metrics, customers, micros = events.metrics, events.customers, events.micros
+    times_us, partitions = events.times_us, events.partitions
+    if len(indexes) == len(metrics):
+        return zip(indexes, metrics, customers, micros, times_us, partitions, strict=True)
+    return [(i, metrics[i], customers[i], micros[i], times_us[i], partitions[i]) for i in indexes]
+
+
 class ShardState:
     """Counters and late adjustments of some partitions, under one copy of the rules."""
 
@@ -75,31 +84,27 @@ class ShardState:
         late: list[Late] = []
         tenant = events.tenant
         scopes: dict[str, Scope] = {}
-        metrics, customers, micros_column = events.metrics, events.customers, events.micros
-        times, partitions, tables = events.times_us, events.partitions, self.counters
-        for index in indexes:
-            metric = metrics[index]
+        tables = self.counters
+        for index, metric, customer, micros, ts, partition in _picked(events, indexes):
             scope = scopes.get(metric)
             if scope is None:
                 scope = scopes[metric] = self._scope(tenant, metric)
-            micros = micros_column[index]
-            ts = times[index]
+            lateness_us, closed_until_us = scope
             ts_us = received_at_us if ts is None else ts
-            series = (tenant, metric, customers[index])
-            counter = tables[partitions[index]].get(series)
+            series = (tenant, metric, customer)
+            counter = tables[partition].get(series)
             if counter is None or not counter.start_us <= ts_us < counter.end_us:
-                counter = self._counter_at(partitions[index], series, counter, ts_us, scope)
+                counter = self._counter_at(partition, series, counter, ts_us, scope)
             if (
                 counter is None
-                or counter.end_us <= scope.closed_until_us
-                or ts_us < counter.watermark_us - scope.lateness_us
+                or counter.end_us <= closed_until_us
+                or ts_us < (watermark_us := counter.watermark_us) - lateness_us
             ):
                 sequence = first_sequence + index
-                held = self._hold(
-                    partitions[index], series, sequence, micros, ts_us, received_at_us
-                )
+                held = self._hold(partition, series, sequence, micros, ts_us, received_at_us)
                 late.append(Late(index, held))
                 continue
+            # No min() and max() here: each costs as much as finding the counter.
             if counter.count == 0 or micros > counter.max:
                 counter.max = micros
             if ts_us >= counter.last_ts_us:
@@ -107,8 +112,9 @@ class ShardState:
                 counter.last_ts_us = ts_us
             counter.sum += micros
             counter.count += 1
-            seen = min(received_at_us, ts_us)
-            counter.watermark_us = max(counter.watermark_us, seen)
+            seen_us = ts_us if ts_us < received_at_us else received_at_us  # noqa: FURB136
+            if seen_us > watermark_us:
+                counter.watermark_us = seen_us
             counter.updated_at_us = received_at_us
         return late
 
