@@ -3,6 +3,7 @@
 How it stops: SIGTERM or SIGINT ends accepting, what is in flight is answered, the tree of
 `engine.actors.supervisor` drains from the inside out; whoever still holds a connection after the grace period is
 cut off by a hard exit, which loses nothing: what was acknowledged is in the log. A second signal exits at once.
+It must not know what any endpoint does.
 """
 
 from __future__ import annotations
