@@ -33,10 +33,12 @@ from gateway.hypercorn_repairs import repair
 from gateway.logging_setup import adopt_hypercorn
 from gateway.metrics import Metrics
 from gateway.system import SystemClock, SystemIds, run_in_thread
+from wal.cells import CellStoreError
 from wal.lmdb_cells import LmdbCells
 from wal.lmdb_log import LmdbLog
 from wal.lmdb_runs import LmdbRuns
 from wal.log import LogError
+from wal.runs import RunStoreError
 from wal.snapshot import FileSnapshots
 
 _logger = structlog.get_logger("stripemeter.server")
@@ -51,11 +53,13 @@ _HEAD_BYTES_MAX = 16 << 10
 def open_meter(settings: Settings, directory: DataDirectory) -> Meter:
     """A meter on the directory's log and indexes. The directory is locked by the caller.
 
-    Raises StartRefused when the log can't be opened.
+    Raises StartRefused when the log or an index can't be opened.
     """
     try:
         log = LmdbLog(directory.log_path)
-    except LogError as error:
+        runs = LmdbRuns(directory.keys_path)
+        cells = LmdbCells(directory.rollups_path)
+    except (LogError, RunStoreError, CellStoreError) as error:
         raise StartRefused(str(error)) from error
     return Meter(
         MeterOptions(
@@ -67,8 +71,8 @@ def open_meter(settings: Settings, directory: DataDirectory) -> Meter:
             verify=settings.verify,
         ),
         log=log,
-        runs=LmdbRuns(directory.keys_path),
-        cells=LmdbCells(directory.rollups_path),
+        runs=runs,
+        cells=cells,
         snapshots=FileSnapshots(directory.snapshots_path),
         clock=SystemClock(),
         ids=SystemIds(),
