@@ -31,6 +31,7 @@ from gateway.context import Gateway
 from gateway.data_directory import DataDirectory
 from gateway.hypercorn_repairs import repair
 from gateway.logging_setup import adopt_hypercorn
+from gateway.measured_log import MeasuredLog
 from gateway.metrics import Metrics
 from gateway.system import SystemClock, SystemIds, run_in_thread
 from wal.cells import CellStoreError
@@ -56,7 +57,7 @@ def open_meter(settings: Settings, directory: DataDirectory) -> Meter:
     Raises StartRefused when the log or an index can't be opened.
     """
     try:
-        log = LmdbLog(directory.log_path)
+        log = MeasuredLog(LmdbLog(directory.log_path))
         runs = LmdbRuns(directory.keys_path)
         cells = LmdbCells(directory.rollups_path)
     except (LogError, RunStoreError, CellStoreError) as error:

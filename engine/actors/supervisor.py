@@ -314,8 +314,9 @@ class Meter:
         ]
 
     def has_usage(self, tenant: str, metric: str) -> bool:
-        """Whether any event of this metric was ever accepted."""
-        return any(metric in shard.state.metrics.get(tenant, ()) for shard in self.shards)
+        """Whether any event of this metric was ever accepted, or is ahead of a record appended now."""
+        counted = any(metric in shard.state.metrics.get(tenant, ()) for shard in self.shards)
+        return counted or self.started.writer.is_on_its_way(tenant, metric)
 
 
 @dataclass(frozen=True)
