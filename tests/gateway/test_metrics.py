@@ -37,6 +37,7 @@ async def test_metrics_count_what_happened_and_name_no_customer() -> None:
         found = await samples(server)
         assert found["events_ingested_total", "calls"] == 4
         assert found["events_duplicate_total",] == 3
+        assert found["late_events_total",] == 1
         assert found["http_requests_total", "POST", "/v1/events/ingest", "200"] == 2
         assert found["http_requests_total", "GET", "unmatched", "404"] == 1
         assert found["http_request_duration_seconds_count", "GET", "unmatched"] == 1
