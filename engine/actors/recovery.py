@@ -175,7 +175,7 @@ async def recover(
             await _fold_log(fold, log, merging, run_blocking=run_blocking, progress=progress)
         except LogDamaged as error:
             damaged = error  # raised below: out of a nursery it would come in a group
-        await merging.ended()
+    # The nursery has waited for the last merge: who comes next may begin one.
     if damaged is not None:
         raise StartRefused(f"{damaged} (`stripemeter check` lists all damage)") from damaged
     return Recovered(
@@ -255,10 +255,6 @@ class _Merging:
     async def _merge(self) -> None:
         await merge_keys(self.keys, self._run_blocking)
         self._idle.set()
-
-    async def ended(self) -> None:
-        """Wait until nothing is being merged: who comes next may begin a merge of its own."""
-        await self._idle.wait()
 
 
 def _load_snapshot(
