@@ -246,11 +246,9 @@ class _Merging:
             self._begin()
 
     def _begin(self) -> None:
-        if self.keys.is_full:
-            self.keys.seal()
-            if self._idle.is_set():
-                self._idle = trio.Event()
-                self._nursery.start_soon(self._merge)
+        if self.keys.is_full and self._idle.is_set():
+            self._idle = trio.Event()
+            self._nursery.start_soon(self._merge)
 
     async def _merge(self) -> None:
         await merge_keys(self.keys, self._run_blocking)

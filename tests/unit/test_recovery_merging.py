@@ -76,7 +76,9 @@ def filled_log() -> MemoryLog:
 
 @pytest.mark.parametrize("slice_seconds", [0, 0.001, 5])
 async def test_keys_in_memory_keep_their_bound_and_none_is_lost_however_slow_merging_is(
-    slice_seconds: float, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+    slice_seconds: float,
+    monkeypatch: pytest.MonkeyPatch,
+    autojump_clock: MockClock,  # noqa: ARG001 - so that waiting takes no time
 ) -> None:
     log = filled_log()
     keys = KeyIndex.open(
