@@ -36,8 +36,8 @@ async def look(meter: Meter, _: Started, results: dict[str, Any]) -> None:
     """What the process holds once the key index has nothing left to merge."""
     keys = meter.started.keys
     with trio.move_on_after(MERGING_SECONDS_MAX):
-        while keys.is_full:
-            await trio.sleep(0.1)  # noqa: ASYNC110 - nobody else waits for that
+        while keys.is_full:  # noqa: ASYNC110 - nobody else waits for that
+            await trio.sleep(0.1)
         await trio.sleep(1)
     statistics = keys.statistics()
     results["memory_bytes"] = memory_bytes()
