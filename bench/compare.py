@@ -38,6 +38,7 @@ FIGURES = (
     "start_cpu_seconds",
     "snapshot_seconds",
     "longest_stall_ms",
+    "longest_turn_cpu_ms",
     "bytes_per_counter",
     "ram_bytes_per_key",
 )

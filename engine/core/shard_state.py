@@ -202,15 +202,29 @@ class ShardState:
 
         The order is that of first appearance, so it is not canonical: compare sorted.
         """
+        every = len(self.counters[partition]) or 1
+        rows = [row for part in self.partition_rows(partition, every) for row in part]
+        return rows, self.partition_late(partition)
+
+    def partition_rows(self, partition: int, rows_max: int) -> Iterator[list[Any]]:
+        """The counters' rows, at most `rows_max` series at once; nothing may be folded before the last."""
         rows: list[Any] = []
         for series, newest in self.counters[partition].items():
-            counter: Counter | None = newest
-            chain = []
-            while counter is not None:
-                chain.append(counter.state())
-                counter = counter.older
+            chain = [newest.state()]
+            older = newest.older
+            while older is not None:
+                chain.append(older.state())
+                older = older.older
             rows.append((series, chain))
-        return rows, [(key, held.state()) for key, held in self.late[partition].items()]
+            if len(rows) == rows_max:
+                yield rows
+                rows = []
+        if rows:
+            yield rows
+
+    def partition_late(self, partition: int) -> list[Any]:
+        """The late adjustments' rows."""
+        return [(key, held.state()) for key, held in self.late[partition].items()]
 
     def adopt(self, other: ShardState, partitions: Iterable[int]) -> None:
         """Take partitions over from another state, which must not be used for them again."""
