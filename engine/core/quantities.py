@@ -14,6 +14,7 @@ business. Messages of `QuantityError` complete the sentence "quantity ..." and s
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -40,6 +41,7 @@ _MICROS_DIGITS_MAX: Final = QUANTITY_INTEGER_DIGITS_MAX + FRACTION_DIGITS_MAX
 _POWERS_OF_TEN: Final[tuple[int, ...]] = tuple(
     10**exponent for exponent in range(_MICROS_DIGITS_MAX + 1)
 )
+_TEXTS_CACHED_MAX: Final = 4_096
 _QUOTE: Final = ord('"')
 _ZERO: Final = ord("0")
 _NUMBER_STARTS: Final = b"-0123456789"
@@ -69,6 +71,7 @@ class QuantityError(ValueError):
     """The text is not an exact quantity; the message says what to send instead."""
 
 
+@lru_cache(maxsize=_TEXTS_CACHED_MAX)
 def parse_json(raw: bytes) -> int:
     """Micros of one JSON token: a number, or a string that holds a decimal. |result| < 10^21.
 
@@ -76,7 +79,8 @@ def parse_json(raw: bytes) -> int:
     fractional digits count as written (`1.0000000` has seven) and after the exponent moved the point
     (`10e-7` has seven). Negative values and zero are accepted, `-0` is 0.
 
-    Raises QuantityError for everything else.
+    Raises QuantityError for everything else. Remembered, since most quantities are few small numbers; what is refused
+    is not, so a text that is kept is short.
     """
     if raw[:1] == b'"':
         raw = _unquoted(raw)

@@ -35,6 +35,7 @@ INSTANT_CHARS_MAX: Final = 64
 """Of a time or duration in text. Microseconds need 32; clocks that write more digits than 38 are unknown to us."""
 
 _DAYS_CACHED_MAX: Final = 4_096
+_SECONDS_CACHED_MAX: Final = 4_096
 _OFFSETS: Final = 2 * 1_440
 _FRACTION_DIGITS: Final = 6
 _FRACTION_CHARS_MAX: Final = INSTANT_CHARS_MAX - len("YYYY-MM-DDThh:mm:ss+hh:mm")
@@ -137,7 +138,7 @@ def parse_instant(text: str) -> int:
     day, month and period. Raises TimeError, also when the year in UTC is not 1..9999.
     """
     try:
-        us = _day_us(text[:10]) + _MINUTES_US[text[11:16]] + _SECONDS_US[text[16:19]]
+        us = _second_us(text[:19])
         if text[-1] in "Zz":
             fraction = text[19:-1]
         else:
@@ -145,8 +146,6 @@ def parse_instant(text: str) -> int:
             fraction = text[19:-6]
     except (TimeError, KeyError):
         return _leap_second_us(text)
-    if text[10] not in "Tt ":
-        raise TimeError(_NOT_AN_INSTANT)
     if fraction:
         try:
             us += _MILLISECONDS_US[fraction[:4]] + _MICROSECONDS_US[fraction[4:]]
@@ -154,6 +153,18 @@ def parse_instant(text: str) -> int:
             us += _fraction_us(fraction)
     if not INSTANT_US_MIN <= us < INSTANT_US_END:
         raise TimeError(_OUT_OF_RANGE)
+    return us
+
+
+@lru_cache(maxsize=_SECONDS_CACHED_MAX)
+def _second_us(text: str) -> int:
+    """Microseconds of `YYYY-MM-DDThh:mm:ss`. Raises TimeError or KeyError for another text.
+
+    Events that arrive together happened within a few seconds of each other.
+    """
+    us = _day_us(text[:10]) + _MINUTES_US[text[11:16]] + _SECONDS_US[text[16:]]
+    if text[10] not in "Tt ":
+        raise TimeError(_NOT_AN_INSTANT)
     return us
 
 
