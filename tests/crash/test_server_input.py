@@ -314,9 +314,8 @@ def test_what_arrives_behind_a_refusal_is_never_read(server: Server, client: Cli
     """Whether it is read depends on the moment: hence the repetition. The fixture finds a failed connection."""
     for _ in range(25):
         for body, headers in (BODIES["too large"], (b"\x00GET\r\n\r\n" * 200_000, {})):
-            with server.client(seconds_max=2) as hostile:
-                with suppress(CutOff, OSError):
-                    assert hostile.request("POST", INGEST, body, headers).status == 413
+            with server.client(seconds_max=2) as hostile, suppress(CutOff, OSError):
+                assert hostile.request("POST", INGEST, body, headers).status == 413
     assert client.get("/health/ready").status == 200
     assert not server.events("connection_failed")
 
