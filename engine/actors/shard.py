@@ -22,10 +22,10 @@ from engine.limits import SHARD_INBOX_MAX
 
 @dataclass(slots=True)
 class FoldWork:
-    """A group's share for one shard: control records first, then (part, indexes, first sequence)."""
+    """A group's share for one shard: control records with their sequences, then (part, indexes, first sequence)."""
 
     group: Group
-    controls: Sequence[ControlRecord]
+    controls: Sequence[tuple[ControlRecord, int]]
     shares: list[tuple[TenantEvents, Sequence[int], int]]
 
 
@@ -62,9 +62,9 @@ class Shard:
                 await trio.lowlevel.checkpoint()
 
     def _fold(self, work: FoldWork) -> None:
-        for record in work.controls:
-            self.state.fold_control(record)
         group = work.group
+        for record, sequence in work.controls:
+            self.state.fold_control(record, sequence=sequence, received_at_us=group.received_at_us)
         for events, indexes, first_sequence in work.shares:
             late = self.state.fold_events(
                 events,
@@ -84,5 +84,5 @@ def encode_partition(state: ShardState, partition: int) -> bytes:
 
 def restore_partition(state: ShardState, partition: int, data: bytes, ext_hook: Any) -> None:
     """Put a section of a snapshot back. Raises msgspec.MsgspecError or ValueError on other bytes."""
-    rows, late = msgspec.msgpack.decode(data, ext_hook=ext_hook)
-    state.restore_partition(partition, rows, late)
+    rows, adjustments, marks = msgspec.msgpack.decode(data, ext_hook=ext_hook)
+    state.restore_partition(partition, rows, adjustments, marks)
