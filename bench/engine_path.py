@@ -24,17 +24,17 @@ from typing import Any
 import msgspec
 import trio
 from common import pin_to, progress, publish, report, server_core
+from inside import Started, with_meter
+
+from engine.actors.supervisor import Meter
+from engine.config import load
+from engine.core.times import format_instant
 from gateway.auth import ANONYMOUS, Access
 from gateway.context import Gateway
 from gateway.data_directory import DataDirectory
 from gateway.ingest import Ingest, IngestHeaders
 from gateway.metrics import Metrics
 from gateway.problems import Problem
-from inside import with_meter
-
-from engine.actors.supervisor import Meter
-from engine.config import load
-from engine.core.times import format_instant
 
 CUSTOMERS = 10_000
 METRICS = 5
@@ -70,7 +70,11 @@ async def answer(ingest: Ingest, body: bytes) -> None:
 
 
 async def rounds(
-    meter: Meter, _: float, options: argparse.Namespace, directory: Path, results: list[dict[str, Any]]
+    meter: Meter,
+    __: Started,
+    options: argparse.Namespace,
+    directory: Path,
+    results: list[dict[str, Any]],
 ) -> None:
     """Measure every batch size on one running meter."""
     settings = load({"STRIPEMETER_DATA_DIR": str(directory)}, None, {})
@@ -85,11 +89,11 @@ async def rounds(
             await meter.run_blocking(lambda: None)
             if profile is not None:
                 profile.enable()
-            began = time.process_time()
+            began_cpu = time.process_time()
             async with trio.open_nursery() as nursery:
                 for body in made:
                     nursery.start_soon(answer, ingest, body)
-            costs_us.append((time.process_time() - began) * 1e6 / (batch * requests))
+            costs_us.append((time.process_time() - began_cpu) * 1e6 / (batch * requests))
             if profile is not None:
                 profile.disable()
         results.append(
@@ -106,7 +110,9 @@ async def rounds(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 100, 1000])
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--profile", action="store_true")
@@ -117,7 +123,9 @@ def main() -> None:
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(dir=options.directory, prefix="bench-") as parent:
         directory = Path(parent) / "data"
-        with_meter(directory, partial(rounds, options=options, directory=directory, results=results))
+        with_meter(
+            directory, partial(rounds, options=options, directory=directory, results=results)
+        )
     if not options.profile:
         publish(report("engine_path", results), options.output)
 

@@ -88,13 +88,17 @@ def check(cell: Cell, said: dict[str, Any], accepted: float, duplicates: float) 
     answered = said["requests"] * cell.batch
     in_flight = cell.connections * cell.batch
     counted = accepted + duplicates
-    wrong = said["not_2xx"] or said["socket_errors"] or not answered <= counted <= answered + in_flight
+    wrong = (
+        said["not_2xx"] or said["socket_errors"] or not answered <= counted <= answered + in_flight
+    )
     if cell.duplicates == "unique":
         wrong = wrong or duplicates
     else:  # the generator alternates: half, but for what was cut off
         wrong = wrong or abs(accepted - duplicates) > in_flight + cell.batch
     if wrong:
-        message = f"{cell}: {said}, but the server counted {accepted} accepted, {duplicates} duplicates"
+        message = (
+            f"{cell}: {said}, but the server counted {accepted} accepted, {duplicates} duplicates"
+        )
         raise RuntimeError(message)
 
 
@@ -127,7 +131,9 @@ def _warm_up() -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--seconds", type=float, default=5)
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--sustained", action="store_true", help="60 s a cell, the target cells")
@@ -138,7 +144,9 @@ def main() -> None:
     parser.add_argument("--duplicates", nargs="+", default=["unique", "half"])
     parser.add_argument("--stored", type=int, nargs="+", default=[0, 10_000_000])
     parser.add_argument("--repeat", type=int, default=1, help="measure each cell so many times")
-    parser.add_argument("--entry", help="a script of bench/ to run in place of the server's command")
+    parser.add_argument(
+        "--entry", help="a script of bench/ to run in place of the server's command"
+    )
     parser.add_argument("--directory", type=Path, help="where to make the data, removed afterwards")
     parser.add_argument("--output", type=Path, help="the result file")
     options = parser.parse_args()

@@ -6,23 +6,31 @@ the interpreter; only what is asked of it differs. It must not know any benchmar
 
 from __future__ import annotations
 
-import gc
 import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import structlog
 import trio
-from gateway.data_directory import DataDirectory
-from gateway.main import open_meter
 
 from engine.actors.supervisor import Meter
 from engine.config import load
+from gateway import collector
+from gateway.data_directory import DataDirectory
+from gateway.main import open_meter
 
-Body = Callable[[Meter, float], Awaitable[None]]
-"""What to do with a meter that is ready; it is given the seconds until it was."""
+
+class Started(NamedTuple):
+    """How long a start took until it was ready: on the clock, and of all threads' processor time."""
+
+    seconds: float
+    cpu_seconds: float
+
+
+Body = Callable[[Meter, Started], Awaitable[None]]
+"""What to do with a meter that is ready."""
 NEVER_SNAPSHOT: Final = 1_000_000_000
 _SWITCH_INTERVAL_SECONDS: Final = 0.0005
 
@@ -38,7 +46,8 @@ def with_meter(directory: Path, body: Body, *, snapshot_every_events: int = NEVE
     settings = load(environment, None, {})
     data = DataDirectory(settings.data_path)
     data.lock()
-    began = time.perf_counter()
+    collector.pause()
+    began = Started(time.perf_counter(), time.process_time())
     try:
         meter = open_meter(settings, data)
         trio.run(_run, meter, body, began)
@@ -46,20 +55,19 @@ def with_meter(directory: Path, body: Body, *, snapshot_every_events: int = NEVE
         data.release()
 
 
-async def _run(meter: Meter, body: Body, began: float) -> None:
+async def _run(meter: Meter, body: Body, began: Started) -> None:
     ready = trio.Event()
-    took_seconds = 0.0
+    took = Started(0, 0)
 
     def on_ready() -> None:
-        nonlocal took_seconds
-        took_seconds = time.perf_counter() - began
-        gc.collect()
-        gc.freeze()
+        nonlocal took
+        took = Started(time.perf_counter() - began.seconds, time.process_time() - began.cpu_seconds)
+        collector.resume()
         ready.set()
 
     async def serve() -> None:
         await ready.wait()
-        await body(meter, took_seconds)
+        await body(meter, took)
 
     await meter.run(serve, on_ready)
 

@@ -15,9 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from gateway.data_directory import DataDirectory
-from gateway.system import SystemClock
-
 from engine.actors.recovery import genesis_drafts
 from engine.core.partitions import partition_of
 from engine.core.records import (
@@ -30,6 +27,8 @@ from engine.core.records import (
     encode_counting,
     encode_erasable,
 )
+from gateway.data_directory import DataDirectory
+from gateway.system import SystemClock
 from wal.lmdb_log import LmdbLog
 from wal.log import Draft, DraftPart
 
@@ -60,9 +59,7 @@ def preload(directory: Path, content: Content) -> float:
     data.create()
     clock = SystemClock()
     log = LmdbLog(data.log_path)
-    settings = SettingsChange(
-        lateness_us=LATENESS_US, late_policy="review", actor="system:start"
-    )
+    settings = SettingsChange(lateness_us=LATENESS_US, late_policy="review", actor="system:start")
     genesis_drafts(log, os.urandom(16), "bench", settings, clock)
     drafts: list[Draft] = []
     for draft in _drafts(content, clock.now_us()):
@@ -92,9 +89,7 @@ def _drafts(content: Content, now_us: int) -> Iterator[Draft]:
         made += count
 
 
-def _group(
-    content: Content, first: int, count: int, texts: list[str], now_us: int
-) -> TenantEvents:
+def _group(content: Content, first: int, count: int, texts: list[str], now_us: int) -> TenantEvents:
     counters = range(first, first + count)
     customers = [f"customer-{n // content.metrics % content.customers:07d}" for n in counters]
     nothing = [None] * count
@@ -105,7 +100,9 @@ def _group(
         [1_000_000] * count,
         [now_us - 1000] * count,
         [partition_of(TENANT, customer) for customer in customers],
-        [os.urandom(KEY_BYTES * count)],  # joined on encoding: one random column is as good as many values
+        [
+            os.urandom(KEY_BYTES * count)
+        ],  # joined on encoding: one random column is as good as many values
         [os.urandom(FINGERPRINT_BYTES * count)],
         [0] * count,
         texts,

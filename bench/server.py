@@ -47,14 +47,14 @@ class Server:
         self.url = f"http://127.0.0.1:{port}"
         kept = {k: v for k, v in os.environ.items() if not k.startswith("STRIPEMETER_")}
         self._log = self._log_path.open("wb")
+        flags = ["--host", "127.0.0.1", "--port", str(port), "--data-dir", str(self.directory)]
         began = time.perf_counter()
         self._process = subprocess.Popen(
-            [sys.executable, *self._entry, "serve", "--host", "127.0.0.1", "--port", str(port)]
-            + ["--data-dir", str(self.directory)],
+            [sys.executable, *self._entry, "serve", *flags],
             env={**kept, "PYTHONPATH": str(self._root), **self._environment},
             stdout=self._log,
             stderr=subprocess.STDOUT,
-            preexec_fn=lambda: pin_to({server_core()}),
+            preexec_fn=lambda: pin_to({server_core()}),  # noqa: PLW1509
             cwd=self.directory.parent,
         )
         try:
@@ -82,7 +82,9 @@ class Server:
             else:
                 self.ready_seconds = time.perf_counter() - began
                 return
-        message = f"the server did not become ready:\n{self._log_path.read_text()[-_OUTPUT_CHARS_SHOWN:]}"
+        message = (
+            f"the server did not become ready:\n{self._log_path.read_text()[-_OUTPUT_CHARS_SHOWN:]}"
+        )
         raise RuntimeError(message)
 
     def get(self, path: str) -> bytes:

@@ -37,9 +37,6 @@ QUEUE_BYTES_MAX: Final = 64 << 20
 SHARD_INBOX_MAX: Final = 64
 """Groups that wait for a shard; the writer waits beyond it."""
 
-# The key index: recent keys are merged into a sorted run when there are this many.
-RECENT_KEYS_MAX: Final = 262_144
-
 LISTING_SORT_MATCHES_MAX: Final = 10_000
 LISTING_LIMIT_MAX: Final = 100
 

@@ -86,7 +86,9 @@ async def _answer(
     identity = _identify(gateway, route, found, now_us)
     if isinstance(identity, Problem):
         return identity
-    query = parse_query(found.query_string, route.parameters, now_us)
+    # What is open to everybody is open to probes and browsers, which add parameters of their own.
+    query_string = b"" if route.scope is None else found.query_string
+    query = parse_query(query_string, route.parameters, now_us)
     if isinstance(query, Problem):
         return query
     body = await _body(gateway, decoder, found)

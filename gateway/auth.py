@@ -14,12 +14,14 @@ from typing import Final, NamedTuple, Protocol
 
 from engine.config import Settings
 from engine.core.api_keys import ADMIN, granted, hash_key, prefix_of, same_hash
+from engine.core.records import ApiKey
 from engine.core.registry import Registry
 from engine.limits import NAME_CHARS_MAX
 from gateway.data_directory import DataDirectory
 from gateway.problems import Problem
 
 CREDENTIAL_BYTES_MAX: Final = 512
+IDENTITIES_MAX: Final = 10_000
 _BEARER: Final = b"bearer "
 _NO_HASH: Final = bytes(32)
 
@@ -72,6 +74,7 @@ class Access:
         self._holder = holder
         self.pepper = pepper
         self.required = required
+        self._identities: dict[str, tuple[ApiKey, Identity]] = {}
         self._admin_hash = None if admin_key is None else hash_key(pepper, admin_key.encode())
 
     @staticmethod
@@ -113,7 +116,18 @@ class Access:
             return _WRONG
         if key.expires_at_us is not None and key.expires_at_us <= now_us:
             return _WRONG
-        return Identity(key.tenant_id, granted_of(key.scopes), key.id, key.id)
+        return self._identity_of(key)
+
+    def _identity_of(self, key: ApiKey) -> Identity:
+        """Who holds a key: built once for each record, not a result of any check."""
+        made = self._identities.get(key.id)
+        if made is not None and made[0] is key:
+            return made[1]
+        if len(self._identities) >= IDENTITIES_MAX:
+            self._identities.clear()
+        identity = Identity(key.tenant_id, granted(key.scopes), key.id, key.id)
+        self._identities[key.id] = (key, identity)
+        return identity
 
     def allows(self, identity: Identity, scope: str) -> bool:
         """Whether the identity has a single scope, such as `usage:read`, or `admin`."""
@@ -135,20 +149,6 @@ class Access:
             message = f"must have 1 to {NAME_CHARS_MAX} characters"
             return Problem(400, f"tenantId {message}", errors=(("tenantId", message),))
         return requested
-
-
-_granted: dict[tuple[str, ...], frozenset[str]] = {}
-_GRANTED_MAX: Final = 1024
-
-
-def granted_of(scopes: tuple[str, ...]) -> frozenset[str]:
-    """`granted`, remembered for the combinations of scopes in use."""
-    found = _granted.get(scopes)
-    if found is None:
-        if len(_granted) >= _GRANTED_MAX:
-            _granted.clear()
-        found = _granted[scopes] = granted(scopes)
-    return found
 
 
 def pepper_of(setting: str | None, directory_pepper: Callable[[], bytes]) -> bytes:

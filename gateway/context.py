@@ -5,8 +5,11 @@ It must not know any handler, so that handlers can know it.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 
 from engine.actors.administration import Administration
 from engine.actors.supervisor import Meter
@@ -19,7 +22,7 @@ from gateway.rate_limit import RateLimiter
 
 @dataclass
 class Gateway:
-    """One server's parts. `free_bytes` tells the free space of the data directory's disk (None: unknown)."""
+    """One server's parts."""
 
     meter: Meter
     settings: Settings
@@ -28,7 +31,8 @@ class Gateway:
     clock: Clock
     urls: tuple[str, ...] = ()
     """Where HTTP listens; known once it does."""
-    free_bytes: Callable[[], int | None] = lambda: None
+    free_bytes: Callable[[], int | None] = field(init=False)
+    """The free space of the data directory's disk (None: unknown)."""
     limiter: RateLimiter | None = field(init=False)
     administration: Administration = field(init=False)
     started_us: int = field(init=False)
@@ -38,4 +42,13 @@ class Gateway:
         limit = self.settings.tenant_rate_limit
         self.limiter = RateLimiter(limit, self.settings.max_batch) if limit else None
         self.administration = Administration(self.meter, self.access.pepper)
+        self.free_bytes = partial(free_bytes_of, self.settings.data_path)
         self.started_us = self.clock.monotonic_us()
+
+
+def free_bytes_of(path: Path) -> int | None:
+    """The free space of the disk that holds a directory; None when it can't be told."""
+    try:
+        return shutil.disk_usage(path).free
+    except OSError:
+        return None

@@ -172,5 +172,8 @@ def _log(
     try:
         head = log.head()
         return LogReport(head.next_sequence, head.epoch, log.size_bytes())
+    except LogError as error:
+        problems.append(f"the log cannot be read: {error}")
+        return None
     finally:
         log.close()

@@ -221,6 +221,9 @@ class Ingest:
             else:
                 for metric, count in Tally(map(_metric_of, accepted)).items():
                     metrics.ingested(metric, count)
+            if offer.own_group is not None and offer.own_group.late:
+                held = offer.own_group.late
+                metrics.late(sum((offer.tenant, at) in held for at in offer.positions))
         metrics.duplicates(duplicates)
         metrics.ingest_latency(self._gateway.clock.monotonic_us() - started_us)
 

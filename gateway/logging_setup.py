@@ -21,6 +21,8 @@ import hypercorn
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from engine.core.times import format_instant
+
 MASK: Final = "********"
 VALUE_CHARS_MAX: Final = 8192
 """A longer text is cut: a line must not be as large as a request's body."""
@@ -90,6 +92,56 @@ def configure(
         logger.handlers = []
         logger.propagate = True
         logger.setLevel(logging.NOTSET)
+
+
+class RequestLines:
+    """Lines about requests that worked, ten times cheaper than a logger's: their form is fixed.
+
+    The one text in them that a client chooses, the request id, passes the scrubber's pattern; the rest is ours.
+    """
+
+    def __init__(self, level: str, output_format: str, stream: TextIO | None = None) -> None:
+        """Of the same level, format and stream as `configure` was given."""
+        self._stream = stream
+        self._is_on = logging.getLevelNamesMapping()[level.upper()] <= logging.INFO
+        self._format = output_format
+
+    def write(
+        self,
+        *,
+        method: str,
+        route: str,
+        status: int,
+        milliseconds: float,
+        request_id: str,
+        now_us: int,
+    ) -> None:
+        """One line, if the level asks for it."""
+        if not self._is_on:
+            return
+        stream = self._stream or sys.stderr
+        console = self._format == "console" or (self._format == "auto" and stream.isatty())
+        line = _CONSOLE_REQUEST if console else _JSON_REQUEST
+        stream.write(
+            line.format(
+                method=method,
+                route=route,
+                status=status,
+                ms=milliseconds,
+                request_id=_SECRET_TEXT.sub(MASK, request_id),
+                at=format_instant(now_us),
+            )
+        )
+
+
+_CONSOLE_REQUEST: Final = (
+    "{at} [info     ] request  [stripemeter.access] "
+    "method={method} ms={ms:.3f} request_id={request_id} route={route} status={status}\n"
+)
+_JSON_REQUEST: Final = (
+    '{{"method": "{method}", "route": "{route}", "status": {status}, "ms": {ms:.3f}, "event": "request", '
+    '"request_id": "{request_id}", "level": "info", "logger": "stripemeter.access", "timestamp": "{at}"}}\n'
+)
 
 
 def adopt_hypercorn(config: hypercorn.Config) -> None:

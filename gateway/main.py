@@ -3,38 +3,43 @@
 How it stops: SIGTERM or SIGINT ends accepting, what is in flight is answered, the tree of
 `engine.actors.supervisor` drains from the inside out; whoever still holds a connection after the grace period is
 cut off by a hard exit, which loses nothing: what was acknowledged is in the log. A second signal exits at once.
+It must not know what any endpoint does.
 """
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import sys
 import threading
 from functools import partial
+from typing import NoReturn
 
 import hypercorn
 import hypercorn.trio
 import structlog
 import trio
-from wal.lmdb_cells import LmdbCells
 
 from engine.actors.supervisor import Meter, MeterOptions
 from engine.config import Settings
 from engine.errors import StartRefused
 from engine.ports import Fatal
-from gateway import __version__
+from gateway import __version__, collector
 from gateway.asgi import create_asgi
 from gateway.auth import Access
 from gateway.context import Gateway
 from gateway.data_directory import DataDirectory
+from gateway.hypercorn_repairs import repair
 from gateway.logging_setup import adopt_hypercorn
+from gateway.measured_log import MeasuredLog
 from gateway.metrics import Metrics
 from gateway.system import SystemClock, SystemIds, run_in_thread
+from wal.cells import CellStoreError
+from wal.lmdb_cells import LmdbCells
 from wal.lmdb_log import LmdbLog
 from wal.lmdb_runs import LmdbRuns
 from wal.log import LogError
+from wal.runs import RunStoreError
 from wal.snapshot import FileSnapshots
 
 _logger = structlog.get_logger("stripemeter.server")
@@ -49,11 +54,13 @@ _HEAD_BYTES_MAX = 16 << 10
 def open_meter(settings: Settings, directory: DataDirectory) -> Meter:
     """A meter on the directory's log and indexes. The directory is locked by the caller.
 
-    Raises StartRefused when the log can't be opened.
+    Raises StartRefused when the log or an index can't be opened.
     """
     try:
-        log = LmdbLog(directory.log_path)
-    except LogError as error:
+        log = MeasuredLog(LmdbLog(directory.log_path))
+        runs = LmdbRuns(directory.keys_path)
+        cells = LmdbCells(directory.rollups_path)
+    except (LogError, RunStoreError, CellStoreError) as error:
         raise StartRefused(str(error)) from error
     return Meter(
         MeterOptions(
@@ -65,8 +72,8 @@ def open_meter(settings: Settings, directory: DataDirectory) -> Meter:
             verify=settings.verify,
         ),
         log=log,
-        runs=LmdbRuns(directory.keys_path),
-        cells=LmdbCells(directory.rollups_path),
+        runs=runs,
+        cells=cells,
         snapshots=FileSnapshots(directory.snapshots_path),
         clock=SystemClock(),
         ids=SystemIds(),
@@ -86,6 +93,7 @@ def serve(settings: Settings) -> int:
         meter = open_meter(settings, directory)
         access = Access.from_settings(settings, directory, meter)
         gateway = Gateway(meter, settings, access, Metrics(meter), meter.clock)
+        collector.pause()
         return trio.run(_run, gateway)
     finally:
         directory.release()
@@ -100,16 +108,24 @@ async def _run(gateway: Gateway) -> int:
                 partial(_serve_http, gateway, stop), on_ready=partial(_ready, gateway)
             )
             signals.cancel_scope.cancel()
-    except* Fatal as group:
-        reason = _first(group)
-        _logger.critical("fatal", reason=str(reason))
-        # Nothing waits for a clean end here: the disk or the log can't be trusted, the next start recovers.
-        sys.stderr.write(f"stripemeter: {reason}\n")
-        os._exit(EXIT_FATAL)
-    except* StartRefused as group:
-        raise _first(group) from None
+    except BaseExceptionGroup as group:
+        # Not `except*`: what is raised there comes out in a group, and the command line wants the one line.
+        fatal, _ = group.split(Fatal)
+        if fatal is not None:
+            _exit_fatal(_first(fatal))
+        refused, others = group.split(StartRefused)
+        if refused is None or others is not None:
+            raise
+        raise _first(refused) from None
     _logger.info("stopped")
     return EXIT_STOPPED
+
+
+def _exit_fatal(reason: BaseException) -> NoReturn:
+    _logger.critical("fatal", reason=str(reason))
+    # Nothing waits for a clean end here: the disk or the log can't be trusted, the next start recovers.
+    sys.stderr.write(f"stripemeter: {reason}\n")
+    os._exit(EXIT_FATAL)
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -120,6 +136,7 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
 
 async def _serve_http(gateway: Gateway, stop: trio.Event) -> None:
+    repair()
     config = http_config(gateway.settings)
     async with trio.open_nursery() as nursery:
         try:
@@ -132,10 +149,13 @@ async def _serve_http(gateway: Gateway, stop: trio.Event) -> None:
                     mode="asgi",
                 )
             )
-        except OSError as error:
+        except* OSError as group:
             where = f"{gateway.settings.host}:{gateway.settings.port}"
-            message = f"can't listen on {where}: {error.strerror}. Choose another with STRIPEMETER_PORT or --port"
-            raise StartRefused(message) from error
+            reason = getattr(_first(group), "strerror", None)
+            message = (
+                f"can't listen on {where}: {reason}. Choose another with STRIPEMETER_PORT or --port"
+            )
+            raise StartRefused(message) from None
         gateway.urls = tuple(urls)
         _logger.info("listening", urls=list(urls))
 
@@ -159,9 +179,7 @@ def http_config(settings: Settings) -> hypercorn.Config:
 
 
 def _ready(gateway: Gateway) -> None:
-    """Recovery is done: spare the collector the state that will live as long as the process."""
-    gc.collect()
-    gc.freeze()
+    collector.resume()
     if gateway.urls:
         sys.stdout.write(welcome(gateway.urls[0], auth=gateway.settings.auth_required))
         sys.stdout.flush()

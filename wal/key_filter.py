@@ -42,7 +42,7 @@ class KeyFilter:
         self._words = np.zeros(words, dtype=np.uint64)
         self._shift = 64 - (words.bit_length() - 1)
         # Plain indexing of a memoryview is twice as fast as of an array.
-        self._word_view = memoryview(self._words)
+        self._word_view: memoryview = self._words.data
 
     @property
     def keys_max(self) -> int:

@@ -12,7 +12,6 @@ Where a key is: *recent* (a dict that grows), *sealed* (the recent one before it
 (sorted, immutable, in tiers: four runs of a tier are merged into one of the next). One thread owns an index:
 
     index.add(keys, next_position)
-    if index.is_full: index.seal()
     while (plan := index.begin_merge()) is not None:
         try:
             while plan.run_slice(): pass          # each in a worker thread
@@ -246,11 +245,13 @@ class KeyIndex:
     def begin_merge(self) -> MergePlan | None:
         """The next piece of work, or None. Only one at a time: `finish_merge` it before the next.
 
-        Raises RunStoreFailed, RunStoreFull or IndexDamaged.
+        Seals the recent keys if they are full. Raises RunStoreFailed, RunStoreFull or IndexDamaged.
         """
         assert self._plan is None, "finish the last plan first"
+        if self.is_full:
+            self.seal()  # here too: else keys would pile up behind a long merge, portion after portion
         if self._failed_last:
-            self._store.prepare(0)  # opens anew what a failed write has closed
+            self._store.prepare(0)  # shows what a failed write left, and mends the store
         garbage = self._find_garbage()
         inputs = self._compaction_inputs()
         compacts = self._compaction is not None or inputs is not None

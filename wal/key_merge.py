@@ -311,7 +311,8 @@ def _join(parts: Sequence[Entries]) -> Entries:
 
 
 def _key(entries: Entries, at: int) -> bytes:
-    return entries[at].tobytes()[:KEY_BYTES]
+    entry: bytes = entries[at].tobytes()
+    return entry[:KEY_BYTES]
 
 
 def _count_up_to(entries: Entries, limit: bytes) -> int:

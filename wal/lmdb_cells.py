@@ -31,6 +31,8 @@ from wal.cells import (
     opened,
     sealed,
 )
+from wal.lmdb_file import reserve_lock_file
+from wal.log import LogFull, LogWriteFailed
 
 MAP_BYTES: Final = 1 << 40
 """Some 10^10 events."""
@@ -133,6 +135,12 @@ class LmdbCells:
 
     def _open(self) -> None:
         self._directory.mkdir(parents=True, exist_ok=True)
+        try:
+            reserve_lock_file(self._directory, read_only=False)
+        except LogFull as error:
+            raise CellStoreFull(str(error)) from error
+        except LogWriteFailed as error:
+            raise CellStoreFailed(str(error)) from error
         environment = lmdb.open(str(self._directory), map_size=self._map_bytes, mode=0o600)
         try:
             environment.reader_check()  # readers of a killed process would hold old pages for ever

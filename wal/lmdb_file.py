@@ -69,7 +69,7 @@ def create(directory: Path) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(fresh, ignore_errors=True)
-        with lmdb.open(str(fresh), max_dbs=0, lock=False) as environment:
+        with lmdb.open(str(fresh), max_dbs=0, lock=False, mode=0o600) as environment:
             environment.sync(True)
         (fresh / DATA_NAME).replace(data)
         shutil.rmtree(fresh, ignore_errors=True)

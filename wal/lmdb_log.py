@@ -118,6 +118,7 @@ class LmdbLog:
                 writemap=False,
                 readonly=read_only,
                 create=False,
+                mode=0o600,
             )
         except lmdb.Error as error:
             raise open_failed(error, directory) from error

@@ -21,6 +21,8 @@ from typing import Final
 
 import lmdb
 
+from wal.lmdb_file import reserve_lock_file
+from wal.log import LogFull, LogWriteFailed
 from wal.runs import Block, IndexDamaged, RunStoreError, RunStoreFailed, RunStoreFull
 
 _MANIFEST_KEY: Final = bytes(4)
@@ -176,6 +178,12 @@ class LmdbRuns:
 
     def _open(self) -> None:
         self._directory.mkdir(parents=True, exist_ok=True)
+        try:
+            reserve_lock_file(self._directory, read_only=False)
+        except LogFull as error:
+            raise RunStoreFull(str(error)) from error
+        except LogWriteFailed as error:
+            raise RunStoreFailed(str(error)) from error
         environment = lmdb.open(str(self._directory), map_size=self._map_bytes, mode=0o600)
         try:
             environment.reader_check()  # readers of a killed process would hold old pages for ever

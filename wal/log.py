@@ -150,7 +150,7 @@ class Log(Protocol):
 
         Returns at least one record if there is one, and stops after `bytes_max` stored bytes; an empty
         list means the end. Every record returned is verified by itself and chained to the one before it
-        in the list. Raises LogDamaged.
+        in the list. Raises LogDamaged, and LogStateUnknown once an append has raised it.
         """
         ...
 

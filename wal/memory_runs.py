@@ -54,8 +54,9 @@ class MemoryRuns:
         self._view_manifest = self.manifest_data
 
     def prepare(self, bytes_needed: int) -> None:
-        """See `RunStore.prepare`: memory needs none."""
+        """See `RunStore.prepare`: memory has room."""
         assert bytes_needed >= 0
+        self.refresh()
 
     def wipe(self) -> None:
         """See `RunStore.wipe`."""

@@ -70,9 +70,10 @@ class RunStore(Protocol):
         ...
 
     def prepare(self, bytes_needed: int) -> None:
-        """Owner, while no worker is in a call: make room for that many bytes of blocks; reopen after a failure.
+        """Owner, while no worker is in a call: make room for that many bytes of blocks, and `refresh`.
 
-        Raises RunStoreFailed or RunStoreFull.
+        Opens the files anew where a failed write has made that necessary. Raises RunStoreFailed or
+        RunStoreFull.
         """
         ...
 

@@ -126,14 +126,7 @@ class Administration:
         async with self._meter.change_lock:
             self._require_ready()
             old = self.mapping(mapping_id, tenant)
-            is_last = self._meter.registry.active_mapping(old.tenant_id, old.metric) in (None, old)
             defaults = msgspec.structs.replace(old, active=False)
-            if not old.active and not is_last:
-                # Another mapping speaks for the metric: this one's end must not take its rules away.
-                raise Conflict(
-                    f"mapping {mapping_id} is inactive and another one is active for {old.metric!r}: "
-                    "delete the active one first"
-                )
             now_us = self._meter.clock.now_us()
             effective_from_us = self._mapping_effect_us(defaults, now_us)
             await self._append(
@@ -143,16 +136,10 @@ class Administration:
 
     def _check_one_active(self, mapping: Mapping) -> None:
         active = self._meter.registry.active_mapping(mapping.tenant_id, mapping.metric)
-        if active is None or active.id == mapping.id:
-            return
-        if mapping.active:
+        if active is not None and active.id != mapping.id and mapping.active:
             raise Conflict(
                 f"metric {mapping.metric!r} has an active mapping, {active.id}: change that one, or make it inactive"
             )
-        raise Conflict(
-            f"metric {mapping.metric!r} has an active mapping, {active.id}; an inactive one beside it would "
-            "take its rules away. Delete it or make it inactive first"
-        )
 
     async def _record_mapping(self, mapping: Mapping, by: By, now_us: int) -> Changed:
         effective_from_us = self._mapping_effect_us(mapping, now_us)

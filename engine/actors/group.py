@@ -66,6 +66,13 @@ class Group:
         self.rows = {}
         return self.parts
 
+    def holds(self, tenant: str, metric: str) -> bool:
+        """Whether it has an event of a metric, sealed or not yet. Reads every event: for rare questions."""
+        rows, parts = self.rows, self.parts
+        return any(row[0] == metric for row in rows.get(tenant, ())) or any(
+            part.tenant == tenant and metric in part.metrics for part in parts
+        )
+
     def fold_returned(self, tenant: str, late: Sequence[Late]) -> None:
         """A shard folded its share of a part; the last share makes the group done."""
         for index, adjustment_id in late:

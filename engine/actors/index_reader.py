@@ -17,7 +17,7 @@ import numpy as np
 from engine.actors.event_records import EventsAt, events_at
 from engine.core.cursors import Place, place_of, token_of
 from engine.core.extents import EventFilter, Extent, cells_of
-from engine.core.listing import Found, Listing
+from engine.core.listing import LISTING_ROWS_MAX, Found, Listing
 from engine.core.queries import EventsPage, EventsQuery, HistoryQuery, HistoryResult, ListedEvent
 from engine.core.records import SOURCE_CODES, SOURCE_NAMES
 from engine.core.rollups import (
@@ -172,6 +172,7 @@ async def _find(
             descending=query.direction == "desc",
             after=after,
             count=count,
+            rows_max=LISTING_ROWS_MAX,
         )
     )
     while await sources.run_blocking(partial(listing.run_slice, _SLICE_BLOCKS)):
@@ -200,19 +201,12 @@ def _checked(query: EventsQuery) -> tuple[EventFilter, Place]:
 class Fetcher:
     """Reads single events from the log, in the order given, until all are read or it read its share."""
 
-    def __init__(
-        self,
-        log: Log,
-        sequences: Sequence[int],
-        wanted: EventFilter,
-        *,
-        bytes_max: int = LISTING_BYTES_MAX,
-    ) -> None:
+    def __init__(self, log: Log, sequences: Sequence[int], wanted: EventFilter) -> None:
         self._log = log
         self._sequences = sequences
         self._ascending = sorted(sequences)
         self._wanted = wanted
-        self._bytes_left = bytes_max
+        self._bytes_left = LISTING_BYTES_MAX
         self._events: dict[int, ListedEvent | None] = {}
         """None: it can't be read any more."""
         self.taken = 0
@@ -318,13 +312,7 @@ class GroupScan:
     """Reads the matching events of a grouped history from the log: what it groups by is not in the index."""
 
     def __init__(
-        self,
-        query: HistoryQuery,
-        wanted: EventFilter,
-        span: Range,
-        sources: Sources,
-        *,
-        events_max: int = SCAN_EVENTS_MAX,
+        self, query: HistoryQuery, wanted: EventFilter, span: Range, sources: Sources
     ) -> None:
         """Raises Refused for what can't be grouped by."""
         self._group_of = group_of(query)
@@ -335,7 +323,6 @@ class GroupScan:
         self._next = 0
         self._matching = 0
         self._scanned = 0
-        self._events_max = events_max
         self._sequences: list[int] = []
         self.groups = HistoryGroups(span)
 
@@ -362,7 +349,7 @@ class GroupScan:
             found.append(events.sequence[self._wanted.rows(events, matching)])
         sequences: list[int] = np.sort(np.concatenate(found)).tolist()
         self._matching += len(sequences)
-        if self._matching > self._events_max:
+        if self._matching > SCAN_EVENTS_MAX:
             raise self._too_much()
         return sequences
 
@@ -381,7 +368,7 @@ class GroupScan:
             if not held:
                 continue
             self._scanned += record.envelope.item_count
-            if self._scanned > self._events_max:
+            if self._scanned > SCAN_EVENTS_MAX:
                 raise self._too_much()
             for part in events_at(record, held):
                 self._add(part, record.envelope.received_at_us)
@@ -400,7 +387,7 @@ class GroupScan:
 
     def _too_much(self) -> Refused:
         message = (
-            f"groupBy reads events one by one and would have to read more than {self._events_max:,} here: "
+            f"groupBy reads events one by one and would have to read more than {SCAN_EVENTS_MAX:,} here: "
             "name a customerRef, or ask for a shorter range"
         )
         return Refused(message, (("groupBy", message),))

@@ -86,6 +86,8 @@ class Indexer:
         """Everything before it is indexed; None until the store was read."""
         self._advanced = trio.Event()
         self._wake = trio.Event()
+        self._idle = trio.Event()
+        """Set when `run` finds nothing to do."""
         self._chunks: list[Extent] = []
         self._unwritten: OpenExtent | None = None
         """A chunk that is on its way to the disk."""
@@ -128,6 +130,11 @@ class Indexer:
     def lag(self) -> int:
         """How many positions of what was published are not indexed yet."""
         return max(0, self._fed - (self._position or 0))
+
+    async def settled(self) -> None:
+        """Wait until nothing is due: all of the log is indexed, and every full chunk is on the disk."""
+        while self.lag or self._position is None or self._unwritten or self._is_chunk_due():
+            await self._idle.wait()
 
     def _advance(self, position: int) -> None:
         self._position = position
@@ -185,6 +192,8 @@ class Indexer:
         else:
             self.last_error = None
             self._wake = trio.Event()
+            self._idle.set()
+            self._idle = trio.Event()
             await self._wake.wait()
 
     async def _read_page(self, position: int) -> None:

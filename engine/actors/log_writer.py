@@ -234,6 +234,14 @@ class LogWriter:
             raise group.error
         return group
 
+    def is_on_its_way(self, tenant: str, metric: str) -> bool:
+        """Whether an event of a metric is in a group that is being committed or counted.
+
+        The filling group does not matter: its control records come before its events.
+        """
+        ahead = [*self._unfolded, *([self._committing] if self._committing is not None else ())]
+        return any(group.holds(tenant, metric) for group in ahead)
+
     def close(self) -> None:
         """Take nothing more; `run` ends when what was taken is done."""
         self._closing = True

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from struct import Struct
 from typing import NamedTuple
 
 import msgspec
@@ -40,6 +41,7 @@ from engine.limits import PARTITIONS
 from engine.ports import Clock, RunBlocking
 from wal.key_index import KeyIndex
 from wal.log import Draft, DraftPart, Log, LogDamaged, StoredRecord
+from wal.runs import RunStoreError
 from wal.snapshot import SnapshotStore
 
 CONTROL_SECTION = 0
@@ -48,6 +50,10 @@ PARTITION_SECTION = 100
 """Section numbers in a snapshot; partition p is PARTITION_SECTION + p."""
 _PAGE_BYTES = 4 << 20
 _INDEX_FINGERPRINT_BYTES = 8
+_KEYS = Struct(f"{KEY_BYTES}s").iter_unpack
+_INDEX_FINGERPRINTS = Struct(
+    f"{_INDEX_FINGERPRINT_BYTES}s{FINGERPRINT_BYTES - _INDEX_FINGERPRINT_BYTES}x"
+).iter_unpack
 
 
 class Progress(NamedTuple):
@@ -144,11 +150,8 @@ def add_keys(keys: KeyIndex, counting_parts: list[bytes], next_position: int) ->
     found: dict[bytes, bytes] = {}
     for counting in counting_parts:
         key_column, fingerprints = decode_keys(counting)
-        for i in range(len(key_column) // KEY_BYTES):
-            start = i * FINGERPRINT_BYTES
-            found[key_column[i * KEY_BYTES : (i + 1) * KEY_BYTES]] = fingerprints[
-                start : start + _INDEX_FINGERPRINT_BYTES
-            ]
+        pairs = zip(_KEYS(key_column), _INDEX_FINGERPRINTS(fingerprints), strict=True)
+        found |= {key: fingerprint for (key,), (fingerprint,) in pairs}
     keys.add(found, next_position)
 
 
@@ -170,26 +173,16 @@ async def recover(
     fold = await run_blocking(
         partial(_load_snapshot, fold, snapshots, log_id, head.epoch, head.next_sequence)
     )
-    position = min(fold.control_from, keys.watermark)
-    previous: StoredRecord | None = None
-    try:
-        while position < head.next_sequence:
-            page = await run_blocking(partial(log.read, position, bytes_max=_PAGE_BYTES))
-            for record in page:
-                if previous is not None and record.envelope.previous_hash != previous.hash:
-                    message = f"record {record.sequence} does not follow record {previous.sequence}"
-                    raise LogDamaged(message, record.sequence)
-                fold.take(record, keys)
-                previous = record
-                if keys.is_full and keys.seal():
-                    await merge_keys(keys, run_blocking)
-                await trio.lowlevel.checkpoint()
-            if not page:
-                break
-            position = page[-1].next_sequence
-            progress(Progress(position, head.next_sequence))
-    except LogDamaged as error:
-        raise StartRefused(f"{error} (`stripemeter check` lists all damage)") from error
+    damaged: LogDamaged | None = None
+    async with trio.open_nursery() as nursery:
+        merging = _Merging(keys, run_blocking, nursery)
+        try:
+            await _fold_log(fold, log, merging, run_blocking=run_blocking, progress=progress)
+        except LogDamaged as error:
+            damaged = error  # raised below: out of a nursery it would come in a group
+    # The nursery has waited for the last merge: who comes next may begin one.
+    if damaged is not None:
+        raise StartRefused(f"{damaged} (`stripemeter check` lists all damage)") from damaged
     return Recovered(
         fold.registry,
         fold.state.rules,
@@ -198,6 +191,73 @@ async def recover(
         fold.events_folded,
         tuple(fold.notes),
     )
+
+
+async def _make_room(keys: KeyIndex, run_blocking: RunBlocking, notes: list[str]) -> None:
+    """Write recent keys into a run. On a failing disk go on while memory has room: reading must work then too."""
+    keys.seal()
+    try:
+        await merge_keys(keys, run_blocking)
+    except RunStoreError as error:
+        if not keys.has_room(1):
+            raise StartRefused(f"the key index can't be brought up to the log: {error}") from error
+        notes.append(f"the key index lags behind: {error}")
+
+
+async def _fold_log(
+    fold: _Fold,
+    log: Log,
+    merging: _Merging,
+    *,
+    run_blocking: RunBlocking,
+    progress: Callable[[Progress], None],
+) -> None:
+    """Fold what the snapshot and the key index don't have yet. Raises LogDamaged."""
+    keys = merging.keys
+    head_sequence = log.head().next_sequence
+    position = min(fold.control_from, keys.watermark)
+    previous: StoredRecord | None = None
+    while position < head_sequence:
+        page = await run_blocking(partial(log.read, position, bytes_max=_PAGE_BYTES))
+        for record in page:
+            if previous is not None and record.envelope.previous_hash != previous.hash:
+                message = f"record {record.sequence} does not follow record {previous.sequence}"
+                raise LogDamaged(message, record.sequence)
+            fold.take(record, keys)
+            previous = record
+            await merging.keys_added()
+            await trio.lowlevel.checkpoint()
+        if not page:
+            break
+        position = page[-1].next_sequence
+        progress(Progress(position, head_sequence))
+
+
+class _Merging:
+    """Merges the index's keys beside the folding, which waits only when too many are in memory."""
+
+    def __init__(self, keys: KeyIndex, run_blocking: RunBlocking, nursery: trio.Nursery) -> None:
+        self.keys = keys
+        self._run_blocking = run_blocking
+        self._nursery = nursery
+        self._idle = trio.Event()
+        self._idle.set()
+
+    async def keys_added(self) -> None:
+        """A record's keys were given to the index."""
+        self._begin()
+        while not self.keys.has_room(0):
+            await self._idle.wait()
+            self._begin()
+
+    def _begin(self) -> None:
+        if self.keys.is_full and self._idle.is_set():
+            self._idle = trio.Event()
+            self._nursery.start_soon(self._merge)
+
+    async def _merge(self) -> None:
+        await merge_keys(self.keys, self._run_blocking)
+        self._idle.set()
 
 
 def _load_snapshot(

@@ -42,7 +42,7 @@ from engine.ports import Clock, Ids, RunBlocking
 from wal.cells import CellStore
 from wal.key_index import RECENT_KEYS_MAX, KeyIndex
 from wal.log import Log, LogError
-from wal.runs import RunStore
+from wal.runs import RunStore, RunStoreError
 from wal.snapshot import SnapshotStore
 
 _logger = structlog.get_logger("stripemeter.engine")
@@ -188,16 +188,18 @@ class Meter:
         genesis = await self.run_blocking(partial(read_genesis, self.log))
         self.log_id = genesis.log_id
         head = self.log.head()
-        keys = await self.run_blocking(
-            partial(
-                KeyIndex.open,
-                self._runs,
-                log_id=self.log_id,
-                epoch=head.epoch,
-                head_sequence=head.next_sequence,
-                recent_keys_max=self.options.recent_keys_max,
-            )
+        open_index = partial(
+            KeyIndex.open,
+            self._runs,
+            log_id=self.log_id,
+            epoch=head.epoch,
+            head_sequence=head.next_sequence,
+            recent_keys_max=self.options.recent_keys_max,
         )
+        try:
+            keys = await self.run_blocking(open_index)
+        except RunStoreError as error:
+            raise StartRefused(f"the key index can't be opened: {error}") from error
         started_us = self.clock.monotonic_us()
         recovered = await recover(
             self.log,
@@ -312,8 +314,9 @@ class Meter:
         ]
 
     def has_usage(self, tenant: str, metric: str) -> bool:
-        """Whether any event of this metric was ever accepted."""
-        return any(metric in shard.state.metrics.get(tenant, ()) for shard in self.shards)
+        """Whether any event of this metric was ever accepted, or is ahead of a record appended now."""
+        counted = any(metric in shard.state.metrics.get(tenant, ()) for shard in self.shards)
+        return counted or self.started.writer.is_on_its_way(tenant, metric)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Which period ends are due to be closed: pure arithmetic over the rules and an instant.
 
 Rules it keeps: a period closes at its end plus the lateness of its scope, never before; a frontier only moves on.
-Scopes: None is every metric without a lateness of its own, (tenant, metric) is one that has one.
+Scopes: None is every metric without a lateness of its own, (tenant, metric) is one that has one. It must not know clocks: the instant is a parameter.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ class Listing:
         descending: bool,
         after: Key | None,
         count: int,
-        rows_max: int = LISTING_ROWS_MAX,
+        rows_max: int,
     ) -> None:
         """The first `count` matches after the key `after` (None: from the beginning) in the direction."""
         self._wanted = wanted

@@ -184,7 +184,22 @@ class _OnlyCustomers(msgspec.Struct, array_like=True, frozen=True):
     customer_names: list[str]
 
 
+class _OnlyKeys(msgspec.Struct, array_like=True, frozen=True):
+    """A counting part of which everything before the keys is passed over: a quarter of the cost."""
+
+    tenant: msgspec.Raw
+    metric_names: msgspec.Raw
+    metric_indexes: msgspec.Raw
+    customer_indexes: msgspec.Raw
+    micros: msgspec.Raw
+    times_us: msgspec.Raw
+    partitions: msgspec.Raw
+    keys: bytes
+    fingerprints: bytes
+
+
 _decode_counting = msgspec.msgpack.Decoder(_Counting, ext_hook=unpack_ext).decode
+_decode_only_keys = msgspec.msgpack.Decoder(_OnlyKeys).decode
 _decode_erasable = msgspec.msgpack.Decoder(_Erasable).decode
 _decode_only_customers = msgspec.msgpack.Decoder(_OnlyCustomers).decode
 
@@ -237,10 +252,13 @@ def decode_events(counting: bytes, erasable: bytes, *, fold_only: bool = False) 
 def decode_keys(counting: bytes) -> tuple[bytes, bytes]:
     """Only the keys and fingerprints of a counting part, concatenated: what the key index is rebuilt from."""
     try:
-        part = _decode_counting(counting)
+        part = _decode_only_keys(counting)
     except (msgspec.MsgspecError, ValueError) as error:
         raise RecordError(f"an event group can't be read: {error}") from error
-    return part.keys, part.fingerprints
+    keys, fingerprints = part.keys, part.fingerprints
+    if len(keys) % KEY_BYTES or len(keys) * FINGERPRINT_BYTES != len(fingerprints) * KEY_BYTES:
+        raise RecordError("the columns of an event group have different lengths")
+    return keys, fingerprints
 
 
 def split_column(data: bytes, width: int) -> list[bytes]:

@@ -38,9 +38,11 @@ class Scope(NamedTuple):
 class _Metric:
     """What a mapping says, or said once: its own lateness, its frontier, its periods and aggregations over time."""
 
-    __slots__ = ("aggregations", "closed_until_us", "kinds", "lateness_us")
+    __slots__ = ("aggregations", "closed_until_us", "kinds", "lateness_us", "mapping_id")
 
     def __init__(self, closed_until_us: int) -> None:
+        self.mapping_id: str | None = None
+        """The active mapping that speaks for the metric; None: nobody does."""
         self.lateness_us: int | None = None
         self.closed_until_us = closed_until_us
         self.kinds: tuple[tuple[int, PeriodKind], ...] = ((ALWAYS_US, "calendar"),)
@@ -84,6 +86,9 @@ class Rules:
         if metric is None:
             metric = self._metrics[key] = _Metric(self.closed_until_us)
         gone = record.deleted or not mapping.active
+        if gone and metric.mapping_id not in (None, mapping.id):
+            return  # an inactive one beside the one that speaks
+        metric.mapping_id = None if gone else mapping.id
         if metric.lateness_us is None:
             # Up to here the common closings spoke of it; what they closed stays closed.
             metric.closed_until_us = max(metric.closed_until_us, self.closed_until_us)
@@ -145,7 +150,15 @@ class Rules:
     def state(self) -> bytes:
         """Everything as bytes for a snapshot; `restore` takes it back."""
         metrics = [
-            (tenant, metric, own.lateness_us, own.closed_until_us, own.kinds, own.aggregations)
+            (
+                tenant,
+                metric,
+                own.mapping_id,
+                own.lateness_us,
+                own.closed_until_us,
+                own.kinds,
+                own.aggregations,
+            )
             for (tenant, metric), own in self._metrics.items()
         ]
         anchors = [(*key, history) for key, history in self.anchors.items()]
@@ -160,9 +173,17 @@ class Rules:
         lateness_us, late_policy, closed_until_us, metrics, anchors = msgspec.msgpack.decode(data)
         rules.lateness_us, rules.late_policy = lateness_us, late_policy
         rules.closed_until_us = closed_until_us
-        for tenant, name, own_lateness_us, own_closed_us, kinds, aggregations in metrics:
+        for (
+            tenant,
+            name,
+            mapping_id,
+            own_lateness_us,
+            own_closed_us,
+            kinds,
+            aggregations,
+        ) in metrics:
             metric = rules._metrics[tenant, name] = _Metric(own_closed_us)
-            metric.lateness_us = own_lateness_us
+            metric.mapping_id, metric.lateness_us = mapping_id, own_lateness_us
             metric.kinds = tuple(map(tuple, kinds))
             metric.aggregations = tuple(map(tuple, aggregations))
         for tenant, customer_ref, history in anchors:

@@ -118,45 +118,39 @@ class ShardState:
         late: list[Late] = []
         tenant = events.tenant
         scopes: dict[str, Scope] = {}
-        metrics, customers, micros_column = events.metrics, events.customers, events.micros
-        times, partitions, tables = events.times_us, events.partitions, self.counters
-        operation: str | None = events.extra.get("operation") if events.extra else None
-        historic = bool(events.extra and events.extra.get("historic"))
-        for index in indexes:
-            metric = metrics[index]
+        tables = self.counters
+        is_marked, operation, is_historic = False, None, False
+        if events.extra:
+            is_marked = True
+            operation = events.extra.get("operation")
+            is_historic = bool(events.extra.get("historic"))
+        for index, metric, customer, micros, ts, partition in _picked(events, indexes):
             scope = scopes.get(metric)
             if scope is None:
                 scope = scopes[metric] = self._scope(tenant, metric)
-            micros = micros_column[index]
-            ts = times[index]
+            lateness_us, closed_until_us = scope
             ts_us = received_at_us if ts is None else ts
-            series = (tenant, metric, customers[index])
-            counter = tables[partitions[index]].get(series)
+            series = (tenant, metric, customer)
+            counter = tables[partition].get(series)
             if counter is None or not counter.start_us <= ts_us < counter.end_us:
-                counter = self._counter_at(
-                    partitions[index], series, counter, ts_us, None if historic else scope
-                )
+                judged_by = None if is_historic else scope
+                counter = self._counter_at(partition, series, counter, ts_us, judged_by)
             if counter is None:
                 is_late = True
-            elif historic:
-                is_late = False
+            elif is_marked:
+                watermark_us = self._watermark(partition, series, counter, operation)
+                is_closed = counter.end_us <= closed_until_us
+                is_late = not is_historic and (is_closed or ts_us < watermark_us - lateness_us)
             else:
-                watermark_us = counter.watermark_us
-                if operation is not None:
-                    watermark_us = self._watermark(partitions[index], series, counter, operation)
                 is_late = (
-                    counter.end_us <= scope.closed_until_us
-                    or ts_us < watermark_us - scope.lateness_us
+                    counter.end_us <= closed_until_us or ts_us < counter.watermark_us - lateness_us
                 )
             if is_late or counter is None:
                 event = LateEvent(first_sequence + index, micros, ts_us)
-                late.append(
-                    Late(
-                        index,
-                        self._hold(partitions[index], series, event, received_at_us, operation),
-                    )
-                )
+                held = self._hold(partition, series, event, received_at_us, operation)
+                late.append(Late(index, held))
                 continue
+            # No min() and max() here: each costs as much as finding the counter.
             if counter.count == 0 or micros > counter.max:
                 counter.max = micros
             if ts_us >= counter.last_ts_us:
@@ -164,21 +158,22 @@ class ShardState:
                 counter.last_ts_us = ts_us
             counter.sum += micros
             counter.count += 1
-            # min() and max() would cost as much as the rest of the fold.
-            seen = ts_us if ts_us < received_at_us else received_at_us  # noqa: FURB136
-            if seen > counter.watermark_us:
+            seen_us = ts_us if ts_us < received_at_us else received_at_us  # noqa: FURB136
+            if seen_us > counter.watermark_us:
                 if self.operations:
-                    self._remember(partitions[index], (*series, counter.start_us), counter)
-                counter.watermark_us = seen
+                    self._remember(partition, (*series, counter.start_us), counter)
+                counter.watermark_us = seen_us
             counter.updated_at_us = received_at_us
             if counter.tallies is not None:
                 for tally in counter.tallies:
                     tally.add(micros, ts_us)
         return late
 
-    def _watermark(self, partition: int, series: Series, counter: Counter, operation: str) -> int:
+    def _watermark(
+        self, partition: int, series: Series, counter: Counter, operation: str | None
+    ) -> int:
         """The watermark that an operation's rows are judged against: the one at its start."""
-        marks = self.marks[partition].get(operation)
+        marks = self.marks[partition].get(operation) if operation is not None else None
         if marks is None:
             return counter.watermark_us
         return marks.get((*series, counter.start_us), counter.watermark_us)
@@ -378,3 +373,12 @@ class ShardState:
                 self._watch(partition, adjustment)
         for operation, of in marks:
             self.marks[partition][operation] = {tuple(key): mark for key, mark in of}
+
+
+def _picked(events: TenantEvents, indexes: Sequence[int]) -> Iterable[tuple[Any, ...]]:
+    """(index, metric, customer, micros, time, partition) of some events: of all, if `indexes` is as long."""
+    metrics, customers, micros = events.metrics, events.customers, events.micros
+    times_us, partitions = events.times_us, events.partitions
+    if len(indexes) == len(metrics):
+        return zip(indexes, metrics, customers, micros, times_us, partitions, strict=True)
+    return [(i, metrics[i], customers[i], micros[i], times_us[i], partitions[i]) for i in indexes]

@@ -30,6 +30,8 @@ _FILTER_BITS_MAX: Final = 65_536
 _FILTER_BITS_PER_NAME: Final = 8
 """At least; two probes then say "perhaps" of 5 % of what is not there."""
 _HASHES_CACHED_MAX: Final = 4_096
+_CUSTOMERS_CACHED_MAX: Final = 32_768
+"""Each chunk asks for all of its customers again; 300 bytes each."""
 
 
 class NameHash(NamedTuple):
@@ -39,6 +41,7 @@ class NameHash(NamedTuple):
     low: int
 
 
+@lru_cache(maxsize=_CUSTOMERS_CACHED_MAX)
 def customer_digest(tenant: str, customer_ref: str) -> bytes:
     """The hash of a customer, as two little-endian numbers: high, low.
 

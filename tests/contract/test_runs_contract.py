@@ -76,12 +76,16 @@ def test_the_owner_sees_nothing_new_before_a_refresh_but_a_scan_does(
     store.write([_block(1, 5, b"new")], b"new")
     store.delete(1, blocks_max=1)
     assert store.manifest() == b"old"
+    assert store.run_ids() == [1]
     found = store.find_block(1, _key(6))
     assert found is not None
     assert found.data.startswith(b"old")
     assert [block.low for block in store.scan(1, _key(0), blocks_max=9)] == [_key(5)]
     store.refresh()
     assert store.manifest() == b"new"
+    store.write([_block(2, 0)], b"newer")
+    store.prepare(1000)
+    assert (store.manifest(), store.run_ids()) == (b"newer", [1, 2])
 
 
 def test_the_block_found_is_the_last_one_that_does_not_begin_after_the_key(
@@ -153,15 +157,15 @@ def test_wiping_leaves_an_empty_store_that_works(stores: tuple[RunStore, Reopen]
 
 @pytest.mark.lmdb
 def test_the_map_grows_when_it_is_prepared_and_refuses_without(tmp_path: Path) -> None:
-    store = LmdbRuns(tmp_path / "runs", map_bytes_min=1 << 20)
+    store = LmdbRuns(tmp_path / "runs", map_bytes_min=6 << 20)
     block = bytes(4080)
-    blocks = [Block(1, _key(number), block) for number in range(1000)]
+    blocks = [Block(1, _key(number), block) for number in range(1600)]
     with pytest.raises(RunStoreFull, match="map is full"):
         store.write(blocks, b"m")
     store.refresh()
     assert store.run_ids() == []
     # After a refusal it grows even if what is asked for seems to fit.
-    store.prepare(len(blocks) * 4096)
+    store.prepare(0)
     store.write(blocks, b"m")
     store.refresh()
     assert store.find_block(1, _key(500)) == blocks[500]

@@ -7,6 +7,7 @@ record that changed is found. An error on opening or a signal is a find; wrong d
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 from collections import Counter
@@ -21,7 +22,7 @@ import pytest
 from tests.crash.child import in_fork
 from wal.anchor import ANCHOR_NAME, APPENDS_BETWEEN_ANCHORS
 from wal.check import check_log
-from wal.lmdb_log import LmdbLog
+from wal.lmdb_log import LmdbLog, _page
 from wal.log import Draft, DraftPart, Head, LogDamaged, LogError, scan
 
 FLIPS = int(os.environ.get("ROT_FLIPS", "600"))
@@ -173,6 +174,17 @@ def test_a_stale_head_is_refused(tmp_path: Path, commits: int) -> None:
             # A number smaller by 2 looks like the head before: the anchor tells.
             with pytest.raises(LogDamaged, match=r"head|last records were lost"):
                 LmdbLog(tmp_path / "log")
+
+
+def test_a_tree_that_leads_in_a_circle_is_left_and_not_walked_for_ever() -> None:
+    around = itertools.cycle([(key.to_bytes(8, "big"), bytes(99)) for key in (4, 5, 6)])
+    with pytest.raises(LogDamaged, match="record 4 is stored after record 6"):
+        _page(around, 1 << 20)
+    backwards = iter([(key.to_bytes(8, "big"), b"") for key in (9, 3)])
+    with pytest.raises(LogDamaged, match="record 3 is stored after record 9"):
+        _page(backwards, 1 << 20)
+    with pytest.raises(LogDamaged, match="record 3 is stored after record 8"):
+        _page(iter([((3).to_bytes(8, "big"), b"")]), 1, after=8)
 
 
 def test_an_older_file_in_the_place_of_the_log_is_refused(tmp_path: Path) -> None:

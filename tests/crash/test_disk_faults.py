@@ -264,6 +264,7 @@ def test_a_map_at_its_bound_refuses_for_good_reads_on_and_a_larger_one_resumes(
     log.close()
 
 
+@pytest.mark.slow
 def test_the_map_grows_from_a_tiny_start_beside_readers(tmp_path: Path) -> None:
     log = LmdbLog(tmp_path / "log", map_bytes_start=1 << 16)
     stop = threading.Event()
@@ -288,6 +289,33 @@ def test_the_map_grows_from_a_tiny_start_beside_readers(tmp_path: Path) -> None:
     assert not failures
     assert log.size_bytes() > 40 << 20
     assert check_log(log, anchor=log.head()).ok
+    log.close()
+
+
+def test_the_map_does_not_grow_under_a_reader_nor_starve_behind_readers(tmp_path: Path) -> None:
+    log = LmdbLog(tmp_path / "log", map_bytes_start=1 << 16)
+    log.close()
+    log = LmdbLog(tmp_path / "log", map_bytes_start=1 << 16)
+    appended, second_read = threading.Event(), threading.Event()
+
+    def append() -> None:
+        log.append([draft(1)])  # any append grows a map this small
+        appended.set()
+
+    def read() -> None:
+        log.raw(0, bytes_max=1)
+        second_read.set()
+
+    with log._reading(0):
+        writer = threading.Thread(target=append)
+        writer.start()
+        assert not appended.wait(0.05), "it grew under a reader"
+        reader = threading.Thread(target=read)
+        reader.start()
+        assert not second_read.wait(0.02), "a new reader went ahead of who waits to grow the map"
+    writer.join()
+    reader.join()
+    assert log.head().next_sequence == 1
     log.close()
 
 
@@ -347,6 +375,19 @@ def test_a_log_that_crossed_a_fork_is_refused(tmp_path: Path) -> None:
     log.close()
 
 
+def test_a_position_is_never_written_twice(tmp_path: Path) -> None:
+    log = LmdbLog(tmp_path / "log")
+    start = log.head()
+    log.append([draft(1), draft(1)])
+    head = log.head()
+    log._head = start  # as a bug would
+    with pytest.raises(AssertionError, match="a position is written once"):
+        log.append([draft(2)])
+    log._head = head
+    assert check_log(log, anchor=head).ok
+    log.close()
+
+
 def test_the_same_process_can_not_open_a_log_twice(tmp_path: Path) -> None:
     log = LmdbLog(tmp_path / "log")
     with pytest.raises(LogLocked, match="in use"):
@@ -363,6 +404,14 @@ def test_what_a_crash_left_of_creating_a_log_is_swept_away(tmp_path: Path) -> No
     log.append([draft(1)])
     log.close()
     assert not half.exists()
+
+
+def test_every_file_of_a_log_is_its_owners_alone(tmp_path: Path) -> None:
+    log = LmdbLog(tmp_path / "log")
+    log.append([draft(1)])
+    log.close()
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "log").iterdir()}
+    assert modes == {"data.mdb": 0o600, "lock.mdb": 0o600, "anchor": 0o600}
 
 
 def test_opening_to_read_creates_nothing_and_refuses_to_write(tmp_path: Path) -> None:

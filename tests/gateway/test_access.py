@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
+import msgspec
 import pytest
 
 from engine.core.api_keys import KEY_CHARS, RESOURCES, SCOPES, granted
+from engine.core.records import ApiKeyChange, Change
 from gateway.auth import CREDENTIAL_BYTES_MAX, Identity, pepper_of
 from gateway.problems import Problem
 from gateway.rate_limit import RateLimiter
@@ -90,8 +92,6 @@ def request_of(route: Route, ids: dict[str, str], tenant: str | None) -> dict[st
 
 
 def _fields(route: Route) -> Any:
-    import msgspec
-
     return msgspec.structs.fields(route.request)
 
 
@@ -290,6 +290,20 @@ async def test_every_way_to_send_a_wrong_key_is_a_401(server: Served) -> None:
         assert isinstance(refused, Problem), (authorization, x_api_key)
         assert refused.status == 401
         assert key not in refused.detail
+
+
+async def test_what_a_key_may_do_is_what_its_newest_record_says(server: Served) -> None:
+    text = (await server.key("acme", "usage:read", "events:write")).encode()
+    access, registry = server.gateway.access, server.gateway.meter.registry
+    before = access.identify(None, text, START_US)
+    assert isinstance(before, Identity)
+    assert access.identify(None, text, START_US) is before
+    (key,) = registry.api_keys.values()
+    narrowed = msgspec.structs.replace(key, scopes=("usage:read",))
+    registry.fold(ApiKeyChange(action="narrow", key=narrowed, change=Change(actor="test")))
+    after = access.identify(None, text, START_US)
+    assert isinstance(after, Identity)
+    assert after.scopes == {"usage:read"}
 
 
 async def test_a_keys_text_is_in_no_record_of_the_log(server: Served) -> None:

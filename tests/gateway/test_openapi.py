@@ -16,11 +16,11 @@ from gateway.ingest_document import IngestEvent
 from gateway.openapi import TAGS, operation_id
 from gateway.routes import Route
 from gateway.table import ROUTES, openapi_document
+from tests.helpers.json_schema import mismatch
 from tests.helpers.served import memory_gateway, served, settings_of
 
 DOCUMENT: dict[str, Any] = json.loads(openapi_document())
 SCHEMAS: dict[str, Any] = DOCUMENT["components"]["schemas"]
-INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}(\d{3})?Z")
 by_route = pytest.mark.parametrize("route", ROUTES, ids=lambda r: f"{r.method} {r.path}")
 
 
@@ -37,39 +37,6 @@ def references(node: Any) -> Iterator[str]:
     elif isinstance(node, list):
         for value in node:
             yield from references(value)
-
-
-def mismatch(value: Any, schema: dict[str, Any], where: str) -> str | None:
-    """Why a JSON value does not fit a schema, in the part of JSON Schema that our structs give."""
-    if "$ref" in schema:
-        return mismatch(value, SCHEMAS[schema["$ref"].rpartition("/")[2]], where)
-    if "anyOf" in schema:
-        found = [mismatch(value, one, where) for one in schema["anyOf"]]
-        return None if None in found else str(found)
-    if "enum" in schema and value not in schema["enum"]:
-        return f"{where}: {value!r} is none of {schema['enum']}"
-    types = schema.get("type", [])
-    types = [types] if isinstance(types, str) else types
-    names = {str: "string", bool: "boolean", int: "integer", float: "number", type(None): "null"}
-    name = names.get(type(value), "object" if isinstance(value, dict) else "array")
-    if types and name not in types and not (name == "integer" and "number" in types):
-        return f"{where}: is {name}, not {types}"
-    is_instant = schema.get("format") == "date-time" and isinstance(value, str)
-    if is_instant and not INSTANT.fullmatch(value):
-        return f"{where}: {value} is no instant"
-    if isinstance(value, list):
-        found = [mismatch(one, schema.get("items", {}), f"{where}[]") for one in value]
-        return next((one for one in found if one), None)
-    if not isinstance(value, dict) or "properties" not in schema:
-        return None
-    if unknown := set(value) - set(schema["properties"]):
-        return f"{where}: {unknown} not described"
-    if missing := set(schema.get("required", [])) - set(value):
-        return f"{where}: {missing} missing"
-    found = [
-        mismatch(one, schema["properties"][name], f"{where}.{name}") for name, one in value.items()
-    ]
-    return next((one for one in found if one), None)
 
 
 def test_the_document_is_whole() -> None:
@@ -148,7 +115,7 @@ async def test_what_is_answered_is_what_is_described() -> None:
             kind = response.headers.get("content-type", "").partition(";")[0]
             assert kind in content or not response.content, (template, kind)
             if response.content and kind.endswith("json"):
-                problem = mismatch(response.json(), content[kind]["schema"], template)
+                problem = mismatch(response.json(), content[kind]["schema"], SCHEMAS, template)
                 assert problem is None, problem
             seen.add(f"{method} {template}")
             return response.json() if response.content and kind.endswith("json") else None

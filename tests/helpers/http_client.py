@@ -82,7 +82,7 @@ class Client:
             lines += [f"{name}: {value}" for name, value in found.items()]
         elif headers:
             lines += [f"{name}: {value}" for name, value in headers.items()]
-        self.send_raw("\r\n".join([*lines, "", ""]).encode() + body)
+        self.send_raw("\r\n".join([*lines, "", ""]).encode("latin-1") + body)
 
     def send_raw(self, data: bytes) -> None:
         if self._socket is None:

@@ -7,6 +7,8 @@ SMALL_SNAPSHOT_EVENTS  events between snapshots
 SMALL_RECENT_KEYS   keys in memory before they are merged into a run (merges happen all the time)
 SMALL_QUEUE_EVENTS  the log writer's bound
 SMALL_PAGE_BYTES    the page of recovery
+CLOCK_FILE          a file with microseconds that are added to the wall clock, read at every look at it
+SMALL_CLOSER_SECONDS  how often it is looked whether a period closes
 SLOW_PHASE          recovery, snapshot, merge or commit: waits SLOW_MS before and after each of its steps, and says so
 PLANT               a fault of `PLANTS`: the tests must find it
 """
@@ -18,15 +20,17 @@ import sys
 import time
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import trio
 
-from engine.actors import log_writer, recovery
+from engine.actors import log_writer, period_closer, recovery
 from engine.actors.group import Group
 from engine.actors.supervisor import MeterOptions
 from gateway import main as composition
 from gateway.cli.serve import command
+from gateway.system import SystemClock
 from wal import snapshot
 from wal.key_index import KeyIndex, MergePlan
 from wal.lmdb_log import LmdbLog
@@ -70,15 +74,9 @@ def plant_no_hard_exit() -> None:
     composition._exit_hard_after = lambda _seconds: None
 
 
-def plant_deaf_to_unknown() -> None:
-    """Go on after an append whose fate is unknown."""
-    log_writer.LogStateUnknown = type("Never", (Exception,), {})  # type: ignore[misc]
-
-
 PLANTS: dict[str, Callable[[], None]] = {
     "early-answer": plant_early_answer,
     "deaf-to-errors": plant_deaf_to_errors,
-    "deaf-to-unknown": plant_deaf_to_unknown,
     "forgotten-keys": plant_forgotten_keys,
     "lost-merge": plant_lost_merge,
     "no-hard-exit": plant_no_hard_exit,
@@ -110,6 +108,12 @@ def slow(phase: str, seconds: float) -> None:
     setattr(owner, name, waiting)
 
 
+def step_clock(file: Path) -> None:
+    """Let a file move the wall clock; the monotonic one stays true."""
+    now_us = SystemClock.now_us
+    SystemClock.now_us = lambda clock: now_us(clock) + int(file.read_text())  # type: ignore[method-assign]
+
+
 def apply(environ: dict[str, str]) -> None:
     """Put in force what the variables say."""
     small = {
@@ -127,6 +131,10 @@ def apply(environ: dict[str, str]) -> None:
     composition.MeterOptions = options  # type: ignore[misc,assignment]
     if "SMALL_QUEUE_EVENTS" in environ:
         log_writer.QUEUE_EVENTS_MAX = int(environ["SMALL_QUEUE_EVENTS"])  # type: ignore[misc]
+    if "CLOCK_FILE" in environ:
+        step_clock(Path(environ["CLOCK_FILE"]))
+    if "SMALL_CLOSER_SECONDS" in environ:
+        period_closer._EVERY_SECONDS = float(environ["SMALL_CLOSER_SECONDS"])  # type: ignore[misc]
     if "SMALL_PAGE_BYTES" in environ:
         recovery._PAGE_BYTES = int(environ["SMALL_PAGE_BYTES"])
     if phase := environ.get("SLOW_PHASE"):

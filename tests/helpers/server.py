@@ -46,7 +46,8 @@ class Server:
         """`prefix` is a command that runs the server: strace, say; it must leave the server as our own child."""
         self.directory = directory
         self.port = 0
-        self._errors = directory.parent / f"{directory.name}.stderr"
+        number = len(list(directory.parent.glob("stderr-*")))
+        self._errors = directory.parent / f"stderr-{number}"
         arguments = ["serve"] if module == STOCK else []
         arguments += ["--port", str(port), "--data-dir", str(directory)]
         with self._errors.open("wb") as errors:

@@ -110,6 +110,12 @@ def test_a_flip_on_the_fake_disk_is_refused_by_reads_and_named(rng: Random) -> N
         assert caught.value.sequence == key
 
 
+def test_a_blob_under_another_key_says_so() -> None:
+    with pytest.raises(LogDamaged, match="it says it is record 3: it was moved") as caught:
+        decode(filled_disk().durable[3], 5)
+    assert caught.value.sequence == 5
+
+
 def test_every_cut_of_a_blob_is_found() -> None:
     disk = filled_disk()
     for length in range(len(disk.durable[4])):
@@ -428,7 +434,10 @@ def test_trimming_on_a_failing_disk_changes_nothing() -> None:
     with pytest.raises(LogWriteFailed):
         log.trim(1, 2, records_max=1)
     assert disk.durable == before
-    disk.crash(Random(1))
-    assert disk.durable == before
+    for seed in range(20):
+        disk.crash(Random(seed))
+        assert disk.durable == before
+        with pytest.raises(LogWriteFailed):
+            log.trim(1, 2, records_max=1)
     disk.fault = lambda _operation: "ok"
     assert log.trim(1, 2, records_max=1) == 1

@@ -109,6 +109,24 @@ def test_recent_keys_hide_sealed_ones_and_these_the_runs_and_newer_runs_the_olde
     assert index.lookup(key) == bytes(8)
 
 
+def test_full_recent_keys_are_sealed_by_the_next_merge(
+    open_store: OpenStore, rng: random.Random
+) -> None:
+    index = open_index(open_store())
+    expected = some_keys(rng, 99)
+    index.add(expected, 99)
+    assert index.begin_merge() is None
+    more = some_keys(rng, 1)
+    index.add(more, 100)
+    plan = index.begin_merge()
+    assert plan is not None
+    assert plan.kind is PlanKind.FLUSH
+    run_to_end(plan)
+    index.finish_merge(plan)
+    assert index.watermark == 100
+    check_exact(index, expected | more, rng)
+
+
 def test_a_key_that_is_both_recent_and_sealed_has_the_recent_fingerprint(
     open_store: OpenStore,
 ) -> None:

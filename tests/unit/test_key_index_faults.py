@@ -162,11 +162,14 @@ def test_a_block_that_is_missing_moved_or_of_another_run_is_found(rng: random.Ra
         check_exact(index, stored, rng)
 
 
-def test_every_key_of_a_missing_block_is_an_error_and_never_unknown(rng: random.Random) -> None:
+@pytest.mark.parametrize("keys_each", [60, 600], ids=["one block", "several blocks"])
+def test_every_key_of_a_missing_block_is_an_error_and_never_unknown(
+    rng: random.Random, keys_each: int
+) -> None:
     """Also of a run's first block, where the last block of the run before it seems to answer."""
     store = MemoryRuns()
     index = open_index(store)
-    stored = fill(index, rng, flushes=2, keys_each=600)
+    stored = fill(index, rng, flushes=2, keys_each=keys_each)
     blocks = dict(store.data)
     for place, whole in blocks.items():
         store.data = {key: data for key, data in blocks.items() if key != place}
@@ -264,6 +267,24 @@ def test_a_failed_write_anywhere_loses_no_key_and_a_later_merge_succeeds(
     assert [run.tier for run in index.statistics().runs] == [1]
     assert store.run_ids() == [run.run_id for run in index.statistics().runs]
     check_exact(index, expected, rng)
+
+
+def test_after_a_failure_the_left_over_blocks_go_first_to_make_room(rng: random.Random) -> None:
+    store = MemoryRuns()
+    index = open_index(store)
+    index.add(some_keys(rng, 400), 400)
+    store.fail_next_writes(None, (RunStoreFull("full"), False))
+    with pytest.raises(RunStoreFull):
+        index.settle()
+    assert len(store.data) == 2
+    plan = index.begin_merge()
+    assert plan is not None
+    assert plan.kind is PlanKind.COLLECT
+    run_to_end(plan)
+    index.finish_merge(plan)
+    assert store.data == {}
+    index.settle()
+    assert index.watermark == 400
 
 
 @pytest.mark.slow

@@ -126,6 +126,19 @@ def test_a_new_anchor_does_not_move_the_past() -> None:
     assert period_in(schedule, since) == (since, parse_instant("2026-11-20T00:00:00Z"))
 
 
+def test_an_inactive_mapping_beside_the_active_one_changes_nothing() -> None:
+    active = mapping(lateness_us=7, aggregation="max")
+    beside = mapping(id="map_2", active=False, lateness_us=9)
+    for records in (
+        [active, beside],
+        [beside, active],
+        [active, beside, mapping(id="map_2", deleted=True)],
+    ):
+        judged = rules(*records)
+        assert judged.scope("t", "m").lateness_us == 7
+        assert judged.aggregation("t", "m", NOVEMBER) == "max"
+
+
 def test_rules_survive_a_snapshot() -> None:
     before = rules(
         SettingsChange(lateness_us=5, late_policy="auto", actor="a"),

@@ -235,7 +235,12 @@ def test_a_version_of_tomorrow_is_skipped(disk: Disk) -> None:
 def test_sections_that_do_not_add_up_are_refused_even_under_a_right_digest(disk: Disk) -> None:
     name = put(disk.store, 100, Section(1, 100, b"abcd"))
     body = bytearray(disk.read(name)[:-DIGEST_BYTES])
-    for at, change in ((len(body) - 1, 1), (len(body) - 12 - 9, 1), (len(body) - 12 - 9, 255)):
+    for at, change in (
+        (0, 1),
+        (len(body) - 1, 1),
+        (len(body) - 12 - 9, 1),
+        (len(body) - 12 - 9, 255),
+    ):
         changed = bytearray(body)
         changed[at] = (changed[at] + change) % 256
         digest = new_digest()

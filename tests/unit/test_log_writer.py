@@ -1,0 +1,275 @@
+"""The log writer: what waits for what, what fails with what, and what is refused rather than queued."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from engine.actors import log_writer
+from engine.actors.log_writer import ACCEPTED, CONFLICT, DUPLICATE, LogWriter
+from engine.actors.shard import Shard
+from engine.core.partitions import shard_of
+from engine.core.records import Change, Mapping, MappingChange
+from engine.core.shard_state import ShardState
+from engine.errors import StorageFull, Unavailable
+from engine.limits import PARTITIONS
+from engine.ports import Fatal
+from tests.property.test_fold import MONTH_END_US, row
+from wal.key_index import KeyIndex
+from wal.memory_log import FakeDisk, MemoryLog
+from wal.memory_runs import MemoryRuns
+
+
+class Gate:
+    """A thread that runs when it is let: `open` lets the next commit through."""
+
+    def __init__(self) -> None:
+        self.waiting = trio.Event()
+        self._go = trio.Event()
+        self.is_open = True
+
+    def shut(self) -> None:
+        self.is_open = False
+        self.waiting, self._go = trio.Event(), trio.Event()
+
+    def open(self) -> None:
+        self.is_open = True
+        self._go.set()
+
+    async def __call__(self, function: Callable[[], Any]) -> Any:
+        if not self.is_open:
+            self.waiting.set()
+            await self._go.wait()
+        await trio.lowlevel.checkpoint()
+        return function()
+
+
+class Clock:
+    def now_us(self) -> int:
+        return MONTH_END_US
+
+    def monotonic_us(self) -> int:
+        return 0
+
+
+class Bench:
+    """A writer with two shards on a fake disk."""
+
+    def __init__(self) -> None:
+        self.disk = FakeDisk()
+        self.gate = Gate()
+        self.log = MemoryLog(self.disk)
+        keys = KeyIndex.open(MemoryRuns(), log_id=bytes(16), epoch=1, head_sequence=0)
+        self.controls: list[Any] = []
+        self.writer = LogWriter(
+            self.log,
+            keys,
+            Clock(),
+            self.gate,
+            on_published=lambda _group, _next: None,
+            on_control=self.controls.append,
+            verify=True,
+        )
+        owner = [shard_of(p, 2) for p in range(PARTITIONS)]
+        self.shards = [
+            Shard(n, ShardState([p for p in range(PARTITIONS) if owner[p] == n])) for n in range(2)
+        ]
+        self.writer.serve_shards(self.shards, owner)
+
+    def total(self) -> int:
+        tables = [t for s in self.shards for t in s.state.counters.values()]
+        return sum(counter.sum for table in tables for counter in table.values()) // 10**6
+
+
+@asynccontextmanager
+async def bench() -> AsyncIterator[Bench]:
+    made = Bench()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(made.writer.run)
+        for shard in made.shards:
+            nursery.start_soon(shard.run)
+        yield made
+        nursery.cancel_scope.cancel()
+
+
+def one(key: str, quantity: str = "1", customer: str = "c") -> Any:
+    return row("m", customer, quantity, None, key, MONTH_END_US)
+
+
+async def is_blocked(wait: Callable[[], Any]) -> bool:
+    with trio.move_on_after(0) as scope:
+        await trio.testing.wait_all_tasks_blocked()
+        await wait()
+    return scope.cancelled_caught
+
+
+async def test_an_answer_waits_for_the_commit_and_the_count() -> None:
+    async with bench() as b:
+        b.gate.shut()
+        offer = b.writer.offer("t", [one("a")], 10)
+        await b.gate.waiting.wait()
+        assert await is_blocked(offer.settled)
+        assert b.total() == 0
+        b.gate.open()
+        await offer.settled()
+        assert b.total() == 1
+        assert b.log.head().next_sequence == 1
+
+
+async def test_a_duplicate_of_an_event_that_is_being_committed_waits_for_it() -> None:
+    async with bench() as b:
+        b.gate.shut()
+        b.writer.offer("t", [one("a")], 10)
+        await b.gate.waiting.wait()
+        again = b.writer.offer("t", [one("a")], 10)
+        assert list(again.verdicts) == [DUPLICATE]
+        assert await is_blocked(again.settled)
+        b.gate.open()
+        await again.settled()
+        assert b.total() == 1
+
+
+async def test_a_duplicate_fails_with_its_original_and_a_retry_counts_once() -> None:
+    async with bench() as b:
+        b.gate.shut()
+        first = b.writer.offer("t", [one("a")], 10)
+        await b.gate.waiting.wait()
+        again = b.writer.offer("t", [one("a"), one("b")], 10)
+        assert list(again.verdicts) == [DUPLICATE, ACCEPTED]
+        faults = iter(["error"])
+        b.disk.fault = lambda _operation: next(faults, "ok")  # type: ignore[arg-type,return-value]
+        b.gate.open()
+        for offer in (first, again):
+            with pytest.raises(Unavailable):
+                await offer.settled()
+        retry = b.writer.offer("t", [one("a"), one("b")], 10)
+        await retry.settled()
+        assert list(retry.verdicts) == [ACCEPTED, DUPLICATE]
+        assert b.total() == 2
+
+
+async def test_a_full_disk_is_told_apart_and_passes() -> None:
+    async with bench() as b:
+        b.disk.capacity_bytes = 0
+        offer = b.writer.offer("t", [one("a")], 10)
+        with pytest.raises(StorageFull):
+            await offer.settled()
+        assert b.writer.last_error is not None
+        b.disk.capacity_bytes = None
+        await b.writer.offer("t", [one("a")], 10).settled()
+        assert b.writer.last_error is None
+        assert b.total() == 1
+
+
+async def test_an_unknown_outcome_ends_the_writer() -> None:
+    b = Bench()
+    b.disk.fault = lambda operation: "error" if operation == "head" else "ok"
+    with pytest.RaisesGroup(Fatal, flatten_subgroups=True):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(b.writer.run)
+            offer = b.writer.offer("t", [one("a")], 10)
+            with pytest.raises(Unavailable):
+                await offer.settled()
+
+
+async def test_the_same_key_in_one_request_counts_once() -> None:
+    async with bench() as b:
+        offer = b.writer.offer("t", [one("a"), one("a"), one("a", "2")], 10)
+        await offer.settled()
+        assert list(offer.verdicts) == [ACCEPTED, DUPLICATE, CONFLICT]
+        assert b.total() == 1
+
+
+async def test_the_same_key_of_two_customers_or_tenants_is_two_keys() -> None:
+    async with bench() as b:
+        offers = [
+            b.writer.offer("t", [one("a"), one("a", customer="d")], 10),
+            b.writer.offer("u", [row_of_tenant("u")], 10),
+        ]
+        for offer in offers:
+            await offer.settled()
+            assert set(offer.verdicts) == {ACCEPTED}
+        assert b.total() == 3
+
+
+def row_of_tenant(tenant: str) -> Any:
+    import msgspec
+
+    from engine.core.events import EventLimits, SentEvent, accept
+
+    sent = SentEvent(metric="m", customer_ref="c", quantity=msgspec.Raw(b"1"), idempotency_key="a")
+    return accept(sent, tenant, None, MONTH_END_US, EventLimits(4096))
+
+
+async def test_over_the_bound_an_offer_is_refused_and_takes_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(log_writer, "QUEUE_EVENTS_MAX", 3)
+    async with bench() as b:
+        b.gate.shut()
+        b.writer.offer("t", [one("first")], 10)
+        await b.gate.waiting.wait()
+        b.writer.offer("t", [one("a"), one("b")], 10)
+        with pytest.raises(Unavailable, match="too many"):
+            b.writer.offer("t", [one("c"), one("d")], 10)
+        assert b.writer.queued == (2, 10)
+        last = b.writer.offer("t", [one("c")], 10)
+        b.gate.open()
+        await last.settled()
+        assert b.total() == 4
+
+
+async def test_closing_drains_what_was_taken_and_takes_no_more() -> None:
+    b = Bench()
+    async with trio.open_nursery() as nursery:
+        for shard in b.shards:
+            nursery.start_soon(shard.run)
+        nursery.start_soon(b.writer.run)
+        offer = b.writer.offer("t", [one("a")], 10)
+        b.writer.close()
+        with pytest.raises(Unavailable, match="stopping"):
+            b.writer.offer("t", [one("b")], 10)
+        await b.writer.drained.wait()
+        for shard in b.shards:
+            shard.inbox.close()
+    await offer.settled()
+    assert b.total() == 1
+
+
+async def test_a_control_record_is_folded_before_the_events_of_its_group() -> None:
+    async with bench() as b:
+        b.gate.shut()
+        b.writer.offer("t", [one("first")], 10)
+        await b.gate.waiting.wait()
+        offer = b.writer.offer("t", [one("a")], 10)
+        change = MappingChange(
+            mapping=Mapping(id="map_1", tenant_id="t", metric="m", lateness_us=5),
+            change=Change(actor="test"),
+        )
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(b.writer.append_control, change)
+            await trio.testing.wait_all_tasks_blocked()
+            b.gate.open()
+        await offer.settled()
+        assert b.controls == [change]
+        types = [r.envelope.record_type for r in b.log.read(0, bytes_max=1 << 20)]
+        assert types == [2, 4, 2]
+        assert all(s.state.rules.scope("t", "m").lateness_us == 5 for s in b.shards)
+
+
+async def test_usage_that_is_being_committed_is_on_its_way() -> None:
+    async with bench() as b:
+        assert not b.writer.is_on_its_way("t", "m")
+        b.gate.shut()
+        offer = b.writer.offer("t", [one("a")], 10)
+        await b.gate.waiting.wait()
+        assert b.writer.is_on_its_way("t", "m")
+        assert not b.writer.is_on_its_way("t", "other")
+        assert not b.writer.is_on_its_way("u", "m")
+        b.gate.open()
+        await offer.settled()
