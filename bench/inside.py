@@ -77,6 +77,8 @@ class StallWatch:
 
     def __init__(self) -> None:
         self.longest_ms = 0.0
+        self.longest_cpu_ms = 0.0
+        """The longest turn in processor time of this thread: without what other programs took meanwhile."""
         self.over_5_ms = 0
         self._nursery_manager = trio.open_nursery()
 
@@ -90,11 +92,12 @@ class StallWatch:
         await self._nursery_manager.__aexit__(*exc)  # type: ignore[arg-type]
 
     async def _watch(self) -> None:
-        last = time.perf_counter()
+        last, last_cpu = time.perf_counter(), time.thread_time()
         while True:
             await trio.lowlevel.checkpoint()
-            now = time.perf_counter()
+            now, now_cpu = time.perf_counter(), time.thread_time()
             gap_ms = (now - last) * 1e3
             self.longest_ms = max(self.longest_ms, gap_ms)
             self.over_5_ms += gap_ms > 5
-            last = now
+            self.longest_cpu_ms = max(self.longest_cpu_ms, (now_cpu - last_cpu) * 1e3)
+            last, last_cpu = now, now_cpu

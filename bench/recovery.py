@@ -42,6 +42,7 @@ async def take_snapshot(meter: Meter, started: Started, results: dict[str, Any])
         await meter.started.snapshotter.take()
     results["snapshot_seconds"] = round(time.perf_counter() - began, 3)
     results["longest_stall_ms"] = round(watch.longest_ms, 2)
+    results["longest_turn_cpu_ms"] = round(watch.longest_cpu_ms, 2)
     results["stalls_over_5_ms"] = watch.over_5_ms
     assert meter.started.snapshotter.last_error is None
 

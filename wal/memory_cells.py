@@ -2,7 +2,7 @@
 
 Rules it keeps: values are stored sealed, as on disk, so tests may damage `data`; the object outlives the indexer
 that uses it, so a crash is a new indexer on the same store. Faults: `fail_next_writes` makes coming writes raise,
-before or after they took effect.
+before or after they took effect. It must not know what the values mean.
 """
 
 from __future__ import annotations

@@ -6,9 +6,10 @@ between two turns sees whole groups; a bug in the fold ends the process. It must
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from struct import Struct
+from typing import Any, Final
 
 import msgspec
 import trio
@@ -40,6 +41,12 @@ class PartitionRequest:
 
 ShardMessage = FoldWork | PartitionRequest
 _encode = msgspec.msgpack.Encoder().encode
+_ROWS_OF_THREE = Struct(">BBI")
+"""msgpack: an array of two, the first of which is an array with a 32-bit length."""
+SLICE_ROWS: Final = 4000
+"""Series of a snapshot encoded in one turn: some 5 ms. Fewer would stall the others less and keep this shard's events
+waiting for more turns of theirs."""
+assert SLICE_ROWS < 1 << 16, "a slice's own header has three bytes"
 
 
 class Shard:
@@ -57,9 +64,17 @@ class Shard:
                 if isinstance(message, FoldWork):
                     self._fold(message)
                 else:
-                    message.data = encode_partition(self.state, message.partition)
-                    message.done.set()
+                    await self._encode(message)
                 await trio.lowlevel.checkpoint()
+
+    async def _encode(self, request: PartitionRequest) -> None:
+        """In slices, so that the others go on meanwhile; what this shard is to fold waits, so nothing moves."""
+        chunks = []
+        for chunk in partition_chunks(self.state, request.partition):
+            chunks.append(chunk)
+            await trio.lowlevel.checkpoint()
+        request.data = b"".join(chunks)
+        request.done.set()
 
     def _fold(self, work: FoldWork) -> None:
         group = work.group
@@ -78,8 +93,19 @@ class Shard:
 
 
 def encode_partition(state: ShardState, partition: int) -> bytes:
-    """A partition's section of a snapshot."""
-    return _encode(state.partition_state(partition))
+    """A partition's section of a snapshot: msgpack of (rows, adjustments, marks)."""
+    return b"".join(partition_chunks(state, partition))
+
+
+def partition_chunks(state: ShardState, partition: int) -> Iterator[bytes]:
+    """The section piece by piece; a piece is some milliseconds of work, all of them together are the section."""
+    yield _ROWS_OF_THREE.pack(0x93, 0xDD, len(state.counters[partition]))
+    for rows in state.partition_rows(partition, SLICE_ROWS):
+        header_bytes = 1 if len(rows) < 16 else 3
+        yield _encode(rows)[header_bytes:]
+    adjustments, marks = state.partition_corrections(partition)
+    yield _encode(adjustments)
+    yield _encode(marks)
 
 
 def restore_partition(state: ShardState, partition: int, data: bytes, ext_hook: Any) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from engine.core.quantities import pack_total, unpack_ext
+from engine.core.quantities import INT64_MAX, INT64_MIN, pack_total, unpack_ext
 
 AGGREGATIONS: Final = ("sum", "max", "last")
 
@@ -124,13 +124,21 @@ class Counter:
 
     def state(self) -> tuple[Any, ...]:
         """All fields as a row for snapshots and comparisons; `Counter.restore` takes it back."""
+        total, greatest, last = self.sum, self.max, self.last
+        if not (
+            # Nearly always so, and three calls would cost as much as the rest of a snapshot's row.
+            INT64_MIN <= total <= INT64_MAX
+            and INT64_MIN <= greatest <= INT64_MAX
+            and INT64_MIN <= last <= INT64_MAX
+        ):
+            total, greatest, last = map(pack_total, (total, greatest, last))  # type: ignore[assignment]
         return (
             self.start_us,
             self.end_us,
-            pack_total(self.sum),
+            total,
             self.count,
-            pack_total(self.max),
-            pack_total(self.last),
+            greatest,
+            last,
             self.last_ts_us,
             self.watermark_us,
             self.updated_at_us,

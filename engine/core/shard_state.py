@@ -329,16 +329,30 @@ class ShardState:
 
         The order is that of first appearance, so it is not canonical: compare sorted.
         """
+        every = len(self.counters[partition]) or 1
+        rows = [row for part in self.partition_rows(partition, every) for row in part]
+        return (rows, *self.partition_corrections(partition))
+
+    def partition_rows(self, partition: int, rows_max: int) -> Iterator[list[Any]]:
+        """The counters' rows, at most `rows_max` series at once; nothing may be folded before the last."""
         rows: list[Any] = []
         for series, newest in self.counters[partition].items():
-            counter: Counter | None = newest
-            chain = []
-            while counter is not None:
-                chain.append(counter.state())
-                counter = counter.older
+            chain = [newest.state()]
+            older = newest.older
+            while older is not None:
+                chain.append(older.state())
+                older = older.older
             rows.append((series, chain))
+            if len(rows) == rows_max:
+                yield rows
+                rows = []
+        if rows:
+            yield rows
+
+    def partition_corrections(self, partition: int) -> tuple[list[Any], list[Any]]:
+        """The rows of its adjustments, and of the marks of operations under way."""
         marks = [(operation, list(of.items())) for operation, of in self.marks[partition].items()]
-        return rows, self.adjustments[partition].state(), marks
+        return self.adjustments[partition].state(), marks
 
     def adopt(self, other: ShardState, partitions: Iterable[int]) -> None:
         """Take partitions over from another state, which must not be used for them again."""

@@ -11,10 +11,12 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from random import Random
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -70,8 +72,6 @@ def counted(client: Client, tenant: str, customer: str = "one") -> int:
 
 
 def quoted(text: str) -> str:
-    from urllib.parse import quote
-
     return quote(text, safe="")
 
 
@@ -308,6 +308,28 @@ def test_a_message_that_is_no_http_harms_nobody_but_its_connection(
             pass  # closed, or still waiting for the rest
     assert statuses(client.ingest([event(tenant)])) == ["accepted"]
     assert server.process.poll() is None
+
+
+def test_what_arrives_behind_a_refusal_is_never_read(server: Server, client: Client) -> None:
+    """Whether it is read depends on the moment: hence the repetition. The fixture finds a failed connection."""
+    for _ in range(25):
+        for body, headers in (BODIES["too large"], (b"\x00GET\r\n\r\n" * 200_000, {})):
+            with server.client(seconds_max=2) as hostile:
+                with suppress(CutOff, OSError):
+                    assert hostile.request("POST", INGEST, body, headers).status == 413
+    assert client.get("/health/ready").status == 200
+    assert not server.events("connection_failed")
+
+
+def test_a_defect_in_one_connection_does_not_end_the_server(tmp_path: Path) -> None:
+    environment = {**SMALL, "PLANT": "failing-connection"}
+    with running(tmp_path / "data", environment=environment) as server, server.client() as client:
+        assert statuses(client.ingest([event("acme", "before")])) == ["accepted"]
+        with server.client() as hit, pytest.raises(CutOff):
+            hit.request("POST", INGEST, good_body("acme"), {"X-Planted": "1"})
+        assert server.wait_for("connection_failed")
+        assert statuses(client.ingest([event("acme", "after")])) == ["accepted"]
+        assert server.stop() == 0
 
 
 def test_a_byte_order_mark_and_duplicate_members_have_one_meaning(

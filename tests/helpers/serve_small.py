@@ -30,6 +30,7 @@ from engine.actors.group import Group
 from engine.actors.supervisor import MeterOptions
 from gateway import main as composition
 from gateway.cli.serve import command
+from gateway.hypercorn_repairs import RepairedH11
 from gateway.system import SystemClock
 from wal import snapshot
 from wal.key_index import KeyIndex, MergePlan
@@ -74,9 +75,22 @@ def plant_no_hard_exit() -> None:
     composition._exit_hard_after = lambda _seconds: None
 
 
+def plant_failing_connection() -> None:
+    """A defect in the HTTP protocol: some bytes of a client raise where nobody expects it."""
+    handle = RepairedH11.handle
+
+    async def fails(protocol: RepairedH11, event: Any) -> None:
+        if b"x-planted" in getattr(event, "data", b""):
+            raise RuntimeError("planted")
+        await handle(protocol, event)
+
+    RepairedH11.handle = fails  # type: ignore[method-assign]
+
+
 PLANTS: dict[str, Callable[[], None]] = {
     "early-answer": plant_early_answer,
     "deaf-to-errors": plant_deaf_to_errors,
+    "failing-connection": plant_failing_connection,
     "forgotten-keys": plant_forgotten_keys,
     "lost-merge": plant_lost_merge,
     "no-hard-exit": plant_no_hard_exit,

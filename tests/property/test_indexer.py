@@ -75,7 +75,11 @@ events = st.builds(
     st.sampled_from((None, "r1")),
     metas,
 )
-bounds = st.one_of(st.none(), st.integers(-60, 60).map(lambda n: T0_US + n * 30_000_000))
+bounds = st.one_of(
+    st.none(),
+    st.integers(-3, 4).map(lambda n: T0_US + n),
+    st.integers(-90, 90).map(lambda n: T0_US + n * 20_000_000),
+)
 queries = st.builds(
     EventsQuery,
     tenant=st.sampled_from(TENANTS),

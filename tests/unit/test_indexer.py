@@ -412,3 +412,39 @@ async def test_a_search_that_stops_early_says_so_and_keeps_the_order(
         assert page.total_is_lower_bound
         assert page.next_cursor is not None
         assert len(page.events) < 70
+
+
+@pytest.mark.parametrize("direction", ["asc", "desc"])
+async def test_a_walk_over_interleaved_chunks_gets_further_with_every_page(
+    place: Place, direction: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = place.make()
+    async with running(one):
+        for chunk in range(5):
+            times = [T0_US + 50 * index + 10 * (chunk % 3) for index in range(20)]
+            sent = [Sent("acme", "calls", "cus-1", 1, ts_us) for ts_us in times]
+            one.feed(*place.event_log.append(sent, T0_US))
+            await trio.testing.wait_all_tasks_blocked()
+        monkeypatch.setattr(index_reader, "LISTING_ROWS_MAX", 1)
+        seen: list[int] = []
+        cursor = None
+        for _ in range(200):
+            page = await page_of(one, limit=100, direction=direction, cursor=cursor)
+            seen += [event.sequence for event in page.events]
+            cursor = page.next_cursor
+            if cursor is None:
+                break
+    in_order = sorted(place.event_log.logged, key=lambda e: (e.ts_us, e.sequence))
+    expected = [event.sequence for event in in_order]
+    assert cursor is None
+    assert seen == (expected if direction == "asc" else expected[::-1])
+
+
+@pytest.mark.parametrize("direction", ["asc", "desc"])
+async def test_start_is_in_the_range_and_end_is_not(place: Place, direction: str) -> None:
+    async with running(one := place.make()):
+        sent = [Sent("acme", "calls", "cus-1", 1, T0_US + index) for index in range(4)]
+        one.feed(*place.event_log.append(sent, T0_US))
+        page = await page_of(one, start_us=T0_US + 1, end_us=T0_US + 3, direction=direction)
+        assert sorted(event.ts_us - T0_US for event in page.events) == [1, 2]
+        assert page.total == 2

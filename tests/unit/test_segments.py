@@ -49,7 +49,7 @@ def end_of(one: Batch) -> int:
     return one.first_sequence + len(one.metrics)
 
 
-def same(one: Segment, other: Segment) -> None:
+def check_same(one: Segment, other: Segment) -> None:
     assert one.scopes == other.scopes
     for left, right in zip(
         (*one.series, *one.events, *one.cells),
@@ -72,8 +72,8 @@ def test_a_merge_of_segments_equals_one_of_all_their_events(seed: int) -> None:
         for first, end in pairwise(cuts):
             parts.append(build(given[first:end], position, end_of(given[end - 1])))
             position = end_of(given[end - 1])
-        same(merge(parts), whole)
-        same(merge([merge(parts[:2]), *parts[2:]]), whole)
+        check_same(merge(parts), whole)
+        check_same(merge([merge(parts[:2]), *parts[2:]]), whole)
 
 
 def test_a_chunk_read_back_equals_its_segment(seed: int) -> None:
