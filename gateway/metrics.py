@@ -176,7 +176,8 @@ class Metrics:
             "shard_counters", sum(len(table) for s in states for table in s.counters.values())
         )
         yield _gauge(
-            "late_adjustments", sum(len(table) for s in states for table in s.late.values())
+            "late_adjustments",
+            sum(len(of.by_id) for s in states for of in s.adjustments.values()),
         )
 
 

@@ -318,7 +318,11 @@ class LogWriter:
         group.first_sequence = envelopes[-1].sequence
         work = {}
         if group.controls:
-            work = {n: FoldWork(group, group.controls, []) for n in range(len(self._shards))}
+            controls = [
+                (record, envelope.sequence)
+                for record, envelope in zip(group.controls, envelopes, strict=False)
+            ]
+            work = {n: FoldWork(group, controls, []) for n in range(len(self._shards))}
         sequence = group.first_sequence
         owner = self._owner
         for part in group.parts:

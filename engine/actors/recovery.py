@@ -108,7 +108,12 @@ class _Fold:
             elif envelope.sequence >= self.control_from:
                 control = decode_control(envelope.record_type, record.parts[0].data)
                 self.registry.fold(control)
-                self.state.fold_control(control)
+                self.state.fold_control(
+                    control,
+                    sequence=envelope.sequence,
+                    received_at_us=envelope.received_at_us,
+                    since=self.partition_from,
+                )
         except (RecordError, IndexError) as error:
             raise LogDamaged(
                 f"record {record.sequence} can't be used: {error}", record.sequence

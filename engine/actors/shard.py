@@ -23,10 +23,10 @@ from engine.limits import SHARD_INBOX_MAX
 
 @dataclass(slots=True)
 class FoldWork:
-    """A group's share for one shard: control records first, then (part, indexes, first sequence)."""
+    """A group's share for one shard: control records with their sequences, then (part, indexes, first sequence)."""
 
     group: Group
-    controls: Sequence[ControlRecord]
+    controls: Sequence[tuple[ControlRecord, int]]
     shares: list[tuple[TenantEvents, Sequence[int], int]]
 
 
@@ -41,7 +41,7 @@ class PartitionRequest:
 
 ShardMessage = FoldWork | PartitionRequest
 _encode = msgspec.msgpack.Encoder().encode
-_PAIR_OF_ROWS = Struct(">BBI")
+_ROWS_OF_THREE = Struct(">BBI")
 """msgpack: an array of two, the first of which is an array with a 32-bit length."""
 SLICE_ROWS: Final = 4000
 """Series of a snapshot encoded in one turn: some 5 ms. Fewer would stall the others less and keep this shard's events
@@ -77,9 +77,9 @@ class Shard:
         request.done.set()
 
     def _fold(self, work: FoldWork) -> None:
-        for record in work.controls:
-            self.state.fold_control(record)
         group = work.group
+        for record, sequence in work.controls:
+            self.state.fold_control(record, sequence=sequence, received_at_us=group.received_at_us)
         for events, indexes, first_sequence in work.shares:
             late = self.state.fold_events(
                 events,
@@ -93,20 +93,22 @@ class Shard:
 
 
 def encode_partition(state: ShardState, partition: int) -> bytes:
-    """A partition's section of a snapshot: msgpack of (rows, late adjustments)."""
+    """A partition's section of a snapshot: msgpack of (rows, adjustments, marks)."""
     return b"".join(partition_chunks(state, partition))
 
 
 def partition_chunks(state: ShardState, partition: int) -> Iterator[bytes]:
     """The section piece by piece; a piece is some milliseconds of work, all of them together are the section."""
-    yield _PAIR_OF_ROWS.pack(0x92, 0xDD, len(state.counters[partition]))
+    yield _ROWS_OF_THREE.pack(0x93, 0xDD, len(state.counters[partition]))
     for rows in state.partition_rows(partition, SLICE_ROWS):
         header_bytes = 1 if len(rows) < 16 else 3
         yield _encode(rows)[header_bytes:]
-    yield _encode(state.partition_late(partition))
+    adjustments, marks = state.partition_corrections(partition)
+    yield _encode(adjustments)
+    yield _encode(marks)
 
 
 def restore_partition(state: ShardState, partition: int, data: bytes, ext_hook: Any) -> None:
     """Put a section of a snapshot back. Raises msgspec.MsgspecError or ValueError on other bytes."""
-    rows, late = msgspec.msgpack.decode(data, ext_hook=ext_hook)
-    state.restore_partition(partition, rows, late)
+    rows, adjustments, marks = msgspec.msgpack.decode(data, ext_hook=ext_hook)
+    state.restore_partition(partition, rows, adjustments, marks)

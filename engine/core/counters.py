@@ -1,4 +1,4 @@
-"""A counter: one customer's use of one metric in one period, and the adjustment that holds its late events.
+"""A counter: one customer's use of one metric in one period.
 
 Rules it keeps: a counter holds every aggregate, so that a mapping's aggregation can change without a recount; the
 watermark is the greatest min(ts, receivedAt) folded, so a producer's fast clock can't poison it; `last` goes by event
@@ -7,11 +7,61 @@ time, then log order. Integers only. It must not know partitions, rules or recor
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
-from engine.core.quantities import INT64_MAX, INT64_MIN, pack_total
+from engine.core.quantities import INT64_MAX, INT64_MIN, pack_total, unpack_ext
 
 AGGREGATIONS: Final = ("sum", "max", "last")
+
+
+BEFORE_ALL_US: Final = -(1 << 62)
+
+
+class Tally:
+    """Aggregates of some events, in micros: what a counter holds, without its period."""
+
+    __slots__ = ("count", "last", "last_ts_us", "max", "sum")
+
+    def __init__(self) -> None:
+        self.sum = 0
+        self.count = 0
+        self.max = 0
+        self.last = 0
+        self.last_ts_us = BEFORE_ALL_US
+
+    def add(self, micros: int, ts_us: int) -> None:
+        """Fold one event: `last` goes by event time, then by the order of calls (log order)."""
+        if self.count == 0 or micros > self.max:
+            self.max = micros
+        if ts_us >= self.last_ts_us:
+            self.last, self.last_ts_us = micros, ts_us
+        self.sum += micros
+        self.count += 1
+
+    def copy(self) -> Tally:
+        """Another one with the same values."""
+        return Tally.restore(self.state())
+
+    def state(self) -> tuple[Any, ...]:
+        """All fields as a row; `restore` takes it back."""
+        return (
+            pack_total(self.sum),
+            self.count,
+            pack_total(self.max),
+            pack_total(self.last),
+            self.last_ts_us,
+        )
+
+    @staticmethod
+    def restore(row: Sequence[Any]) -> Tally:
+        """A tally from the row that `state` gave, packed or read back."""
+        tally = Tally()
+        values = [
+            value if isinstance(value, int) else unpack_ext(value.code, value.data) for value in row
+        ]
+        tally.sum, tally.count, tally.max, tally.last, tally.last_ts_us = values
+        return tally
 
 
 class Counter:
@@ -30,6 +80,7 @@ class Counter:
         "older",
         "start_us",
         "sum",
+        "tallies",
         "updated_at_us",
         "watermark_us",
     )
@@ -45,6 +96,26 @@ class Counter:
         self.last_ts_us = start_us
         self.watermark_us = start_us
         self.updated_at_us = 0
+        self.tallies: list[Tally] | None = None
+        """Also fed with every event folded: value adjustments ask what came after them. Not part of `state`."""
+
+    def tally(self) -> Tally:
+        """Its aggregates."""
+        tally = Tally()
+        tally.sum, tally.count, tally.max, tally.last = self.sum, self.count, self.max, self.last
+        tally.last_ts_us = self.last_ts_us
+        return tally
+
+    def merge(self, other: Tally) -> None:
+        """Fold many events at once (a replay); the watermark stays, they were behind it."""
+        if other.count == 0:
+            return
+        if self.count == 0 or other.max > self.max:
+            self.max = other.max
+        if self.count == 0 or other.last_ts_us > self.last_ts_us:
+            self.last, self.last_ts_us = other.last, other.last_ts_us
+        self.sum += other.sum
+        self.count += other.count
 
     def value(self, aggregation: str) -> int:
         """The aggregate that a mapping asks for, in micros."""
@@ -80,79 +151,3 @@ class Counter:
         (counter.sum, counter.count, counter.max, counter.last) = row[2:6]
         (counter.last_ts_us, counter.watermark_us, counter.updated_at_us) = row[6:9]
         return counter
-
-
-class LateAdjustment:
-    """The late events of one counter that wait for one decision, or were approved on arrival (policy auto)."""
-
-    __slots__ = (
-        "approved",
-        "count",
-        "created_at_us",
-        "id",
-        "last",
-        "last_ts_us",
-        "max",
-        "sequences",
-        "sum",
-    )
-
-    def __init__(self, adjustment_id: str, created_at_us: int, *, approved: bool) -> None:
-        self.id = adjustment_id
-        self.created_at_us = created_at_us
-        self.approved = approved
-        self.sum = 0
-        self.count = 0
-        self.max = 0
-        self.last = 0
-        self.last_ts_us = -(1 << 62)
-        self.sequences: list[int] = []
-        """Log positions of its events."""
-
-    def add(self, sequence: int, micros: int, ts_us: int) -> None:
-        """Take one late event in."""
-        if self.count == 0 or micros > self.max:
-            self.max = micros
-        if ts_us >= self.last_ts_us:
-            self.last, self.last_ts_us = micros, ts_us
-        self.sum += micros
-        self.count += 1
-        self.sequences.append(sequence)
-
-    def state(self) -> tuple[Any, ...]:
-        """All fields as a row for snapshots; `LateAdjustment.restore` takes it back."""
-        return (
-            self.id,
-            self.created_at_us,
-            self.approved,
-            pack_total(self.sum),
-            self.count,
-            pack_total(self.max),
-            pack_total(self.last),
-            self.last_ts_us,
-            self.sequences,
-        )
-
-    @staticmethod
-    def restore(row: tuple[Any, ...]) -> LateAdjustment:
-        """An adjustment from the row that `state` gave."""
-        adjustment = LateAdjustment(row[0], row[1], approved=row[2])
-        (adjustment.sum, adjustment.count, adjustment.max, adjustment.last) = row[3:7]
-        adjustment.last_ts_us = row[7]
-        adjustment.sequences = list(row[8])
-        return adjustment
-
-
-def adjusted_value(
-    counter: Counter | None, approved: LateAdjustment | None, aggregation: str
-) -> int:
-    """What counts, in micros: the counter's aggregate with its approved late events folded by the same rule."""
-    if approved is None:
-        return counter.value(aggregation) if counter is not None else 0
-    if counter is None or counter.count == 0:
-        return int(getattr(approved, aggregation))
-    if aggregation == "sum":
-        return counter.sum + approved.sum
-    if aggregation == "max":
-        return max(counter.max, approved.max)
-    return approved.last if approved.last_ts_us > counter.last_ts_us else counter.last

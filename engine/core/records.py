@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import IntEnum
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 
@@ -380,8 +380,86 @@ class PeriodClosing(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
     metric: str | None = None
 
 
+class AdjustmentMade(msgspec.Struct, frozen=True, rename="camel", kw_only=True, omit_defaults=True):
+    """An adjustment as its record makes it: a delta of a sum, or a value of a max or last."""
+
+    id: str
+    tenant_id: str
+    metric: str
+    customer_ref: str
+    period_start_us: int
+    period_end_us: int
+    kind: Literal["delta", "value"]
+    micros: Any
+    """An integer of millionths; on its way into the log `pack`ed, since it may be wide."""
+    reason: str
+    note: str | None = None
+    request_id: str | None = None
+    """The client's own, that makes creating it twice make one."""
+    parent_adjustment_id: str | None = None
+
+
+class AdjustmentChange(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
+    """An adjustment was created, or some of a partition were approved or reverted."""
+
+    action: Literal["create", "approve", "revert"]
+    partition: int
+    change: Change
+    tenant_id: str
+    adjustment: AdjustmentMade | None = None
+    ids: tuple[str, ...] = ()
+
+
+class ReplayedCounter(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
+    """What a replay folds into one counter: positions of late events, and what they come to.
+
+    `tally` is (sum, count, max, last, time of last), quantities in the log's form.
+    """
+
+    partition: int
+    tenant_id: str
+    metric: str
+    customer_ref: str
+    period_start_us: int
+    sequences: tuple[int, ...]
+    tally: tuple[Any, ...]
+
+
+class ReplayApply(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
+    """A replay that was reviewed is applied: folding it reads nothing else."""
+
+    tenant_id: str
+    plan_hash: str
+    counters: tuple[ReplayedCounter, ...]
+    change: Change
+
+
+class OperationChange(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
+    """An operation (backfill, import, ...) was asked for, began, went on, or ended.
+
+    Between `begin` and `end` its rows are judged against the watermarks at `begin`.
+    """
+
+    action: Literal["create", "begin", "progress", "end"]
+    operation_id: str
+    tenant_id: str
+    kind: str
+    change: Change
+    status: str = "pending"
+    payload: bytes = b""
+    """What is to be done (on `create`), or how far it has come: msgpack of the kind's own struct."""
+
+
 ControlRecord = (
-    Genesis | SettingsChange | MappingChange | CustomerChange | ApiKeyChange | PeriodClosing
+    Genesis
+    | SettingsChange
+    | MappingChange
+    | CustomerChange
+    | ApiKeyChange
+    | PeriodClosing
+    | AdjustmentChange
+    | ReplayApply
+    | OperationChange
 )
 CONTROL_TYPES: Final[dict[int, type[ControlRecord]]] = {
     RecordType.GENESIS: Genesis,
@@ -390,10 +468,14 @@ CONTROL_TYPES: Final[dict[int, type[ControlRecord]]] = {
     RecordType.CUSTOMER: CustomerChange,
     RecordType.API_KEY: ApiKeyChange,
     RecordType.PERIOD_CLOSING: PeriodClosing,
+    RecordType.ADJUSTMENT: AdjustmentChange,
+    RecordType.REPLAY: ReplayApply,
+    RecordType.OPERATION: OperationChange,
 }
 _TYPE_OF: Final = {struct: record_type for record_type, struct in CONTROL_TYPES.items()}
 _DECODERS: Final = {
-    record_type: msgspec.msgpack.Decoder(struct) for record_type, struct in CONTROL_TYPES.items()
+    record_type: msgspec.msgpack.Decoder(struct, ext_hook=unpack_ext)
+    for record_type, struct in CONTROL_TYPES.items()
 }
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from engine.core.records import (
+    AdjustmentChange,
     ApiKey,
     ApiKeyChange,
     ControlRecord,
@@ -20,7 +21,9 @@ from engine.core.records import (
     Genesis,
     Mapping,
     MappingChange,
+    OperationChange,
     PeriodClosing,
+    ReplayApply,
     SettingsChange,
 )
 
@@ -55,8 +58,8 @@ class Registry:
                     self._by_prefix.pop(old.prefix, None)
                 self.api_keys[record.key.id] = record.key
                 self._by_prefix[record.key.prefix] = record.key.id
-            case PeriodClosing():
-                pass
+            case PeriodClosing() | AdjustmentChange() | ReplayApply() | OperationChange():
+                pass  # counted by the shards
 
     def _fold_mapping(self, record: MappingChange) -> None:
         mapping = record.mapping

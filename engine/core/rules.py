@@ -13,10 +13,8 @@ import msgspec
 
 from engine.core.periods import PeriodKind, Schedule, Segment
 from engine.core.records import (
-    ApiKeyChange,
     ControlRecord,
     CustomerChange,
-    Genesis,
     MappingChange,
     PeriodClosing,
     SettingsChange,
@@ -78,8 +76,8 @@ class Rules:
                     self.anchors[key] = changed(old, anchor, since)
             case PeriodClosing():
                 self._apply_closing(record)
-            case Genesis() | ApiKeyChange():
-                pass
+            case _:
+                pass  # changes no judgement
 
     def _apply_mapping(self, record: MappingChange) -> None:
         mapping = record.mapping

@@ -10,15 +10,29 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from engine.core.counters import Counter, LateAdjustment, adjusted_value
+from engine.core.adjustments import (
+    Adjustment,
+    Adjustments,
+    CounterKey,
+    LateEvent,
+    Status,
+    effective_value,
+    pending_count,
+)
+from engine.core.counters import Counter, Tally
 from engine.core.periods import period_in
-from engine.core.records import ControlRecord, TenantEvents
+from engine.core.records import (
+    AdjustmentChange,
+    ControlRecord,
+    OperationChange,
+    ReplayApply,
+    ReplayedCounter,
+    TenantEvents,
+)
 from engine.core.rules import Rules, Scope
 
 Series = tuple[str, str, str]
 """(tenant, metric, customerRef)."""
-LateKey = tuple[str, str, str, int, int, bool]
-"""(tenant, metric, customerRef, period start, period end, approved on arrival)."""
 
 
 class Late(NamedTuple):
@@ -43,30 +57,50 @@ class MetricUsage(NamedTuple):
     pending_count: int
 
 
-def _picked(events: TenantEvents, indexes: Sequence[int]) -> Iterable[tuple[Any, ...]]:
-    """(index, metric, customer, micros, time, partition) of some events: of all, if `indexes` is as long."""
-    metrics, customers, micros = events.metrics, events.customers, events.micros
-    times_us, partitions = events.times_us, events.partitions
-    if len(indexes) == len(metrics):
-        return zip(indexes, metrics, customers, micros, times_us, partitions, strict=True)
-    return [(i, metrics[i], customers[i], micros[i], times_us[i], partitions[i]) for i in indexes]
-
-
 class ShardState:
     """Counters and late adjustments of some partitions, under one copy of the rules."""
 
     def __init__(self, partitions: Iterable[int], rules: Rules | None = None) -> None:
         self.rules = rules or Rules()
         self.counters: dict[int, dict[Series, Counter]] = {p: {} for p in partitions}
-        self.late: dict[int, dict[LateKey, LateAdjustment]] = {p: {} for p in self.counters}
+        self.adjustments: dict[int, Adjustments] = {p: Adjustments() for p in self.counters}
+        self.operations: set[str] = set()
+        """Imports and backfills under way: their rows are judged against the watermarks at their start."""
+        self.marks: dict[int, dict[str, dict[CounterKey, int]]] = {p: {} for p in self.counters}
+        """Per operation, the watermark each counter had at its start, kept when the counter's first moves."""
         self.metrics: dict[str, set[str]] = {}
         """Metrics seen per tenant: what a customer's usage is looked up by."""
         self._names: dict[str, str] = {}
         """One object per tenant and metric name, so that a million keys share it."""
 
-    def fold_control(self, record: ControlRecord) -> None:
-        """Take a control record into the rules; later events are judged by it."""
-        self.rules.apply(record)
+    def fold_control(
+        self,
+        record: ControlRecord,
+        *,
+        sequence: int,
+        received_at_us: int,
+        since: Sequence[int] | None = None,
+    ) -> None:
+        """Take a control record in; later events are judged by it.
+
+        `since[partition]`: partitions whose state already holds everything before that position (a snapshot's);
+        what changes a partition is passed over there. Rules are always folded.
+        """
+        match record:
+            case AdjustmentChange():
+                if self._concerns(record.partition, sequence, since):
+                    self._fold_adjustment(record, sequence, received_at_us)
+            case ReplayApply():
+                for folded in record.counters:
+                    if self._concerns(folded.partition, sequence, since):
+                        self._fold_replayed(folded, received_at_us)
+            case OperationChange():
+                self._fold_operation(record)
+            case _:
+                self.rules.apply(record)
+
+    def _concerns(self, partition: int, sequence: int, since: Sequence[int] | None) -> bool:
+        return partition in self.counters and (since is None or sequence >= since[partition])
 
     def fold_events(
         self,
@@ -85,6 +119,11 @@ class ShardState:
         tenant = events.tenant
         scopes: dict[str, Scope] = {}
         tables = self.counters
+        is_marked, operation, is_historic = False, None, False
+        if events.extra:
+            is_marked = True
+            operation = events.extra.get("operation")
+            is_historic = bool(events.extra.get("historic"))
         for index, metric, customer, micros, ts, partition in _picked(events, indexes):
             scope = scopes.get(metric)
             if scope is None:
@@ -94,14 +133,21 @@ class ShardState:
             series = (tenant, metric, customer)
             counter = tables[partition].get(series)
             if counter is None or not counter.start_us <= ts_us < counter.end_us:
-                counter = self._counter_at(partition, series, counter, ts_us, scope)
-            if (
-                counter is None
-                or counter.end_us <= closed_until_us
-                or ts_us < (watermark_us := counter.watermark_us) - lateness_us
-            ):
-                sequence = first_sequence + index
-                held = self._hold(partition, series, sequence, micros, ts_us, received_at_us)
+                judged_by = None if is_historic else scope
+                counter = self._counter_at(partition, series, counter, ts_us, judged_by)
+            if counter is None:
+                is_late = True
+            elif is_marked:
+                watermark_us = self._watermark(partition, series, counter, operation)
+                is_closed = counter.end_us <= closed_until_us
+                is_late = not is_historic and (is_closed or ts_us < watermark_us - lateness_us)
+            else:
+                is_late = (
+                    counter.end_us <= closed_until_us or ts_us < counter.watermark_us - lateness_us
+                )
+            if is_late or counter is None:
+                event = LateEvent(first_sequence + index, micros, ts_us)
+                held = self._hold(partition, series, event, received_at_us, operation)
                 late.append(Late(index, held))
                 continue
             # No min() and max() here: each costs as much as finding the counter.
@@ -113,10 +159,29 @@ class ShardState:
             counter.sum += micros
             counter.count += 1
             seen_us = ts_us if ts_us < received_at_us else received_at_us  # noqa: FURB136
-            if seen_us > watermark_us:
+            if seen_us > counter.watermark_us:
+                if self.operations:
+                    self._remember(partition, (*series, counter.start_us), counter)
                 counter.watermark_us = seen_us
             counter.updated_at_us = received_at_us
+            if counter.tallies is not None:
+                for tally in counter.tallies:
+                    tally.add(micros, ts_us)
         return late
+
+    def _watermark(
+        self, partition: int, series: Series, counter: Counter, operation: str | None
+    ) -> int:
+        """The watermark that an operation's rows are judged against: the one at its start."""
+        marks = self.marks[partition].get(operation) if operation is not None else None
+        if marks is None:
+            return counter.watermark_us
+        return marks.get((*series, counter.start_us), counter.watermark_us)
+
+    def _remember(self, partition: int, key: CounterKey, counter: Counter) -> None:
+        for operation in self.operations:
+            marks = self.marks[partition].setdefault(operation, {})
+            marks.setdefault(key, counter.watermark_us)
 
     def _scope(self, tenant: str, metric: str) -> Scope:
         seen = self.metrics.get(tenant)
@@ -126,9 +191,17 @@ class ShardState:
         return self.rules.scope(tenant, metric)
 
     def _counter_at(
-        self, partition: int, series: Series, newest: Counter | None, ts_us: int, scope: Scope
+        self,
+        partition: int,
+        series: Series,
+        newest: Counter | None,
+        ts_us: int,
+        scope: Scope | None,
     ) -> Counter | None:
-        """The counter whose period holds `ts_us`, made if it must be; None if that period is closed."""
+        """The counter whose period holds `ts_us`, made if it must be; None if that period is closed.
+
+        Without a scope it is made whether closed or not.
+        """
         above: Counter | None = None
         below = newest
         while below is not None and ts_us < below.start_us:
@@ -137,7 +210,7 @@ class ShardState:
             return below
         tenant, metric, customer = series
         start_us, end_us = period_in(self.rules.schedule(tenant, metric, customer), ts_us)
-        if end_us <= scope.closed_until_us:
+        if scope is not None and end_us <= scope.closed_until_us:
             return None
         counter = Counter(start_us, end_us, below)
         if above is not None:
@@ -147,26 +220,82 @@ class ShardState:
             self.counters[partition][key] = counter
         return counter
 
-    def _hold(  # noqa: PLR0917 - on the path of a flood of late events
+    def _hold(
         self,
         partition: int,
         series: Series,
-        sequence: int,
-        micros: int,
-        ts_us: int,
+        event: LateEvent,
         received_at_us: int,
+        operation: str | None,
     ) -> str:
         """Put a late event into its counter's adjustment; returns that adjustment's id."""
-        approved = self.rules.late_policy == "auto"
-        start_us, end_us = period_in(self.rules.schedule(*series), ts_us)
-        key = (*series, start_us, end_us, approved)
-        adjustment = self.late[partition].get(key)
-        if adjustment is None:
-            # The id is the position of its first event: unique in the log, and the same in every replay.
-            adjustment = LateAdjustment(f"adj_{sequence:012x}", received_at_us, approved=approved)
-            self.late[partition][key] = adjustment
-        adjustment.add(sequence, micros, ts_us)
-        return adjustment.id
+        start_us, end_us = period_in(self.rules.schedule(*series), event.ts_us)
+        auto = self.rules.late_policy == "auto"
+        held = self.adjustments[partition].hold(
+            (*series, start_us), end_us, event, at_us=received_at_us, auto=auto, operation=operation
+        )
+        return held.id
+
+    def _fold_adjustment(self, record: AdjustmentChange, sequence: int, at_us: int) -> None:
+        partition = record.partition
+        adjustments = self.adjustments[partition]
+        if record.action != "create":
+            status: Status = "approved" if record.action == "approve" else "reverted"
+            for adjustment_id in record.ids:
+                adjustments.decide(adjustment_id, status, at_us=at_us, by=record.change.actor)
+            return
+        made = record.adjustment
+        assert made is not None, "a create record holds what it makes"
+        key = (made.tenant_id, made.metric, made.customer_ref, made.period_start_us)
+        adjustment = Adjustment(made.id, key, made.period_end_us, made.kind, sequence, at_us)
+        adjustment.micros, adjustment.reason = made.micros, made.reason
+        adjustment.actor, adjustment.note = record.change.actor, made.note
+        adjustment.request_id, adjustment.parent_id = made.request_id, made.parent_adjustment_id
+        adjustments.create(adjustment)
+        self._scope(made.tenant_id, made.metric)  # so that usage finds the metric
+        if made.kind == "value":
+            adjustment.after = Tally()
+            self._watch(partition, adjustment)
+
+    def _watch(self, partition: int, adjustment: Adjustment) -> None:
+        """Feed a value adjustment with the events that its counter folds from now on."""
+        assert adjustment.after is not None
+        series = (adjustment.tenant, adjustment.metric, adjustment.customer_ref)
+        newest = self.counters[partition].get(series)
+        counter = self._counter_at(partition, series, newest, adjustment.start_us, None)
+        assert counter is not None, "without a scope no period is closed"
+        counter.tallies = [*(counter.tallies or ()), adjustment.after]
+
+    def _fold_replayed(self, folded: ReplayedCounter, at_us: int) -> None:
+        """A replay folds late events into their counter and takes them out of their adjustments."""
+        partition = folded.partition
+        series = (folded.tenant_id, folded.metric, folded.customer_ref)
+        self._scope(folded.tenant_id, folded.metric)
+        newest = self.counters[partition].get(series)
+        counter = self._counter_at(partition, series, newest, folded.period_start_us, None)
+        assert counter is not None, "without a scope no period is closed"
+        sequences = frozenset(folded.sequences)
+        adjustments = self.adjustments[partition].of_counter((*series, counter.start_us))
+        values = [a for a in adjustments if a.after is not None]
+        for adjustment in adjustments:
+            if adjustment.kind != "event" or adjustment.status != "pending":
+                continue
+            for event in adjustment.events():
+                for value in values:
+                    if event.sequence in sequences and event.sequence > value.sequence:
+                        assert value.after is not None
+                        value.after.add(event.micros, event.ts_us)
+            adjustment.remove(sequences)
+        counter.merge(Tally.restore(folded.tally))
+        counter.updated_at_us = at_us
+
+    def _fold_operation(self, record: OperationChange) -> None:
+        if record.action == "begin":
+            self.operations.add(record.operation_id)
+        elif record.action == "end":
+            self.operations.discard(record.operation_id)
+            for marks in self.marks.values():
+                marks.pop(record.operation_id, None)
 
     def usage(
         self, partition: int, tenant: str, customer_ref: str, metrics: Iterable[str], at_us: int
@@ -184,27 +313,25 @@ class ShardState:
             else:
                 start_us, end_us = period_in(self.rules.schedule(*series), at_us)
             aggregation = self.rules.aggregation(tenant, metric, at_us)
-            late = self.late[partition]
-            approved = late.get((*series, start_us, end_us, True)) if late else None
-            pending = late.get((*series, start_us, end_us, False)) if late else None
+            adjustments = self.adjustments[partition].of_counter((*series, start_us))
             yield MetricUsage(
                 metric,
                 aggregation,
                 start_us,
                 end_us,
-                adjusted_value(counter, approved, aggregation),
+                effective_value(counter, adjustments, aggregation),
                 counter,
-                pending.count if pending is not None else 0,
+                pending_count(adjustments),
             )
 
-    def partition_state(self, partition: int) -> tuple[list[Any], list[Any]]:
-        """A partition's counters and late adjustments as plain rows, for a snapshot or a comparison.
+    def partition_state(self, partition: int) -> tuple[list[Any], list[Any], list[Any]]:
+        """A partition's counters, adjustments and operations' marks as plain rows, for a snapshot or a comparison.
 
         The order is that of first appearance, so it is not canonical: compare sorted.
         """
         every = len(self.counters[partition]) or 1
         rows = [row for part in self.partition_rows(partition, every) for row in part]
-        return rows, self.partition_late(partition)
+        return (rows, *self.partition_corrections(partition))
 
     def partition_rows(self, partition: int, rows_max: int) -> Iterator[list[Any]]:
         """The counters' rows, at most `rows_max` series at once; nothing may be folded before the last."""
@@ -222,19 +349,24 @@ class ShardState:
         if rows:
             yield rows
 
-    def partition_late(self, partition: int) -> list[Any]:
-        """The late adjustments' rows."""
-        return [(key, held.state()) for key, held in self.late[partition].items()]
+    def partition_corrections(self, partition: int) -> tuple[list[Any], list[Any]]:
+        """The rows of its adjustments, and of the marks of operations under way."""
+        marks = [(operation, list(of.items())) for operation, of in self.marks[partition].items()]
+        return self.adjustments[partition].state(), marks
 
     def adopt(self, other: ShardState, partitions: Iterable[int]) -> None:
         """Take partitions over from another state, which must not be used for them again."""
         for partition in partitions:
             self.counters[partition] = other.counters[partition]
-            self.late[partition] = other.late[partition]
+            self.adjustments[partition] = other.adjustments[partition]
+            self.marks[partition] = other.marks[partition]
+        self.operations = set(other.operations)
         self.metrics = {tenant: set(metrics) for tenant, metrics in other.metrics.items()}
         self._names = dict(other._names)
 
-    def restore_partition(self, partition: int, rows: Sequence[Any], late: Sequence[Any]) -> None:
+    def restore_partition(
+        self, partition: int, rows: Sequence[Any], adjustments: Sequence[Any], marks: Sequence[Any]
+    ) -> None:
         """Put back what `partition_state` gave; the partition must be empty."""
         assert not self.counters[partition], "a partition is restored once"
         table = self.counters[partition]
@@ -248,6 +380,19 @@ class ShardState:
                 newest = Counter.restore(row, newest)
             assert newest is not None, "a series has at least one counter"
             table[shared_tenant, shared_metric, customer] = newest
-        for key, row in late:
-            self.late[partition][tuple(key)] = LateAdjustment.restore(row)
-            self.metrics.setdefault(key[0], set()).add(key[1])
+        self.adjustments[partition].restore(adjustments)
+        for adjustment in self.adjustments[partition].by_id.values():
+            self._scope(adjustment.tenant, adjustment.metric)
+            if adjustment.after is not None:
+                self._watch(partition, adjustment)
+        for operation, of in marks:
+            self.marks[partition][operation] = {tuple(key): mark for key, mark in of}
+
+
+def _picked(events: TenantEvents, indexes: Sequence[int]) -> Iterable[tuple[Any, ...]]:
+    """(index, metric, customer, micros, time, partition) of some events: of all, if `indexes` is as long."""
+    metrics, customers, micros = events.metrics, events.customers, events.micros
+    times_us, partitions = events.times_us, events.partitions
+    if len(indexes) == len(metrics):
+        return zip(indexes, metrics, customers, micros, times_us, partitions, strict=True)
+    return [(i, metrics[i], customers[i], micros[i], times_us[i], partitions[i]) for i in indexes]

@@ -102,7 +102,7 @@ def test_any_sharding_and_any_restart_agree_with_the_recount(
     kind, encoded = encode_control(settings)
     log.append([Draft(kind, 1, 0, (DraftPart(PartKind.CONTROL, encoded),))])
     for state in states:
-        state.fold_control(settings)
+        state.fold_control(settings, sequence=0, received_at_us=0)
     for number, group in enumerate(groups):
         received_us = MONTH_END_US + data.randrange(-HOUR_US, HOUR_US)
         if number == len(groups) // 2 and closing is not None:
@@ -110,7 +110,7 @@ def test_any_sharding_and_any_restart_agree_with_the_recount(
             kind, encoded = encode_control(record)
             log.append([Draft(kind, 1, received_us, (DraftPart(PartKind.CONTROL, encoded),))])
             for state in states:
-                state.fold_control(record)
+                state.fold_control(record, sequence=0, received_at_us=received_us)
         if number == cut:  # a restart from a snapshot in the middle
             states = [restarted(state) for state in states]
         rows = [
@@ -154,9 +154,9 @@ def test_any_sharding_and_any_restart_agree_with_the_recount(
     assert counted == wanted
     held: dict[Any, int] = {}
     for state in states:
-        for late in state.late.values():
-            for key, adjustment in late.items():
-                held[key[:4]] = held.get(key[:4], 0) + adjustment.count
+        for adjustments in state.adjustments.values():
+            for adjustment in adjustments.by_id.values():
+                held[adjustment.key] = held.get(adjustment.key, 0) + len(adjustment.sequences)
     assert held == {key: t.count for key, t in truth.late.items()}
 
 
@@ -206,7 +206,7 @@ def test_totals_beyond_every_machine_word_are_exact() -> None:
 def test_a_fast_producer_does_not_poison_the_watermark() -> None:
     state = ShardState(range(PARTITIONS))
     settings = SettingsChange(lateness_us=HOUR_US // 2, late_policy="review", actor="test")
-    state.fold_control(settings)
+    state.fold_control(settings, sequence=0, received_at_us=0)
     now_us = MONTH_END_US + 10 * 24 * HOUR_US
     ahead = row("m", "c", "1", now_us + HOUR_US, "ahead", now_us)
     on_time = row("m", "c", "1", now_us - 60_000_000, "on-time", now_us)

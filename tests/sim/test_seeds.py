@@ -10,7 +10,7 @@ import pytest
 from engine.actors import recovery, snapshotter
 from engine.actors.group import Group
 from engine.actors.log_writer import LogWriter, Offer
-from engine.core import shard_state
+from engine.core import adjustments
 from engine.core.shard_state import ShardState
 from tests.sim.world import Violation, run_seed
 from wal.log import LogStateUnknown, LogWriteFailed
@@ -106,7 +106,7 @@ def _a_producers_fast_clock_moves_the_watermark(patch: pytest.MonkeyPatch) -> No
 
 
 def _late_events_are_dropped(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(shard_state.LateAdjustment, "add", lambda *_args: None)
+    patch.setattr(adjustments.Adjustment, "add", lambda *_args: None)
 
 
 def _a_snapshot_claims_more_than_it_holds(patch: pytest.MonkeyPatch) -> None:

@@ -343,9 +343,9 @@ def assert_state(meter: Meter, truth: Recount) -> None:
                 while counter is not None:
                     counted[*series, counter.start_us] = counter
                     counter = counter.older
-        for held in shard.state.late.values():
-            for (tenant, metric, customer, start_us, _end, approved), adjustment in held.items():
-                late.setdefault((tenant, metric, customer, start_us), {})[approved] = adjustment
+        for adjustments in shard.state.adjustments.values():
+            for adjustment in adjustments.by_id.values():
+                late.setdefault(adjustment.key, []).append(adjustment)
     counted = {key: counter for key, counter in counted.items() if counter.count}
     if counted.keys() != truth.counted.keys():
         raise Violation(f"counters differ: {counted.keys() ^ truth.counted.keys()}")
@@ -354,11 +354,8 @@ def assert_state(meter: Meter, truth: Recount) -> None:
     if late.keys() != truth.late.keys():
         raise Violation(f"late adjustments differ: {late.keys() ^ truth.late.keys()}")
     for key, total in truth.late.items():
-        held = late[key].values()
-        if (
-            sum(a.sum for a in held) != total.sum * 10**6
-            or sum(a.count for a in held) != total.count
-        ):
+        quantities = [micros for adjustment in late[key] for micros in adjustment.quantities]
+        if sum(quantities) != total.sum * 10**6 or len(quantities) != total.count:
             raise Violation(f"late events of {key}: not every one is held exactly once")
 
 
