@@ -84,7 +84,7 @@ def test_a_failed_sync_fails_its_group_alone_and_a_retry_counts_once(
             usage = usage_of(client)
         server.kill()
     assert refusals <= 1
-    assert refusals or call > 8, "the fault did not reach a commit"
+    assert refusals or call > 5, "the fault did not reach a commit"
     assert_balanced(directory, ledger, usage)
 
 
@@ -141,7 +141,7 @@ def test_a_head_that_can_not_be_written_ends_the_process_within_a_second_and_it_
                 assert refusals == 1, "a page's write failed, not the head's"
                 server.kill()
         assert_balanced(directory, ledger)
-    assert ends >= 2
+    assert ends >= 1
     with running(directory) as server, server.client() as client:
         send_light_load(client, ledger, rng, batches=2)
         usage = usage_of(client)
