@@ -368,10 +368,7 @@ class ApiKeyChange(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
 
 
 class PeriodClosing(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
-    """Periods that end at or before `end_us` are closed for good.
-
-    Without tenant and metric it speaks of every metric that had no lateness of its own at this position.
-    """
+    """Periods that end at or before `end_us` are closed; without tenant and metric: of all without own lateness."""
 
     start_us: int
     end_us: int
@@ -434,11 +431,10 @@ class ReplayApply(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
     change: Change
 
 
-class OperationChange(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
-    """An operation (backfill, import, ...) was asked for, began, went on, or ended.
-
-    Between `begin` and `end` its rows are judged against the watermarks at `begin`.
-    """
+class OperationChange(
+    msgspec.Struct, frozen=True, rename="camel", kw_only=True, omit_defaults=True
+):
+    """An operation was asked for, began, went on, or ended; its rows are judged by the watermarks at `begin`."""
 
     action: Literal["create", "begin", "progress", "end"]
     operation_id: str
@@ -447,7 +443,9 @@ class OperationChange(msgspec.Struct, frozen=True, rename="camel", kw_only=True)
     change: Change
     status: str = "pending"
     payload: bytes = b""
-    """What is to be done (on `create`), or how far it has come: msgpack of the kind's own struct."""
+    """What is to be done (on `create`), or how far it has come: msgpack (engine.core.operations)."""
+    rows: bytes = b""
+    """On `create`: what was sent. In the log it is a part of its own, which erasing can take away."""
 
 
 ControlRecord = (
@@ -480,7 +478,7 @@ _DECODERS: Final = {
 
 
 def encode_control(record: ControlRecord) -> tuple[int, bytes]:
-    """A control record's type and the bytes of its one part."""
+    """A control record's type and the bytes of its first part."""
     return int(_TYPE_OF[type(record)]), _encode(record)
 
 
