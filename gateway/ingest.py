@@ -223,7 +223,7 @@ class Ingest:
                     metrics.ingested(metric, count)
             if offer.own_group is not None and offer.own_group.late:
                 held = offer.own_group.late
-                metrics.late(sum((offer.tenant, at) in held for at in offer.positions))
+                metrics.late(sum((offer.part, at) in held for at in offer.positions))
         metrics.duplicates(duplicates)
         metrics.ingest_latency(self._gateway.clock.monotonic_us() - started_us)
 
@@ -336,7 +336,7 @@ def _fill_results(
             if verdict == ACCEPTED:
                 result = Result(key_text, "accepted")
                 if late:
-                    held = late.get((offer.tenant, offer.positions[at]))
+                    held = late.get((offer.part, offer.positions[at]))
                     if held is not None:
                         result = Result(key_text, "accepted", late=True, adjustment_id=held)
             elif verdict == DUPLICATE:

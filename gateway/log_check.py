@@ -124,7 +124,9 @@ def inspect(record: StoredRecord) -> str | None:
     try:
         if envelope.record_type == RecordType.EVENTS:
             return _inspect_events(record)
-        if len(record.parts) != 1 or record.parts[0].kind != PartKind.CONTROL:
+        kinds = [part.kind for part in record.parts]
+        has_rows = envelope.record_type == RecordType.OPERATION and len(kinds) == 2
+        if kinds != [PartKind.CONTROL, PartKind.ERASABLE][: 2 if has_rows else 1]:
             return f"record {record.sequence} is a control record and must have one part"
         if envelope.item_count != 1:
             return f"record {record.sequence} is a control record and takes {envelope.item_count} positions, not 1"

@@ -7,13 +7,33 @@ only when it is durable *and* counted, or failed. It must not know the log or th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import trio
 
 from engine.core.records import ControlRecord, TenantEvents, columns
 from engine.core.shard_state import Late
 from engine.errors import EngineError
+
+
+class Marks(NamedTuple):
+    """What an operation's rows are marked with in the log."""
+
+    operation: str
+    historic: bool = False
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """As the part has it."""
+        found: dict[str, Any] = {"operation": self.operation}
+        if self.historic:
+            found["historic"] = True
+        return found
+
+
+def part_name(tenant: str, operation: str | None) -> str:
+    """What a part of a group is called. No tenant's name holds a NUL, so names of parts differ."""
+    return tenant if operation is None else f"{tenant}\0{operation}"
 
 
 class Group:
@@ -31,6 +51,7 @@ class Group:
         "first_sequence",
         "keys",
         "late",
+        "marks",
         "opened_us",
         "parts",
         "received_at_us",
@@ -40,6 +61,9 @@ class Group:
 
     def __init__(self) -> None:
         self.rows: dict[str, list[tuple[Any, ...]]] = {}
+        """By the name of the part they will be (`part_name`): the tenant, for all but an operation's rows."""
+        self.marks: dict[str, Marks] = {}
+        """What the parts that have marks are marked with, by name."""
         self.keys: dict[bytes, bytes] = {}
         self.controls: list[ControlRecord] = []
         self.events = 0
@@ -48,7 +72,7 @@ class Group:
         self.done = trio.Event()
         self.error: EngineError | None = None
         self.late: dict[tuple[str, int], str] = {}
-        """(tenant, index in the tenant's part) of late events, to the adjustment that holds each."""
+        """(part's name, index in the part) of late events, to the adjustment that holds each."""
         self.first_sequence = 0
         self.received_at_us = 0
         self.parts: list[TenantEvents] = []
@@ -62,21 +86,29 @@ class Group:
     def seal(self, received_at_us: int) -> list[TenantEvents]:
         """Fix the group's content and time: its events as columns, one part per tenant."""
         self.received_at_us = received_at_us
-        self.parts = [columns(tenant, rows, {}) for tenant, rows in self.rows.items()]
+        marks = self.marks
+        self.parts = [
+            columns(name.partition("\0")[0], rows, marks[name].extra if name in marks else {})
+            for name, rows in self.rows.items()
+        ]
         self.rows = {}
         return self.parts
 
     def holds(self, tenant: str, metric: str) -> bool:
         """Whether it has an event of a metric, sealed or not yet. Reads every event: for rare questions."""
         rows, parts = self.rows, self.parts
-        return any(row[0] == metric for row in rows.get(tenant, ())) or any(
-            part.tenant == tenant and metric in part.metrics for part in parts
-        )
+        return any(
+            row[0] == metric
+            for name, of in rows.items()
+            if name.partition("\0")[0] == tenant
+            for row in of
+        ) or any(part.tenant == tenant and metric in part.metrics for part in parts)
 
-    def fold_returned(self, tenant: str, late: Sequence[Late]) -> None:
+    def fold_returned(self, part: TenantEvents, late: Sequence[Late]) -> None:
         """A shard folded its share of a part; the last share makes the group done."""
+        name = part_name(part.tenant, part.extra.get("operation") if part.extra else None)
         for index, adjustment_id in late:
-            self.late[tenant, index] = adjustment_id
+            self.late[name, index] = adjustment_id
 
     def shard_finished(self) -> None:
         """One shard has folded all it has of this group."""

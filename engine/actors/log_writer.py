@@ -16,12 +16,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import msgspec
 import trio
 
-from engine.actors.group import Group
+from engine.actors.group import Group, Marks, part_name
 from engine.actors.shard import FoldWork, Shard
 from engine.core.records import (
     ControlRecord,
+    OperationChange,
     PartKind,
     RecordType,
     TenantEvents,
@@ -59,11 +61,17 @@ class Offer:
     Nothing of it is true before every group in `groups` is done without an error.
     """
 
-    tenant: str
+    part: str
+    """The name of the rows' part in `own_group`: what `Group.late` knows them by."""
     verdicts: Sequence[int]
     positions: Sequence[int]
     own_group: Group | None
     groups: list[Group] = field(default_factory=list)
+
+    @property
+    def tenant(self) -> str:
+        """Whose rows these are."""
+        return self.part.partition("\0")[0]
 
     async def settled(self) -> None:
         """Wait until everything is durable and counted. Raises what made a group fail."""
@@ -144,24 +152,35 @@ class LogWriter:
             self._wake.set()
             raise Unavailable(f"the key index is damaged and must be rebuilt: {error}") from error
 
-    def offer(self, tenant: str, rows: Sequence[tuple[Any, ...]], size_bytes: int) -> Offer:
+    def offer(
+        self,
+        tenant: str,
+        rows: Sequence[tuple[Any, ...]],
+        size_bytes: int,
+        marks: Marks | None = None,
+    ) -> Offer:
         """Dedupe rows (`Row` order) of one tenant and put the new ones into the filling group.
 
+        Rows of an operation carry its `marks`, in a part of their own.
         No await between looking a key up and taking it. Raises Unavailable when the queue is full.
         """
         group = self._admit(len(rows), size_bytes)
-        part = group.rows.get(tenant)
+        name = tenant
+        if marks is not None:
+            name = part_name(tenant, marks.operation)
+            group.marks[name] = marks
+        part = group.rows.get(name)
         fresh = {row[_KEY]: row[_FINGERPRINT] for row in rows}
         if len(fresh) == len(rows) and self._all_new(fresh):
             if part is None:
-                part = group.rows[tenant] = []
+                part = group.rows[name] = []
             first = len(part)
             part.extend(rows)
             group.keys.update(fresh)
             self._filled(group, len(rows), size_bytes)
             verdicts = bytes(len(rows))
-            return Offer(tenant, verdicts, range(first, first + len(rows)), group, [group])
-        return self._offer_one_by_one(tenant, rows, size_bytes, group)
+            return Offer(name, verdicts, range(first, first + len(rows)), group, [group])
+        return self._offer_one_by_one(name, rows, size_bytes, group)
 
     def _all_new(self, fresh: dict[bytes, bytes]) -> bool:
         committing = self._committing
@@ -172,16 +191,16 @@ class LogWriter:
         )
 
     def _offer_one_by_one(
-        self, tenant: str, rows: Sequence[tuple[Any, ...]], size_bytes: int, group: Group
+        self, name: str, rows: Sequence[tuple[Any, ...]], size_bytes: int, group: Group
     ) -> Offer:
-        offer = Offer(tenant, verdicts := [], positions := [], None)
+        offer = Offer(name, verdicts := [], positions := [], None)
         waits_for: list[Group] = []
         added = 0
         for row in rows:
             key, fingerprint = row[_KEY], row[_FINGERPRINT]
             known, holder = self._find(key)
             if known is None:
-                part = group.rows.setdefault(tenant, [])
+                part = group.rows.setdefault(name, [])
                 verdicts.append(ACCEPTED)
                 positions.append(len(part))
                 part.append(row)
@@ -297,10 +316,7 @@ class LogWriter:
     def _append(self, group: Group) -> tuple[Envelope, ...]:
         """In a thread: encode the group and append it. The group's rows are nobody else's by now."""
         now_us = self._clock.now_us()
-        drafts = []
-        for record in group.controls:
-            record_type, data = encode_control(record)
-            drafts.append(Draft(record_type, 1, now_us, (DraftPart(PartKind.CONTROL, data),)))
+        drafts = [control_draft(record, now_us) for record in group.controls]
         parts = group.seal(now_us)
         if parts:
             encoded: list[DraftPart] = []
@@ -342,6 +358,18 @@ class LogWriter:
             sequence += part.event_count
         group.shards_left = len(work)
         return [(self._shards[number], share) for number, share in work.items()]
+
+
+def control_draft(record: ControlRecord, now_us: int) -> Draft:
+    """A control record to append: one part, and a second one for the rows of an operation."""
+    rows = record.rows if isinstance(record, OperationChange) else b""
+    if rows:
+        record = msgspec.structs.replace(record, rows=b"")
+    record_type, data = encode_control(record)
+    parts = [DraftPart(PartKind.CONTROL, data)]
+    if rows:
+        parts.append(DraftPart(PartKind.ERASABLE, rows))
+    return Draft(record_type, 1, now_us, tuple(parts))
 
 
 def assert_reads_back(part: TenantEvents, counting: bytes, erasable: bytes) -> None:

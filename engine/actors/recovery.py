@@ -23,7 +23,9 @@ from engine.core.quantities import unpack_ext
 from engine.core.records import (
     FINGERPRINT_BYTES,
     KEY_BYTES,
+    ControlRecord,
     Genesis,
+    OperationChange,
     PartKind,
     RecordError,
     RecordType,
@@ -91,6 +93,7 @@ class _Fold:
         """Put one section of a snapshot back. Raises what decoding raises."""
         if section_id == CONTROL_SECTION:
             self.registry = Registry.restore(data)
+            self.state.operations = self.registry.operations.running()
             self.control_from = position
         elif section_id == RULES_SECTION:
             self.state.rules = Rules.restore(data)
@@ -106,7 +109,7 @@ class _Fold:
             if envelope.record_type == RecordType.EVENTS:
                 self._take_events(record, keys)
             elif envelope.sequence >= self.control_from:
-                control = decode_control(envelope.record_type, record.parts[0].data)
+                control = control_of(record)
                 self.registry.fold(control)
                 self.state.fold_control(
                     control,
@@ -143,6 +146,14 @@ class _Fold:
             )
             sequence += events.event_count
             self.events_folded += len(indexes)
+
+
+def control_of(record: StoredRecord) -> ControlRecord:
+    """A control record, with an operation's rows unless they were erased. Raises RecordError."""
+    control = decode_control(record.envelope.record_type, record.parts[0].data)
+    if isinstance(control, OperationChange) and len(record.parts) > 1:
+        control = msgspec.structs.replace(control, rows=record.parts[1].data)
+    return control
 
 
 def add_keys(keys: KeyIndex, counting_parts: list[bytes], next_position: int) -> None:

@@ -88,7 +88,7 @@ class Shard:
                 received_at_us=group.received_at_us,
             )
             if late:
-                group.fold_returned(events.tenant, late)
+                group.fold_returned(events, late)
         group.shard_finished()
 
 

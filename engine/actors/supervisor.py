@@ -23,7 +23,7 @@ from typing import Any, Literal
 import structlog
 import trio
 
-from engine.actors.group import Group
+from engine.actors.group import Group, Marks
 from engine.actors.indexer import Indexer
 from engine.actors.key_merger import KeyMerger
 from engine.actors.log_writer import LogWriter, Offer
@@ -276,14 +276,20 @@ class Meter:
             raise Unavailable("the server is recovering; retry", retry_after_seconds=2)
         return self._started
 
-    def offer(self, tenant: str, rows: Sequence[tuple[Any, ...]], size_bytes: int) -> Offer:
+    def offer(
+        self,
+        tenant: str,
+        rows: Sequence[tuple[Any, ...]],
+        size_bytes: int,
+        marks: Marks | None = None,
+    ) -> Offer:
         """Hand accepted rows of one tenant to the log; await `Offer.settled()` before answering.
 
         Raises Unavailable when recovering, stopping or overloaded.
         """
         if self.phase != "ready":
             raise Unavailable(f"the server is {self.phase}; retry", retry_after_seconds=2)
-        return self.started.writer.offer(tenant, rows, size_bytes)
+        return self.started.writer.offer(tenant, rows, size_bytes, marks)
 
     async def append_control(self, record: ControlRecord) -> None:
         """Make a control record durable and fold it. Hold `change_lock` from the check that allows it."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from engine.core.operations import Operation, Operations
 from engine.core.records import (
     AdjustmentChange,
     ApiKey,
@@ -39,6 +40,7 @@ class Registry:
         self.customers: dict[str, dict[str, Customer]] = {}
         self.api_keys: dict[str, ApiKey] = {}
         self._by_prefix: dict[str, str] = {}
+        self.operations = Operations()
 
     def fold(self, record: ControlRecord) -> None:
         """Take one control record in."""
@@ -58,7 +60,9 @@ class Registry:
                     self._by_prefix.pop(old.prefix, None)
                 self.api_keys[record.key.id] = record.key
                 self._by_prefix[record.key.prefix] = record.key.id
-            case PeriodClosing() | AdjustmentChange() | ReplayApply() | OperationChange():
+            case OperationChange():
+                self.operations.fold(record)
+            case PeriodClosing() | AdjustmentChange() | ReplayApply():
                 pass  # counted by the shards
 
     def _fold_mapping(self, record: MappingChange) -> None:
@@ -103,6 +107,7 @@ class Registry:
                 "mappings": list(self.mappings.values()),
                 "customers": [c for of in self.customers.values() for c in of.values()],
                 "apiKeys": list(self.api_keys.values()),
+                "operations": self.operations.state(),
             }
         )
 
@@ -120,6 +125,7 @@ class Registry:
         for customer in saved.customers:
             of = registry.customers.setdefault(customer.tenant_id, {})
             of[customer.customer_ref] = customer
+        registry.operations = Operations.restore(saved.operations)
         for key in saved.api_keys:
             registry.api_keys[key.id] = key
             registry._by_prefix[key.prefix] = key.id
@@ -132,3 +138,4 @@ class _Saved(msgspec.Struct, rename="camel"):
     mappings: list[Mapping]
     customers: list[Customer]
     api_keys: list[ApiKey]
+    operations: list[Operation] = []

@@ -7,6 +7,7 @@ depends only on that partition's events and on the control records. It must not 
 
 from __future__ import annotations
 
+from collections import Counter as Tallied
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -68,6 +69,8 @@ class ShardState:
         """Imports and backfills under way: their rows are judged against the watermarks at their start."""
         self.marks: dict[int, dict[str, dict[CounterKey, int]]] = {p: {} for p in self.counters}
         """Per operation, the watermark each counter had at its start, kept when the counter's first moves."""
+        self.counted: dict[int, dict[str, list[int]]] = {p: {} for p in self.counters}
+        """Per operation under way, [rows taken, of them late]: exact whatever was sent twice around a crash."""
         self.metrics: dict[str, set[str]] = {}
         """Metrics seen per tenant: what a customer's usage is looked up by."""
         self._names: dict[str, str] = {}
@@ -167,7 +170,39 @@ class ShardState:
             if counter.tallies is not None:
                 for tally in counter.tallies:
                     tally.add(micros, ts_us)
+        if operation in self.operations:
+            self._count(str(operation), events.partitions, indexes, late)
         return late
+
+    def _count(
+        self,
+        operation: str,
+        partitions: Sequence[int],
+        indexes: Sequence[int],
+        late: Sequence[Late],
+    ) -> None:
+        """Note how many rows of an operation were taken, and how many of them are late."""
+        for column, rows in enumerate((indexes, [row.row for row in late])):
+            for partition, count in Tallied(partitions[row] for row in rows).items():
+                self.counted[partition].setdefault(operation, [0, 0])[column] += count
+
+    def counted_of(self, operation: str) -> tuple[int, int]:
+        """(rows taken, of them late) of an operation under way, in this shard's partitions."""
+        found = [of[operation] for of in self.counted.values() if operation in of]
+        return sum(taken for taken, _ in found), sum(late for _, late in found)
+
+    def is_late(self, partition: int, series: Series, ts_us: int) -> bool:
+        """Whether an event would be late if it were folded now. Changes nothing."""
+        scope = self.rules.scope(*series[:2])
+        _start_us, end_us = period_in(self.rules.schedule(*series), ts_us)
+        if end_us <= scope.closed_until_us:
+            return True
+        counter = self.counters[partition].get(series)
+        while counter is not None and ts_us < counter.start_us:
+            counter = counter.older
+        if counter is None or ts_us >= counter.end_us:
+            return False
+        return ts_us < counter.watermark_us - scope.lateness_us
 
     def _watermark(
         self, partition: int, series: Series, counter: Counter, operation: str | None
@@ -294,8 +329,9 @@ class ShardState:
             self.operations.add(record.operation_id)
         elif record.action == "end":
             self.operations.discard(record.operation_id)
-            for marks in self.marks.values():
+            for partition, marks in self.marks.items():
                 marks.pop(record.operation_id, None)
+                self.counted[partition].pop(record.operation_id, None)
 
     def usage(
         self, partition: int, tenant: str, customer_ref: str, metrics: Iterable[str], at_us: int
@@ -351,7 +387,15 @@ class ShardState:
 
     def partition_corrections(self, partition: int) -> tuple[list[Any], list[Any]]:
         """The rows of its adjustments, and of the marks of operations under way."""
-        marks = [(operation, list(of.items())) for operation, of in self.marks[partition].items()]
+        counted = self.counted[partition]
+        marks = [
+            (
+                operation,
+                list(self.marks[partition].get(operation, {}).items()),
+                counted.get(operation),
+            )
+            for operation in sorted(self.marks[partition].keys() | counted.keys())
+        ]
         return self.adjustments[partition].state(), marks
 
     def adopt(self, other: ShardState, partitions: Iterable[int]) -> None:
@@ -360,6 +404,7 @@ class ShardState:
             self.counters[partition] = other.counters[partition]
             self.adjustments[partition] = other.adjustments[partition]
             self.marks[partition] = other.marks[partition]
+            self.counted[partition] = other.counted[partition]
         self.operations = set(other.operations)
         self.metrics = {tenant: set(metrics) for tenant, metrics in other.metrics.items()}
         self._names = dict(other._names)
@@ -385,8 +430,10 @@ class ShardState:
             self._scope(adjustment.tenant, adjustment.metric)
             if adjustment.after is not None:
                 self._watch(partition, adjustment)
-        for operation, of in marks:
+        for operation, of, counted in marks:
             self.marks[partition][operation] = {tuple(key): mark for key, mark in of}
+            if counted is not None:
+                self.counted[partition][operation] = list(counted)
 
 
 def _picked(events: TenantEvents, indexes: Sequence[int]) -> Iterable[tuple[Any, ...]]:
