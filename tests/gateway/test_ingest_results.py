@@ -1,0 +1,78 @@
+"""`results[i]` of an ingest answer is about `events[i]`, whatever mix of fates a batch holds."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from tests.helpers.served import served
+
+OLD = "2025-01-01T00:00:00Z"
+NEW = "2026-01-31T09:59:00Z"
+
+
+def event(key: str, quantity: object = 1, ts: str = NEW, tenant: str = "t") -> dict[str, Any]:
+    return {
+        "tenantId": tenant,
+        "metric": "m",
+        "customerRef": "c",
+        "quantity": quantity,
+        "ts": ts,
+        "idempotencyKey": key,
+    }
+
+
+def statuses(answer: dict[str, Any]) -> list[tuple[str, str]]:
+    return [(result["idempotencyKey"], result["status"]) for result in answer["results"]]
+
+
+async def test_a_batch_of_new_events_then_the_same_again_then_with_another_quantity() -> None:
+    keys = [f"k{number}" for number in range(20)]
+    async with served() as server:
+        first = await server.ingest(*map(event, keys))
+        assert statuses(first) == [(key, "accepted") for key in keys]
+        assert (first["accepted"], first["duplicates"], first["errors"]) == (20, 0, [])
+        again = await server.ingest(*map(event, keys))
+        assert statuses(again) == [(key, "duplicate") for key in keys]
+        assert (again["accepted"], again["duplicates"], again["errors"]) == (0, 20, [])
+        other = await server.ingest(*(event(key, 2) for key in keys))
+        assert statuses(other) == [(key, "error") for key in keys]
+        assert (other["accepted"], other["duplicates"]) == (0, 0)
+        assert [error["index"] for error in other["errors"]] == list(range(20))
+
+
+async def test_late_events_of_a_batch_are_told_apart_from_their_neighbours() -> None:
+    async with served() as server:
+        await server.ingest(event("now"))
+        mixed = [event(f"k{n}", ts=OLD if n % 3 == 0 else NEW) for n in range(12)]
+        answer = await server.ingest(*mixed)
+        late = [n for n, result in enumerate(answer["results"]) if result.get("late")]
+        assert late == [0, 3, 6, 9]
+        assert all("adjustmentId" in answer["results"][n] for n in late)
+        assert answer["accepted"] == 12
+
+
+async def test_every_mix_of_fates_and_tenants_is_answered_in_the_order_sent(seed: int) -> None:
+    rng = random.Random(seed)
+    sent: set[tuple[str, str]] = set()
+    async with served() as server:
+        for _ in range(30):
+            batch, expected = [], []
+            for _ in range(rng.randint(1, 8)):
+                tenant, key = rng.choice("ab"), f"k{rng.randint(0, 60)}"
+                fate = rng.choice(("whole", "whole", "bad", "reused"))
+                if fate == "bad":
+                    batch.append(event(key, -1, tenant=tenant))
+                    expected.append((key, "error"))
+                elif fate == "reused" and (tenant, key) in sent:
+                    batch.append(event(key, 2, tenant=tenant))
+                    expected.append((key, "error"))
+                else:
+                    batch.append(event(key, tenant=tenant))
+                    expected.append((key, "duplicate" if (tenant, key) in sent else "accepted"))
+                    sent.add((tenant, key))
+            answer = await server.ingest(*batch)
+            assert statuses(answer) == expected, f"seed {seed}"
+            fates = [fate for _, fate in expected]
+            assert answer["accepted"] == fates.count("accepted")
+            assert answer["duplicates"] == fates.count("duplicate")
