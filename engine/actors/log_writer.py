@@ -92,12 +92,12 @@ class LogWriter:
         run_blocking: RunBlocking,
         *,
         on_published: Callable[[Group, int], None],
-        on_control: Callable[[ControlRecord], None],
+        on_control: Callable[[ControlRecord, Envelope], None],
         verify: bool = False,
     ) -> None:
         """Two callbacks, each synchronous.
 
-        `on_control(record)` is called for each durable control record, in order, before any shard folds it;
+        `on_control(record, envelope)` is called for each durable control record, in order, before any shard folds it;
         `on_published(group, next_sequence)` just before the group goes to the shards.
         """
         self._log = log
@@ -245,8 +245,13 @@ class LogWriter:
 
     async def append_control(self, record: ControlRecord) -> Group:
         """Make a control record durable and have it folded; returns its group when done. Raises like ingest."""
+        return await self.append_controls((record,))
+
+    async def append_controls(self, records: Sequence[ControlRecord]) -> Group:
+        """Several at once, all or none of them, in this order; nothing of another's lies between them."""
+        assert records, "there is nothing to wait for"
         group = self._admit(0, 0)
-        group.controls.append(record)
+        group.controls.extend(records)
         self._wake.set()
         await group.done.wait()
         if group.error is not None:
@@ -303,8 +308,8 @@ class LogWriter:
         )
         self._committing = None
         self._unfolded.append(group)
-        for record in group.controls:
-            self._on_control(record)
+        for record, envelope in zip(group.controls, envelopes, strict=False):
+            self._on_control(record, envelope)
         work = self._split(group, envelopes)
         self.published_sequence = next_sequence
         self._on_published(group, next_sequence)

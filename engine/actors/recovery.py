@@ -18,6 +18,7 @@ import trio
 
 from engine.actors.key_merger import merge_keys
 from engine.actors.shard import restore_partition
+from engine.core.audit import AuditTrail
 from engine.core.partitions import HASH_NAME
 from engine.core.quantities import unpack_ext
 from engine.core.records import (
@@ -48,6 +49,7 @@ from wal.snapshot import SnapshotStore
 
 CONTROL_SECTION = 0
 RULES_SECTION = 1
+AUDIT_SECTION = 2
 PARTITION_SECTION = 100
 """Section numbers in a snapshot; partition p is PARTITION_SECTION + p."""
 _PAGE_BYTES = 4 << 20
@@ -69,6 +71,7 @@ class Recovered(NamedTuple):
     """The state as of the log's head, and where it came from."""
 
     registry: Registry
+    audit: AuditTrail
     rules: Rules
     state: ShardState
     """All partitions; the supervisor deals them out to the shards."""
@@ -83,6 +86,7 @@ class _Fold:
 
     def __init__(self) -> None:
         self.registry = Registry()
+        self.audit = AuditTrail()
         self.state = ShardState(range(PARTITIONS))
         self.control_from = 0
         self.partition_from = [0] * PARTITIONS
@@ -97,6 +101,8 @@ class _Fold:
             self.control_from = position
         elif section_id == RULES_SECTION:
             self.state.rules = Rules.restore(data)
+        elif section_id == AUDIT_SECTION:
+            self.audit = AuditTrail.restore(data)
         else:
             partition = section_id - PARTITION_SECTION
             restore_partition(self.state, partition, data, unpack_ext)
@@ -111,6 +117,7 @@ class _Fold:
             elif envelope.sequence >= self.control_from:
                 control = control_of(record)
                 self.registry.fold(control)
+                self.audit.fold(control, envelope.sequence, envelope.received_at_us)
                 self.state.fold_control(
                     control,
                     sequence=envelope.sequence,
@@ -196,6 +203,7 @@ async def recover(
         raise StartRefused(f"{damaged} (`stripemeter check` lists all damage)") from damaged
     return Recovered(
         fold.registry,
+        fold.audit,
         fold.state.rules,
         fold.state,
         fold.control_from,
@@ -285,6 +293,8 @@ def _load_snapshot(
         with found.snapshot as snapshot:
             for section in snapshot.sections():
                 loaded.restore(section.section_id, section.position, bytes(section.data))
+        if not len(loaded.audit):
+            raise ValueError("it is of a version without an audit trail")
     except (msgspec.MsgspecError, ValueError, TypeError, IndexError, KeyError) as error:
         fold.notes.append(f"the newest snapshot can't be read ({error}); the whole log is folded")
         return fold

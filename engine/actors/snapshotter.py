@@ -9,11 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import structlog
 import trio
 
-from engine.actors.recovery import CONTROL_SECTION, PARTITION_SECTION, RULES_SECTION
+from engine.actors.recovery import (
+    AUDIT_SECTION,
+    CONTROL_SECTION,
+    PARTITION_SECTION,
+    RULES_SECTION,
+)
 from engine.actors.shard import PartitionRequest, Shard
 from engine.limits import PARTITIONS
 from engine.ports import RunBlocking
@@ -21,6 +27,15 @@ from wal.snapshot import SnapshotError, SnapshotStore
 from wal.snapshot_format import Section
 
 _logger = structlog.get_logger("stripemeter.snapshot")
+
+
+class ControlState(NamedTuple):
+    """What the control records came to at a position, as the bytes of its sections; all taken together."""
+
+    position: int
+    registry: bytes
+    rules: bytes
+    audit: bytes
 
 
 class Snapshotter:
@@ -35,12 +50,11 @@ class Snapshotter:
         shards: Sequence[Shard],
         owner: list[int],
         published_sequence: Callable[[], int],
-        control_state: Callable[[], tuple[int, bytes, bytes]],
+        control_state: Callable[[], ControlState],
         run_blocking: RunBlocking,
         every_events: int,
         last_position: int,
     ) -> None:
-        """`control_state()` gives (published position, registry bytes, rules bytes), taken together."""
         self._store = store
         self._log_id = log_id
         self._epoch = epoch
@@ -68,10 +82,10 @@ class Snapshotter:
 
     async def take(self) -> None:
         """Write one snapshot now. A failure is logged and kept in `last_error`."""
-        position, registry, rules = self._control_state()
-        self._last_position = position
+        control = self._control_state()
+        self._last_position = position = control.position
         try:
-            name = await self._write(position, registry, rules)
+            name = await self._write(control)
         except SnapshotError as error:
             self.last_error = str(error)
             _logger.warning("snapshot_failed", error=str(error))
@@ -79,12 +93,17 @@ class Snapshotter:
         self.last_error = None
         _logger.info("snapshot_written", name=name, position=position)
 
-    async def _write(self, position: int, registry: bytes, rules: bytes) -> str:
+    async def _write(self, control: ControlState) -> str:
+        position = control.position
         blocking = self._run_blocking
         writer = await blocking(partial(self._store.begin, self._log_id, self._epoch, position))
         try:
-            await blocking(partial(writer.add, Section(CONTROL_SECTION, position, registry)))
-            await blocking(partial(writer.add, Section(RULES_SECTION, position, rules)))
+            for number, data in (
+                (CONTROL_SECTION, control.registry),
+                (RULES_SECTION, control.rules),
+                (AUDIT_SECTION, control.audit),
+            ):
+                await blocking(partial(writer.add, Section(number, position, data)))
             for partition in range(PARTITIONS):
                 # Everything before this position is ahead of the request in the shard's inbox.
                 at = self._published_sequence()

@@ -30,9 +30,10 @@ from engine.actors.log_writer import LogWriter, Offer
 from engine.actors.period_closer import PeriodCloser
 from engine.actors.recovery import Progress, Recovered, genesis_drafts, read_genesis, recover
 from engine.actors.shard import Shard
-from engine.actors.snapshotter import Snapshotter
+from engine.actors.snapshotter import ControlState, Snapshotter
+from engine.core.audit import AuditTrail
 from engine.core.partitions import partition_of, shard_of
-from engine.core.records import ControlRecord, Genesis, SettingsChange
+from engine.core.records import ControlRecord, Genesis, PeriodClosing, SettingsChange
 from engine.core.registry import Registry
 from engine.core.rules import Rules
 from engine.core.shard_state import MetricUsage, ShardState
@@ -41,7 +42,7 @@ from engine.limits import PARTITIONS
 from engine.ports import Clock, Ids, RunBlocking
 from wal.cells import CellStore
 from wal.key_index import RECENT_KEYS_MAX, KeyIndex
-from wal.log import Log, LogError
+from wal.log import Envelope, Log, LogError
 from wal.runs import RunStore, RunStoreError
 from wal.snapshot import SnapshotStore
 
@@ -89,6 +90,7 @@ class Meter:
         self.phase: Phase = "recovering"
         self.progress = Progress(0, log.head().next_sequence)
         self.registry = Registry()
+        self.audit = AuditTrail()
         self.rules = Rules()
         self.shards: Sequence[Shard] = ()
         self.owner = [shard_of(p, options.shards) for p in range(PARTITIONS)]
@@ -140,6 +142,7 @@ class Meter:
     ) -> None:
         recovered, keys = await self._recover()
         self.registry, self.rules = recovered.registry, recovered.rules
+        self.audit = recovered.audit
         self.shards = self._deal(recovered)
         writer = LogWriter(
             self.log,
@@ -164,7 +167,7 @@ class Meter:
             last_position=recovered.snapshot_position,
         )
         merger = KeyMerger(keys, self.run_blocking)
-        closer = PeriodCloser(self.rules, self.clock, writer.append_control)
+        closer = PeriodCloser(self.rules, self.clock, self._append_closing)
         indexer = Indexer(self.log, self._cells, self.log_id, self.run_blocking)
         self._started = _Started(writer, keys, snapshotter, merger, closer, indexer)
         writer_nursery.start_soon(writer.run)
@@ -253,9 +256,10 @@ class Meter:
     def _progressed(self, progress: Progress) -> None:
         self.progress = progress
 
-    def _fold_control(self, record: ControlRecord) -> None:
+    def _fold_control(self, record: ControlRecord, envelope: Envelope) -> None:
         assert not isinstance(record, Genesis), "a log has one first record"
         self.registry.fold(record)
+        self.audit.fold(record, envelope.sequence, envelope.received_at_us)
         self.rules.apply(record)
 
     def _published(self, group: Group, next_sequence: int) -> None:
@@ -264,8 +268,18 @@ class Meter:
         started.snapshotter.log_grew(next_sequence)
         started.indexer.feed(group, next_sequence)
 
-    def _control_state(self) -> tuple[int, bytes, bytes]:
-        return self.started.writer.published_sequence, self.registry.state(), self.rules.state()
+    def _control_state(self) -> ControlState:
+        return ControlState(
+            self.started.writer.published_sequence,
+            self.registry.state(),
+            self.rules.state(),
+            self.audit.state(),
+        )
+
+    async def _append_closing(self, closing: PeriodClosing) -> None:
+        """Under the lock of all changes: what is planned for an open period finds it open when it is recorded."""
+        async with self.change_lock:
+            await self.started.writer.append_control(closing)
 
     # What the gateway asks for.
 
@@ -293,9 +307,13 @@ class Meter:
 
     async def append_control(self, record: ControlRecord) -> None:
         """Make a control record durable and fold it. Hold `change_lock` from the check that allows it."""
+        await self.append_controls((record,))
+
+    async def append_controls(self, records: Sequence[ControlRecord]) -> None:
+        """Several at once, all or none: one decision that takes more than one record."""
         if self.phase != "ready":
             raise Unavailable(f"the server is {self.phase}; retry", retry_after_seconds=2)
-        await self.started.writer.append_control(record)
+        await self.started.writer.append_controls(records)
 
     def shard_of_customer(self, tenant: str, customer_ref: str) -> tuple[Shard, int]:
         """The shard that counts a customer, and the customer's partition."""

@@ -23,6 +23,7 @@ Kind = Literal["event", "delta", "value"]
 Status = Literal["pending", "approved", "reverted", "superseded"]
 REASONS: Final = ("backfill", "correction", "promo", "credit", "manual")
 LATE_ACTOR: Final = "system:late-event"
+LATE_POLICY_ACTOR: Final = "system:late-policy"
 
 CounterKey = tuple[str, str, str, int]
 """(tenant, metric, customerRef, period start)."""
@@ -204,7 +205,7 @@ class Adjustments:
             adjustment.operation_id = operation
             if auto:
                 adjustment.status = "approved"
-                adjustment.decided_at_us, adjustment.decided_by = at_us, "system:late-policy"
+                adjustment.decided_at_us, adjustment.decided_by = at_us, LATE_POLICY_ACTOR
             self._collecting[late_key] = adjustment
             self._file(adjustment)
         adjustment.add(event)
@@ -245,9 +246,9 @@ class Adjustments:
         for row in rows:
             adjustment = Adjustment.restore(row)
             self._file(adjustment)
-            if adjustment.kind == "event":
-                auto = adjustment.decided_by == "system:late-policy"
-                # The newest one of a key is the one that collects; older ones are decided.
+            auto = adjustment.status == "approved" and adjustment.decided_by == LATE_POLICY_ACTOR
+            if adjustment.kind == "event" and (auto or adjustment.status == "pending"):
+                # What is decided collects nothing more, as if it were not there; so at most one of a key does.
                 self._collecting[adjustment.key, auto, adjustment.operation_id] = adjustment
 
 
@@ -276,11 +277,15 @@ def effective_value(
             tally.count = 1
     elif counter is not None and counter.count:
         tally = counter.tally()
-    for adjustment in approved:
-        if adjustment.kind == "event":
-            for event in adjustment.events():
-                if newest is None or event.sequence > newest.sequence:
-                    tally.add(event.micros, event.ts_us)
+    late = [
+        event
+        for adjustment in approved
+        if adjustment.kind == "event"
+        for event in adjustment.events()
+        if newest is None or event.sequence > newest.sequence
+    ]
+    for event in sorted(late):  # of several adjustments: `last` goes by time, then by log order
+        tally.add(event.micros, event.ts_us)
     return tally.max if aggregation == "max" else tally.last
 
 

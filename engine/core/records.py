@@ -405,6 +405,8 @@ class AdjustmentChange(msgspec.Struct, frozen=True, rename="camel", kw_only=True
     tenant_id: str
     adjustment: AdjustmentMade | None = None
     ids: tuple[str, ...] = ()
+    was: Literal["pending", "approved"] = "pending"
+    """The status of all of them before: for the audit trail, the fold does not read it."""
 
 
 class ReplayedCounter(msgspec.Struct, frozen=True, rename="camel", kw_only=True):

@@ -7,7 +7,7 @@ How the same records change counting is `engine.core.rules`. It must not know HT
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -28,6 +28,9 @@ from engine.core.records import (
     SettingsChange,
 )
 
+APPLIED_PLANS_MAX: Final = 1_000
+"""Hashes of applied replays kept per tenant: a retry comes within minutes, not a thousand replays later."""
+
 
 class Registry:
     """Everything configured, as of the records folded so far."""
@@ -41,6 +44,10 @@ class Registry:
         self.api_keys: dict[str, ApiKey] = {}
         self._by_prefix: dict[str, str] = {}
         self.operations = Operations()
+        self.adjustment_requests: dict[tuple[str, str], tuple[int, str]] = {}
+        """(tenant, the client's requestId) to the partition and id of the adjustment it made."""
+        self._applied_plans: dict[str, dict[str, None]] = {}
+        """Per tenant, hashes of the newest applied replays, oldest first."""
 
     def fold(self, record: ControlRecord) -> None:
         """Take one control record in."""
@@ -62,7 +69,17 @@ class Registry:
                 self._by_prefix[record.key.prefix] = record.key.id
             case OperationChange():
                 self.operations.fold(record)
-            case PeriodClosing() | AdjustmentChange() | ReplayApply():
+            case AdjustmentChange():
+                made = record.adjustment
+                if made is not None and made.request_id is not None:
+                    key = (made.tenant_id, made.request_id)
+                    self.adjustment_requests[key] = (record.partition, made.id)
+            case ReplayApply():
+                plans = self._applied_plans.setdefault(record.tenant_id, {})
+                plans[record.plan_hash] = None
+                if len(plans) > APPLIED_PLANS_MAX:
+                    del plans[next(iter(plans))]
+            case PeriodClosing():
                 pass  # counted by the shards
 
     def _fold_mapping(self, record: MappingChange) -> None:
@@ -93,6 +110,10 @@ class Registry:
         """What is known of a customer."""
         return self.customers.get(tenant, {}).get(customer_ref)
 
+    def was_applied(self, tenant: str, plan_hash: str) -> bool:
+        """Whether a replay's plan is among the tenant's newest APPLIED_PLANS_MAX applied ones."""
+        return plan_hash in self._applied_plans.get(tenant, ())
+
     def key_by_prefix(self, prefix: str) -> ApiKey | None:
         """The API key with this public prefix, revoked or not."""
         found = self._by_prefix.get(prefix)
@@ -107,6 +128,8 @@ class Registry:
                 "mappings": list(self.mappings.values()),
                 "customers": [c for of in self.customers.values() for c in of.values()],
                 "apiKeys": list(self.api_keys.values()),
+                "adjustmentRequests": [(*k, *v) for k, v in self.adjustment_requests.items()],
+                "appliedPlans": {tenant: list(of) for tenant, of in self._applied_plans.items()},
                 "operations": self.operations.state(),
             }
         )
@@ -129,6 +152,9 @@ class Registry:
         for key in saved.api_keys:
             registry.api_keys[key.id] = key
             registry._by_prefix[key.prefix] = key.id
+        for tenant, request_id, partition, adjustment_id in saved.adjustment_requests:
+            registry.adjustment_requests[tenant, request_id] = (partition, adjustment_id)
+        registry._applied_plans = {t: dict.fromkeys(of) for t, of in saved.applied_plans.items()}
         return registry
 
 
@@ -138,4 +164,6 @@ class _Saved(msgspec.Struct, rename="camel"):
     mappings: list[Mapping]
     customers: list[Customer]
     api_keys: list[ApiKey]
+    adjustment_requests: list[tuple[str, str, int, str]] = []
+    applied_plans: dict[str, list[str]] = {}
     operations: list[Operation] = []

@@ -10,26 +10,30 @@ a later watermark. So a replay's work grows with what is late, not with what was
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 from typing import Final, NamedTuple
 
 import msgspec
 
-from engine.core.adjustments import CounterKey, LateEvent
-from engine.core.counters import Tally
+from engine.core.adjustments import Adjustment, CounterKey, effective_value
+from engine.core.counters import Counter, Tally
 from engine.core.records import ReplayedCounter
 from engine.core.shard_state import ShardState
 
 EVENTS_MAX: Final = 100_000
-"""Late events of one plan; beyond it the plan ends at an instant, and `cursor` goes on from there."""
+"""Late events that one plan looks at; beyond it the plan ends at an instant, and `cursor` goes on from there."""
+
+Row = tuple[int, int, int]
+"""(sequence, micros, ts_us): an event as plain values, since there may be a hundred thousand."""
 
 
 class ReplayRequest(NamedTuple):
     """What to look at. Instants in microseconds; None: without that bound.
 
     `watermark_us` and `lateness_us` judge anew: an event is folded if it is not older than watermark - lateness.
-    Without a watermark every late event of the range is folded; without a lateness the metric's own holds.
+    Only one of them given: the other is the counter's own watermark, or the metric's own lateness. Without both
+    every late event of the range is folded.
     """
 
     tenant: str
@@ -38,10 +42,12 @@ class ReplayRequest(NamedTuple):
     until_us: int | None
     watermark_us: int | None
     lateness_us: int | None
+    open_only: bool = False
+    """Look at nothing of closed periods, also when counting."""
 
 
 class MetricChange(NamedTuple):
-    """What a plan changes in one metric. `delta_micros` is of the sum."""
+    """What a plan changes in one metric. `delta_micros` is of what counts, by the metric's aggregation."""
 
     late_events: int
     """Late events of the range that wait, folded by the plan or not."""
@@ -55,91 +61,168 @@ class ReplayPlan(NamedTuple):
 
     counters: tuple[ReplayedCounter, ...]
     changes: dict[str, MetricChange]
+    superseded: tuple[str, ...]
+    """Adjustments that have no event left afterwards."""
     plan_hash: str
     cursor_us: int | None
     """Where to go on when there was more than EVENTS_MAX; None: all of the range was looked at."""
+    watermark_us: int | None
+    """The one that was given, else the newest of the counters looked at; None when there are none."""
 
 
 class _Found(NamedTuple):
-    partition: int
+    """A counter with late events of the range. `oldest_us`: those before it stay late; None: the period is closed."""
+
     key: CounterKey
-    events: list[LateEvent]
-    waiting: int
+    partition: int
+    state: ShardState
+    counter: Counter | None
+    oldest_us: int | None
+    waiting: list[tuple[Adjustment, list[Row]]]
 
 
 def plan(states: Iterable[ShardState], request: ReplayRequest) -> ReplayPlan:
     """The plan of a request over the shards' states as they are now."""
-    found = sorted(
-        (f for state in states for f in _late(state, request)), key=lambda f: (f.key, f.partition)
-    )
+    found = sorted((f for state in states for f in _late(state, request)), key=lambda f: f.key)
     until_us = _cut(found)
-    counters = []
+    counters: list[ReplayedCounter] = []
     changes: dict[str, MetricChange] = {}
-    for partition, key, all_events, waiting in found:
-        events = [e for e in all_events if until_us is None or e.ts_us < until_us]
-        tally = Tally()
-        for event in events:
-            tally.add(event.micros, event.ts_us)
-        metric = key[1]
-        old = changes.get(metric, MetricChange(0, 0, 0, 0))
-        changes[metric] = MetricChange(
+    superseded: list[str] = []
+    watermark_us = request.watermark_us
+    for one in found:
+        waiting = 0
+        rows: list[Row] = []
+        for adjustment, late in one.waiting:
+            in_page = late if until_us is None else [row for row in late if row[2] < until_us]
+            waiting += len(in_page)
+            folded = _folded(in_page, one.oldest_us)
+            rows += folded
+            if len(folded) == len(adjustment.sequences):
+                superseded.append(adjustment.id)
+        rows.sort()
+        old = changes.get(one.key[1], MetricChange(0, 0, 0, 0))
+        delta_micros = 0
+        if rows:
+            tally = _tally(rows)
+            counters.append(_record(one, tuple(row[0] for row in rows), tally))
+            delta_micros = _delta(one, rows, tally)
+        changes[one.key[1]] = MetricChange(
             old.late_events + waiting,
-            old.folded_events + len(events),
-            old.delta_micros + tally.sum,
-            old.customers + (1 if events else 0),
+            old.folded_events + len(rows),
+            old.delta_micros + delta_micros,
+            old.customers + (1 if rows else 0),
         )
-        if events:
-            sequences = tuple(event.sequence for event in events)
-            counters.append(_record(partition, key, sequences, tally))
-    return ReplayPlan(tuple(counters), changes, _hash(counters), until_us)
+        if request.watermark_us is None and one.counter is not None:
+            watermark_us = max(watermark_us or one.counter.watermark_us, one.counter.watermark_us)
+    return ReplayPlan(
+        tuple(counters), changes, tuple(superseded), _hash(counters), until_us, watermark_us
+    )
 
 
 def _late(state: ShardState, request: ReplayRequest) -> Iterator[_Found]:
     for partition, adjustments in state.adjustments.items():
         for key in adjustments.counters():
-            tenant, metric, _customer, _start = key
-            if tenant != request.tenant:
+            tenant, metric, customer, start_us = key
+            if tenant != request.tenant or (request.metrics and metric not in request.metrics):
                 continue
-            if request.metrics is not None and metric not in request.metrics:
+            pending = [
+                a
+                for a in adjustments.of_counter(key)
+                if a.kind == "event" and a.status == "pending"
+            ]
+            if not pending:
                 continue
             scope = state.rules.scope(tenant, metric)
-            lateness_us = scope.lateness_us if request.lateness_us is None else request.lateness_us
-            oldest_us = None if request.watermark_us is None else request.watermark_us - lateness_us
-            events: list[LateEvent] = []
-            waiting = 0
-            for adjustment in adjustments.of_counter(key):
-                if adjustment.kind != "event" or adjustment.status != "pending":
-                    continue
-                in_range = [e for e in adjustment.events() if _within(e.ts_us, request)]
-                waiting += len(in_range)
-                if adjustment.end_us > scope.closed_until_us:
-                    events += [e for e in in_range if oldest_us is None or e.ts_us >= oldest_us]
+            is_open = pending[0].end_us > scope.closed_until_us
+            if request.open_only and not is_open:
+                continue
+            waiting = [(a, rows) for a in pending if (rows := _in_range(a, request))]
             if waiting:
-                yield _Found(partition, key, sorted(events), waiting)
+                counter = state.counters[partition].get((tenant, metric, customer))
+                while counter is not None and counter.start_us != start_us:
+                    counter = counter.older
+                oldest_us = _oldest_us(request, counter, scope.lateness_us) if is_open else None
+                yield _Found(key, partition, state, counter, oldest_us, waiting)
 
 
-def _within(ts_us: int, request: ReplayRequest) -> bool:
-    return (request.since_us is None or ts_us >= request.since_us) and (
-        request.until_us is None or ts_us < request.until_us
-    )
+def _oldest_us(request: ReplayRequest, counter: Counter | None, lateness_us: int) -> int:
+    """Events of an open period are folded from this instant on."""
+    everything_us = -(1 << 62)
+    if request.watermark_us is None and request.lateness_us is None:
+        return everything_us
+    watermark_us = request.watermark_us
+    if watermark_us is None:
+        watermark_us = everything_us if counter is None else counter.watermark_us
+    return watermark_us - (lateness_us if request.lateness_us is None else request.lateness_us)
 
 
-def _cut(found: list[_Found]) -> int | None:
+def _in_range(adjustment: Adjustment, request: ReplayRequest) -> list[Row]:
+    rows = zip(adjustment.sequences, adjustment.quantities, adjustment.times_us, strict=True)
+    since_us, until_us = request.since_us, request.until_us
+    if since_us is None and until_us is None:
+        return list(rows)
+    first_us = -(1 << 62) if since_us is None else since_us
+    end_us = 1 << 62 if until_us is None else until_us
+    return [row for row in rows if first_us <= row[2] < end_us]
+
+
+def _folded(rows: list[Row], oldest_us: int | None) -> list[Row]:
+    if oldest_us is None:
+        return []
+    return [row for row in rows if row[2] >= oldest_us]
+
+
+def _cut(found: Sequence[_Found]) -> int | None:
     """The instant before which at most EVENTS_MAX events lie; None if all fit."""
-    times = sorted(event.ts_us for f in found for event in f.events)
-    if len(times) <= EVENTS_MAX:
+    if sum(len(rows) for one in found for _, rows in one.waiting) <= EVENTS_MAX:
         return None
+    times = sorted(row[2] for one in found for _, rows in one.waiting for row in rows)
     # Events of one instant stay together, or the cursor would pass some of them over.
     cut_us = times[EVENTS_MAX]
     return cut_us if cut_us > times[0] else cut_us + 1
 
 
-def _record(
-    partition: int, key: CounterKey, sequences: tuple[int, ...], tally: Tally
-) -> ReplayedCounter:
-    tenant, metric, customer_ref, start_us = key
+def _tally(rows: Sequence[Row]) -> Tally:
+    """What the rows, in log order, come to; the same as adding one after the other, several times as fast."""
+    tally = Tally()
+    quantities = [row[1] for row in rows]
+    last = max(rows, key=lambda row: (row[2], row[0]))
+    tally.sum, tally.count, tally.max = sum(quantities), len(rows), max(quantities)
+    tally.last, tally.last_ts_us = last[1], last[2]
+    return tally
+
+
+def _delta(one: _Found, rows: Sequence[Row], tally: Tally) -> int:
+    """By how much what counts moves."""
+    tenant, metric, _customer, start_us = one.key
+    aggregation = one.state.rules.aggregation(tenant, metric, start_us)
+    if aggregation == "sum":
+        return tally.sum
+    adjustments = one.state.adjustments[one.partition].of_counter(one.key)
+    before = effective_value(one.counter, adjustments, aggregation)
+    after = Counter(start_us, start_us, None)
+    if one.counter is not None:
+        after.merge(one.counter.tally())
+    after.merge(tally)
+    moved = [_after_rows(a, rows) if a.after is not None else a for a in adjustments]
+    return effective_value(after, moved, aggregation) - before
+
+
+def _after_rows(value: Adjustment, rows: Sequence[Row]) -> Adjustment:
+    """A value adjustment as it will be when the rows are folded."""
+    assert value.after is not None
+    moved = Adjustment(value.id, value.key, value.end_us, value.kind, value.sequence, 0)
+    moved.status, moved.micros, moved.after = value.status, value.micros, value.after.copy()
+    for sequence, micros, ts_us in rows:
+        if sequence > value.sequence:
+            moved.after.add(micros, ts_us)
+    return moved
+
+
+def _record(one: _Found, sequences: tuple[int, ...], tally: Tally) -> ReplayedCounter:
+    tenant, metric, customer_ref, start_us = one.key
     return ReplayedCounter(
-        partition=partition,
+        partition=one.partition,
         tenant_id=tenant,
         metric=metric,
         customer_ref=customer_ref,

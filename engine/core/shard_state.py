@@ -22,6 +22,7 @@ from engine.core.adjustments import (
 )
 from engine.core.counters import Counter, Tally
 from engine.core.periods import period_in
+from engine.core.quantities import unpack_ext
 from engine.core.records import (
     AdjustmentChange,
     ControlRecord,
@@ -283,7 +284,12 @@ class ShardState:
         assert made is not None, "a create record holds what it makes"
         key = (made.tenant_id, made.metric, made.customer_ref, made.period_start_us)
         adjustment = Adjustment(made.id, key, made.period_end_us, made.kind, sequence, at_us)
-        adjustment.micros, adjustment.reason = made.micros, made.reason
+        # Of a live record a wide quantity is still in the log's form.
+        micros = made.micros
+        adjustment.micros = (
+            micros if isinstance(micros, int) else unpack_ext(micros.code, micros.data)
+        )
+        adjustment.reason = made.reason
         adjustment.actor, adjustment.note = record.change.actor, made.note
         adjustment.request_id, adjustment.parent_id = made.request_id, made.parent_adjustment_id
         adjustments.create(adjustment)
@@ -311,15 +317,15 @@ class ShardState:
         assert counter is not None, "without a scope no period is closed"
         sequences = frozenset(folded.sequences)
         adjustments = self.adjustments[partition].of_counter((*series, counter.start_us))
+        waiting = [a for a in adjustments if a.kind == "event" and a.status == "pending"]
         values = [a for a in adjustments if a.after is not None]
-        for adjustment in adjustments:
-            if adjustment.kind != "event" or adjustment.status != "pending":
-                continue
-            for event in adjustment.events():
+        if values:
+            events = [e for a in waiting for e in a.events() if e.sequence in sequences]
+            for event in sorted(events):
                 for value in values:
-                    if event.sequence in sequences and event.sequence > value.sequence:
-                        assert value.after is not None
+                    if event.sequence > value.sequence and value.after is not None:
                         value.after.add(event.micros, event.ts_us)
+        for adjustment in waiting:
             adjustment.remove(sequences)
         counter.merge(Tally.restore(folded.tally))
         counter.updated_at_us = at_us

@@ -72,7 +72,7 @@ class Bench:
             Clock(),
             self.gate,
             on_published=lambda _group, _next: None,
-            on_control=self.controls.append,
+            on_control=lambda record, _envelope: self.controls.append(record),
             verify=True,
         )
         owner = [shard_of(p, 2) for p in range(PARTITIONS)]
