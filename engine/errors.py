@@ -35,6 +35,10 @@ class NotFound(EngineError):
     """No such thing, or it is another tenant's (404)."""
 
 
+class Gone(EngineError):
+    """It was there and is no longer kept (410): retention dropped it."""
+
+
 class Refused(EngineError):
     """The input is wrong (400). `errors` lists (field, message)."""
 

@@ -12,7 +12,15 @@ from typing import Annotated, Final
 
 import msgspec
 
-from engine.errors import Conflict, EngineError, NotFound, Refused, StorageFull, Unavailable
+from engine.errors import (
+    Conflict,
+    EngineError,
+    Gone,
+    NotFound,
+    Refused,
+    StorageFull,
+    Unavailable,
+)
 from gateway.asgi_types import Send
 
 CONTENT_TYPE: Final = "application/problem+json"
@@ -131,6 +139,8 @@ def problem_for(error: EngineError) -> Problem:
             return Problem(409, str(error))
         case NotFound():
             return Problem(404, str(error))
+        case Gone():
+            return Problem(410, str(error))
         case Refused():
             return Problem(400, str(error), errors=error.errors)
         case _:
