@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from engine.core.records import RecordType
-from wal.log import Draft, Envelope, Head, Log, StoredRecord
+from wal.log import Draft, Envelope, Head, Log, Replacement, StoredRecord
 
 COMMIT_SECONDS: Final = (
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0,
@@ -90,6 +90,18 @@ class MeasuredLog:
     def trim(self, before_sequence: int, record_type: int, *, records_max: int) -> int:
         """See `Log.trim`."""
         return self._log.trim(before_sequence, record_type, records_max=records_max)
+
+    def replace(self, replacements: Sequence[Replacement]) -> None:
+        """See `Log.replace`."""
+        self._log.replace(replacements)
+
+    def raise_epoch(self, draft: Draft, epoch: int) -> Envelope:
+        """See `Log.raise_epoch`."""
+        return self._log.raise_epoch(draft, epoch)
+
+    def compact_at_next_open(self) -> None:
+        """See `Log.compact_at_next_open`."""
+        self._log.compact_at_next_open()
 
     def size_bytes(self) -> int:
         """See `Log.size_bytes`."""

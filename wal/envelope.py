@@ -81,7 +81,15 @@ def encode_envelope(envelope: Envelope) -> bytes:
 
 def replace_parts(record: StoredRecord, parts: tuple[StoredPart, ...]) -> bytes:
     """The blob of a record with other stored parts under the same envelope (erasing, trimming)."""
-    assert len(parts) == len(record.envelope.parts), "an envelope's parts are fixed"
+    headers = record.envelope.parts
+    assert len(parts) == len(headers), "an envelope's parts are fixed"
+    for part, header in zip(parts, headers, strict=True):
+        assert part.kind == header.kind, "a part's kind is fixed"
+        if part.state == _INTACT:
+            assert digest_of(part.data) == header.digest, "an intact part has its original bytes"
+        else:
+            assert part.state in _REPLACED, part.state
+            assert not part.data or part.state == _PSEUDONYM, "only a pseudonymised part has bytes"
     return _blob(encode_envelope(record.envelope), parts)
 
 

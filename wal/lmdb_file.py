@@ -38,6 +38,8 @@ from wal.log import (
 )
 
 DATA_NAME = "data.mdb"
+COMPACT_NAME = "compact-at-next-open"
+"""An empty file beside the log: erased bytes are still in free pages of `data.mdb`."""
 _LOCK_NAME = "lock.mdb"
 _LOCK_BYTES = 16 << 10
 """More than LMDB's table of 126 readers takes (8 KiB)."""
@@ -73,8 +75,8 @@ def create(directory: Path) -> None:
             environment.sync(True)
         (fresh / DATA_NAME).replace(data)
         shutil.rmtree(fresh, ignore_errors=True)
-        _sync_directory(directory)
-        _sync_directory(directory.parent)
+        sync_directory(directory)
+        sync_directory(directory.parent)
     except lmdb.Error as error:
         raise _failed(error, getattr(error, "code", None), "create the log") from error
     except OSError as error:
@@ -103,7 +105,8 @@ def reserve_lock_file(directory: Path, *, read_only: bool) -> None:
         raise _failed(error, error.errno, "open the log") from error
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
+    """Make the names in a directory durable."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -216,6 +219,12 @@ def _room_errno(directory: Path, used_bytes: int, bytes_needed: int) -> int | No
     except OSError as error:
         return error.errno
     return None
+
+
+def copy_failed(error: Exception, doing: str = "copy the log") -> LogFull | LogWriteFailed:
+    """What a failed copy means: the copy is incomplete, the log untouched."""
+    code = error.errno if isinstance(error, OSError) else getattr(error, "code", None)
+    return _failed(error, code, doing)
 
 
 def _failed(error: Exception, code: int | None, doing: str) -> LogFull | LogWriteFailed:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from struct import Struct
 from threading import Condition
@@ -25,8 +25,9 @@ from threading import Condition
 import lmdb
 
 from wal.anchor import ANCHOR_NAME, APPENDS_BETWEEN_ANCHORS, read_anchor, write_anchor
-from wal.envelope import GENESIS_HASH, decode, seal, trimmed
+from wal.envelope import GENESIS_HASH, decode, replace_parts, seal, trimmed
 from wal.lmdb_file import (
+    COMPACT_NAME,
     create,
     open_failed,
     read_failed,
@@ -34,7 +35,17 @@ from wal.lmdb_file import (
     verified_size,
     write_failed,
 )
-from wal.log import Draft, Envelope, Head, LogDamaged, LogStateUnknown, StoredRecord, scan
+from wal.log import (
+    Draft,
+    Envelope,
+    Head,
+    LogDamaged,
+    LogStateUnknown,
+    LogWriteFailed,
+    Replacement,
+    StoredRecord,
+    scan,
+)
 
 _KEY = Struct(">Q")
 _MAP_BYTES_START = 1 << 30
@@ -191,7 +202,13 @@ class LmdbLog:
         self._appends += 1
         if self._appends % APPENDS_BETWEEN_ANCHORS == 0:
             write_anchor(self._directory, self._head)
+            self._forget_dead_readers()
         return tuple(envelopes)
+
+    def _forget_dead_readers(self) -> None:
+        """A backup that was killed would else hold the pages it saw for ever, and the file would grow."""
+        with suppress(lmdb.Error):
+            self._env.reader_check()
 
     def _make_room(self, bytes_needed: int) -> None:
         wanted = self.size_bytes() + 2 * bytes_needed + _MAP_HEADROOM_BYTES
@@ -317,6 +334,38 @@ class LmdbLog:
             self._commit(rewritten, appending=False)
         self._trimmed_to[record_type] = position
         return len(rewritten)
+
+    def replace(self, replacements: Sequence[Replacement]) -> None:
+        """See the port."""
+        self._guard(writing=True)
+        rewritten: list[tuple[bytes, bytes]] = []
+        for sequence, parts in replacements:
+            with self._reading(sequence) as cursor:
+                stored = cursor.set_key(_KEY.pack(sequence))
+                assert stored, f"no record begins at {sequence}"
+                blob = bytes(cursor.value())
+            rewritten.append((_KEY.pack(sequence), replace_parts(decode(blob, sequence), parts)))
+        if rewritten:
+            self._make_room(sum(len(blob) for _, blob in rewritten))
+            self._commit(rewritten, appending=False)
+
+    def raise_epoch(self, draft: Draft, epoch: int) -> Envelope:
+        """See the port."""
+        assert self._head.epoch < epoch < 1 << 32, "an epoch only rises"
+        before = self._head
+        self._head = before._replace(epoch=epoch)
+        try:
+            return self.append([draft])[0]
+        except BaseException:
+            self._head = before
+            raise
+
+    def compact_at_next_open(self) -> None:
+        """See the port: leaves a mark that `wal.lmdb_copy.compact_if_asked` looks for. Raises LogWriteFailed."""
+        try:
+            (self._directory / COMPACT_NAME).touch(mode=0o600)
+        except OSError as error:
+            raise LogWriteFailed(f"can't ask for the log's compaction: {error}") from error
 
     def size_bytes(self) -> int:
         """See the port: pages in use, which is what the file takes at least."""

@@ -97,6 +97,13 @@ class StoredRecord(NamedTuple):
         return self.envelope.sequence + self.envelope.item_count
 
 
+class Replacement(NamedTuple):
+    """Other stored parts for the record at `sequence`: one per entry of its part table, of the same kinds."""
+
+    sequence: int
+    parts: tuple[StoredPart, ...]
+
+
 class Head(NamedTuple):
     """Where the log ends: the next position to be given, and the hash of the last record."""
 
@@ -164,6 +171,23 @@ class Log(Protocol):
         Their envelopes stay, so the chain still holds; their parts become TRIMMED. Durable on return.
         Returns how many records were trimmed now (0: none are left to trim), at most `records_max`.
         """
+        ...
+
+    def replace(self, replacements: Sequence[Replacement]) -> None:
+        """Store other parts under the envelopes that are there: all of them in one durable commit, or none.
+
+        A part is INTACT with its original bytes, a PSEUDONYM, or without bytes (TOMBSTONE, TRIMMED): anything else
+        is a bug. Replacing twice is harmless. Positions, hashes and the chain stay. Blocks for the disk and is an
+        append's neighbour: one writer at a time. Raises what `append` raises.
+        """
+        ...
+
+    def raise_epoch(self, draft: Draft, epoch: int) -> Envelope:
+        """Append one record that begins a later epoch; all that follow are of it. Raises what `append` raises."""
+        ...
+
+    def compact_at_next_open(self) -> None:
+        """Ask that bytes which were replaced or dropped be gone from the disk's file after the next opening."""
         ...
 
     def size_bytes(self) -> int:

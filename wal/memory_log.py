@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import Literal
 
-from wal.envelope import GENESIS_HASH, decode, seal, trimmed
+from wal.envelope import GENESIS_HASH, decode, replace_parts, seal, trimmed
 from wal.log import (
     Draft,
     Envelope,
@@ -22,6 +22,7 @@ from wal.log import (
     LogFull,
     LogStateUnknown,
     LogWriteFailed,
+    Replacement,
     StoredRecord,
     scan,
 )
@@ -208,6 +209,30 @@ class MemoryLog:
             self._commit(rewritten, self._next_sequence)
         self._trimmed_to[record_type] = position
         return len(rewritten)
+
+    def replace(self, replacements: Sequence[Replacement]) -> None:
+        """See the port."""
+        self._guard()
+        rewritten: dict[int, bytes] = {}
+        for sequence, parts in replacements:
+            assert sequence in self.disk.durable, f"no record begins at {sequence}"
+            record = decode(self.disk.durable[sequence], sequence)
+            rewritten[sequence] = replace_parts(record, parts)
+        if rewritten:
+            self._commit(rewritten, self._next_sequence)
+
+    def raise_epoch(self, draft: Draft, epoch: int) -> Envelope:
+        """See the port."""
+        assert self._epoch < epoch < 1 << 32, "an epoch only rises"
+        before, self._epoch = self._epoch, epoch
+        try:
+            return self.append([draft])[0]
+        except BaseException:
+            self._epoch = before
+            raise
+
+    def compact_at_next_open(self) -> None:
+        """See the port: a replaced blob is gone at once."""
 
     def size_bytes(self) -> int:
         """See the port."""

@@ -16,7 +16,16 @@ import pytest
 from wal.check import check_log
 from wal.envelope import GENESIS_HASH, digest_of, encode_envelope, seal
 from wal.lmdb_log import LmdbLog
-from wal.log import Draft, DraftPart, LogDamaged, PartState, StoredRecord, scan
+from wal.log import (
+    Draft,
+    DraftPart,
+    LogDamaged,
+    PartState,
+    Replacement,
+    StoredPart,
+    StoredRecord,
+    scan,
+)
 from wal.memory_log import FakeDisk, MemoryLog
 
 GROUP, CONTROL = 1, 2
@@ -380,3 +389,76 @@ def _body(record: StoredRecord) -> bytes | None:
 
 def _reopen(place: Place) -> None:
     place.reopen()
+
+
+def replaced(record: StoredRecord, state: PartState, data: bytes) -> Replacement:
+    """The first part in another state, the second as it is."""
+    first, *others = record.parts
+    return Replacement(record.sequence, (StoredPart(first.kind, state, data), *others))
+
+
+def test_replacing_parts_keeps_envelopes_chain_positions_and_what_is_not_named(
+    place: Place,
+) -> None:
+    log = place.log
+    log.append([draft(2, body=b"anna" * 9), draft(1, body=b"bob"), draft(3, body=b"anna")])
+    before, head = read_all(log), log.head()
+    log.replace(
+        [
+            replaced(before[0], PartState.PSEUDONYM, b"nobody-in-particular" * 9),
+            replaced(before[2], PartState.TOMBSTONE, b""),
+        ]
+    )
+    for _ in range(2):
+        after = read_all(place.log)
+        assert [r.envelope for r in after] == [r.envelope for r in before]
+        assert place.log.head() == head
+        assert after[0].parts[0] == (0, PartState.PSEUDONYM, b"nobody-in-particular" * 9)
+        assert after[1] == before[1]
+        assert after[2].parts[0] == (0, PartState.TOMBSTONE, b"")
+        assert [r.parts[1] for r in after] == [r.parts[1] for r in before]
+        place.reopen()
+    report = check_log(place.log)
+    assert (report.parts_erased, report.parts_trimmed) == (2, 0)
+    [envelope] = place.log.append([draft()])
+    assert (envelope.sequence, envelope.previous_hash) == (6, head.hash)
+
+
+def test_replacing_again_or_with_nothing_is_harmless(log: AnyLog) -> None:
+    log.append([draft(body=b"anna")])
+    change = replaced(log.read(0, bytes_max=1)[0], PartState.PSEUDONYM, b"x")
+    log.replace([change])
+    once = read_all(log)
+    log.replace([change])
+    log.replace([])
+    assert read_all(log) == once
+
+
+@pytest.mark.parametrize("what", ["forged", "bytes of a tombstone", "kind", "count", "place"])
+def test_a_replacement_that_is_none_is_a_bug_and_changes_nothing(log: AnyLog, what: str) -> None:
+    log.append([draft(body=b"anna"), draft(body=b"bob")])
+    [record, _] = before = read_all(log)
+    change = {
+        "forged": replaced(record, PartState.INTACT, b"another"),
+        "bytes of a tombstone": replaced(record, PartState.TOMBSTONE, b"x"),
+        "kind": Replacement(0, (StoredPart(9, PartState.PSEUDONYM, b""), record.parts[1])),
+        "count": Replacement(0, record.parts[:1]),
+        "place": replaced(record, PartState.PSEUDONYM, b"x")._replace(sequence=7),
+    }[what]
+    with pytest.raises(AssertionError):
+        log.replace([replaced(before[1], PartState.TOMBSTONE, b""), change])
+    assert read_all(log) == before
+
+
+def test_a_raised_epoch_begins_with_its_record_and_stays(place: Place) -> None:
+    log = place.log
+    log.append([draft()])
+    assert log.raise_epoch(draft(body=b"restored"), 77).epoch == 77
+    assert log.head().epoch == 77
+    log = place.reopen()
+    assert log.append([draft()])[0].epoch == 77
+    assert [r.envelope.epoch for r in read_all(log)] == [1, 77, 77]
+    for epoch in (1, 77, 1 << 32):
+        with pytest.raises(AssertionError):
+            log.raise_epoch(draft(), epoch)
+    assert log.head().epoch == 77
