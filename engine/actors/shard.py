@@ -43,8 +43,8 @@ ShardMessage = FoldWork | PartitionRequest
 _encode = msgspec.msgpack.Encoder().encode
 _ROWS_OF_THREE = Struct(">BBI")
 """msgpack: an array of two, the first of which is an array with a 32-bit length."""
-SLICE_ROWS: Final = 4000
-"""Series of a snapshot encoded in one turn: some 5 ms. Fewer would stall the others less and keep this shard's events
+SLICE_ROWS: Final = 2000
+"""Series of a snapshot encoded in one turn: some 3 ms. Fewer would stall the others less and keep this shard's events
 waiting for more turns of theirs."""
 assert SLICE_ROWS < 1 << 16, "a slice's own header has three bytes"
 
