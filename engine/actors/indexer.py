@@ -23,6 +23,7 @@ import structlog
 import trio
 
 from engine.actors.event_records import batch_of, batches_of
+from engine.actors.extents_before import extents_before
 from engine.actors.group import Group
 from engine.actors.index_reader import Sources, list_events, usage_history
 from engine.core.extents import VERSION, ChunkExtent, Extent, OpenExtent, encode_chunk
@@ -301,18 +302,26 @@ class Indexer:
 
     async def events(self, query: EventsQuery) -> EventsPage:
         """One page of the listing. See `engine.core.queries`. Raises Refused or Unavailable."""
-        return await self._answer(partial(list_events, query))
+        return await self._answer(partial(list_events, query), query.as_of)
 
     async def history(
         self, query: HistoryQuery, aggregation_at: Callable[[int], str]
     ) -> HistoryResult:
         """Usage in buckets of time. See `engine.core.queries`. Raises Refused or Unavailable."""
-        return await self._answer(partial(usage_history, query, aggregation_at))
+        return await self._answer(partial(usage_history, query, aggregation_at), query.as_of)
 
-    async def _answer(self, ask: Callable[[Sources], Awaitable[ResultT]]) -> ResultT:
+    async def extents(self) -> list[Extent]:
+        """The index of everything acknowledged before the call, in log order. Raises Unavailable."""
+        return await self._extents()
+
+    async def _answer(
+        self, ask: Callable[[Sources], Awaitable[ResultT]], as_of: int | None
+    ) -> ResultT:
         extents = await self._extents()
         times_anew = self._times_anew
         try:
+            if as_of is not None:
+                extents = await extents_before(extents, as_of, self._log, self._run_blocking)
             return await ask(Sources(extents, self._log, self._run_blocking))
         except CellsDamaged as error:
             # Of what was thrown away meanwhile nothing can be said; what is kept now is damaged.

@@ -4,7 +4,8 @@
      └ log writer                       appends, dedupes
         └ shards                        count
            └ key merger, snapshotter,   follow the log
-             period closer, indexer
+             period closer, indexer,
+             operations
               └ HTTP                    opens first and answers 503 until recovery is done
 
 It starts from the inside (the socket) and stops from the inside: HTTP answers what is in flight, the followers are
@@ -23,10 +24,12 @@ from typing import Any, Literal
 import structlog
 import trio
 
+from engine.actors.as_of import AsOf
 from engine.actors.group import Group, Marks
 from engine.actors.indexer import Indexer
 from engine.actors.key_merger import KeyMerger
 from engine.actors.log_writer import LogWriter, Offer
+from engine.actors.operations import OperationRunner
 from engine.actors.period_closer import PeriodCloser
 from engine.actors.recovery import Progress, Recovered, genesis_drafts, read_genesis, recover
 from engine.actors.shard import Shard
@@ -37,6 +40,7 @@ from engine.core.records import ControlRecord, Genesis, PeriodClosing, SettingsC
 from engine.core.registry import Registry
 from engine.core.rules import Rules
 from engine.core.shard_state import MetricUsage, ShardState
+from engine.core.usage import usage_at
 from engine.errors import EngineError, StartRefused, Unavailable
 from engine.limits import PARTITIONS
 from engine.ports import Clock, Ids, RunBlocking
@@ -169,7 +173,23 @@ class Meter:
         merger = KeyMerger(keys, self.run_blocking)
         closer = PeriodCloser(self.rules, self.clock, self._append_closing)
         indexer = Indexer(self.log, self._cells, self.log_id, self.run_blocking)
-        self._started = _Started(writer, keys, snapshotter, merger, closer, indexer)
+        operations = OperationRunner(
+            lambda: self.registry.operations,
+            writer,
+            self.shards,
+            self.clock,
+            self.ids,
+            EventLimits(self.options.meta_bytes_max),
+        )
+        as_of = AsOf(
+            self.log,
+            self._snapshots,
+            self.log_id,
+            clock=self.clock,
+            run_blocking=self.run_blocking,
+            published_sequence=lambda: writer.published_sequence,
+        )
+        self._started = _Started(writer, keys, snapshotter, merger, closer, indexer, as_of)
         writer_nursery.start_soon(writer.run)
         for shard in self.shards:
             shard_nursery.start_soon(shard.run)
@@ -327,15 +347,8 @@ class Meter:
         """
         if self.phase == "recovering":
             raise Unavailable("the server is recovering; retry", retry_after_seconds=2)
-        shard, partition = self.shard_of_customer(tenant, customer_ref)
-        mapped = set(self.registry.mapped_metrics(tenant))
-        metrics = sorted(mapped | shard.state.metrics.get(tenant, set()))
-        usage = shard.state.usage(partition, tenant, customer_ref, metrics, at_us)
-        return [
-            u
-            for u in usage
-            if u.metric in mapped or u.counter is not None or u.pending_count or u.current
-        ]
+        shard, _partition = self.shard_of_customer(tenant, customer_ref)
+        return usage_at(self.registry, shard.state, tenant, customer_ref, at_us)
 
     def has_usage(self, tenant: str, metric: str) -> bool:
         """Whether any event of this metric was ever accepted, or is ahead of a record appended now."""
@@ -353,3 +366,4 @@ class _Started:
     merger: KeyMerger
     closer: PeriodCloser
     indexer: Indexer
+    as_of: AsOf

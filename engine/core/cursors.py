@@ -72,7 +72,9 @@ def token_of(place: Place) -> str:
 
 
 def _fingerprint(query: EventsQuery) -> bytes:
+    as_of = () if query.as_of is None else (query.as_of,)
     filters = (
+        *as_of,
         query.tenant,
         query.metric,
         query.customer_ref,

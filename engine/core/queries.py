@@ -44,6 +44,8 @@ class EventsQuery(msgspec.Struct, frozen=True, kw_only=True):
     offset: int = 0
     cursor: str | None = None
     """`EventsPage.next_cursor` of the page before, with all else unchanged. Not together with an offset."""
+    as_of: int | None = None
+    """Only events at log positions before this one; None: all there are."""
 
 
 class ListedEvent(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,6 +87,8 @@ class HistoryQuery(msgspec.Struct, frozen=True, kw_only=True):
     interval: Interval
     group_by: str | None = None
     """`customerRef`, `resourceId` or `meta.KEY`."""
+    as_of: int | None = None
+    """Only events at log positions before this one; None: all there are."""
 
 
 class HistorySeries(msgspec.Struct, frozen=True, kw_only=True):
