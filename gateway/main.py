@@ -69,6 +69,7 @@ def open_meter(settings: Settings, directory: DataDirectory) -> Meter:
             lateness_us=settings.lateness_us,
             late_policy=settings.late_policy,
             snapshot_every_events=settings.snapshot_every_events,
+            meta_bytes_max=settings.max_meta_bytes,
             verify=settings.verify,
         ),
         log=log,

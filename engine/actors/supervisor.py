@@ -35,6 +35,7 @@ from engine.actors.recovery import Progress, Recovered, genesis_drafts, read_gen
 from engine.actors.shard import Shard
 from engine.actors.snapshotter import ControlState, Snapshotter
 from engine.core.audit import AuditTrail
+from engine.core.events import EventLimits
 from engine.core.partitions import partition_of, shard_of
 from engine.core.records import ControlRecord, Genesis, PeriodClosing, SettingsChange
 from engine.core.registry import Registry
@@ -42,7 +43,7 @@ from engine.core.rules import Rules
 from engine.core.shard_state import MetricUsage, ShardState
 from engine.core.usage import usage_at
 from engine.errors import EngineError, StartRefused, Unavailable
-from engine.limits import PARTITIONS
+from engine.limits import META_BYTES_MAX, PARTITIONS
 from engine.ports import Clock, Ids, RunBlocking
 from wal.cells import CellStore
 from wal.key_index import RECENT_KEYS_MAX, KeyIndex
@@ -64,6 +65,7 @@ class MeterOptions:
     late_policy: str
     snapshot_every_events: int
     recent_keys_max: int = RECENT_KEYS_MAX
+    meta_bytes_max: int = META_BYTES_MAX
     verify: bool = False
     """Costly assertions: read every encoded group back before it is appended."""
 
@@ -177,9 +179,9 @@ class Meter:
             lambda: self.registry.operations,
             writer,
             self.shards,
-            self.clock,
-            self.ids,
-            EventLimits(self.options.meta_bytes_max),
+            clock=self.clock,
+            ids=self.ids,
+            limits=EventLimits(self.options.meta_bytes_max),
         )
         as_of = AsOf(
             self.log,
@@ -189,13 +191,15 @@ class Meter:
             run_blocking=self.run_blocking,
             published_sequence=lambda: writer.published_sequence,
         )
-        self._started = _Started(writer, keys, snapshotter, merger, closer, indexer, as_of)
+        self._started = _Started(
+            writer, keys, snapshotter, merger, closer, indexer, operations, as_of
+        )
         writer_nursery.start_soon(writer.run)
         for shard in self.shards:
             shard_nursery.start_soon(shard.run)
         await self._record_settings(writer)
         await closer.close_due()
-        for task in (snapshotter.run, merger.run, closer.run, indexer.run):
+        for task in (snapshotter.run, merger.run, closer.run, indexer.run, operations.run):
             followers.start_soon(task)
         snapshotter.log_grew(writer.published_sequence)
         self.phase = "ready"
@@ -366,4 +370,5 @@ class _Started:
     merger: KeyMerger
     closer: PeriodCloser
     indexer: Indexer
+    operations: OperationRunner
     as_of: AsOf
