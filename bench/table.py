@@ -37,6 +37,7 @@ COLUMNS: Final[dict[str, tuple[str, ...]]] = {
     ),
     "memory": ("counters", "bytes_per_counter", "keys", "ram_bytes_per_key"),
     "indexer": ("indexer", "events_per_second", "p99_ms", "server_cpu_us_per_event"),
+    "floor": ("server", "connections", "events_per_second", "p50_ms", "p99_ms", "server_cpu_us_per_event"),
     "engine_path": ("batch", "requests_at_once", "cpu_us_per_event_p10", "cpu_us_per_event_median"),
 }  # fmt: skip
 WIDTH, HEIGHT, MARGIN = 640, 360, 56
