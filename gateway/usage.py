@@ -14,9 +14,13 @@ import msgspec
 from engine.core.periods import period_in, period_of
 from engine.core.quantities import to_json
 from engine.core.queries import HistoryQuery
+from engine.core.registry import Registry
+from engine.core.rules import Rules
 from engine.core.shard_state import MetricUsage
+from engine.core.usage import usage_at
 from engine.limits import METRIC_CHARS_MAX
 from gateway import parameters
+from gateway.as_of import AS_OF, AsOfField, AsOfView, view_of
 from gateway.problems import Problem, wrong_fields
 from gateway.routes import Answer, Call
 from gateway.shapes import (
@@ -88,6 +92,7 @@ class UsageNow(msgspec.Struct, rename="camel", kw_only=True):
     metrics: list[MetricNow]
     alerts: list[UsageAlert]
     freshness: Freshness
+    as_of: AsOfField = msgspec.UNSET
 
 
 class HistoryPoint(msgspec.Struct, omit_defaults=True):
@@ -126,35 +131,47 @@ class UsageHistory(msgspec.Struct, rename="camel", kw_only=True, omit_defaults=T
     groups: Annotated[
         list[HistoryGroup] | msgspec.UnsetType, msgspec.Meta(description="With `groupBy` only.")
     ] = msgspec.UNSET
+    as_of: AsOfField = msgspec.UNSET
 
 
 async def current(call: Call) -> Answer | Problem:
     """GET /v1/usage/current."""
     assert call.tenant is not None
     tenant, customer_ref = call.tenant, call.query["customerRef"]
-    meter = call.gateway.meter
-    usage = meter.usage_current(tenant, customer_ref, call.now_us)
+    meter, at_us = call.gateway.meter, call.now_us
+    registry, rules = meter.registry, meter.rules
+    seen: AsOfView | msgspec.UnsetType = msgspec.UNSET
+    if call.query["asOf"] is None:
+        usage = meter.usage_current(tenant, customer_ref, at_us)
+    else:
+        past = meter.started.as_of
+        prefix = await past.prefix(call.query["asOf"])
+        fold = await past.customer(prefix, tenant, customer_ref)
+        at_us, seen = prefix.at_us, view_of(prefix)
+        registry, rules = fold.registry, fold.state.rules
+        usage = usage_at(registry, fold.state, tenant, customer_ref, at_us)
     as_string = call.numbers_as_strings
-    metrics = [_metric_now(call, tenant, one, as_string=as_string) for one in usage]
+    metrics = [_metric_now(registry, tenant, one, as_string=as_string) for one in usage]
     updated_us = max(
         (one.counter.updated_at_us for one in usage if one.counter is not None), default=None
     )
-    staleness = None if updated_us is None else max(0, call.now_us - updated_us) // 1000 / 1000
+    staleness = None if updated_us is None else max(0, at_us - updated_us) // 1000 / 1000
     return Answer(
         UsageNow(
             tenant_id=tenant,
             customer_ref=customer_ref,
-            period=_period(*_common_period(call, tenant, customer_ref, usage)),
+            period=_period(*_common_period(rules, at_us, (tenant, customer_ref), usage)),
             metrics=metrics,
             alerts=[],
             freshness=Freshness(last_update=instant_or_none(updated_us), staleness=staleness),
+            as_of=seen,
         )
     )
 
 
-def _metric_now(call: Call, tenant: str, one: MetricUsage, *, as_string: bool) -> MetricNow:
+def _metric_now(registry: Registry, tenant: str, one: MetricUsage, *, as_string: bool) -> MetricNow:
     counter = one.counter
-    mapping = call.gateway.meter.registry.active_mapping(tenant, one.metric)
+    mapping = registry.active_mapping(tenant, one.metric)
     write = partial(to_json, as_string=as_string)
     return MetricNow(
         name=one.metric,
@@ -172,18 +189,18 @@ def _metric_now(call: Call, tenant: str, one: MetricUsage, *, as_string: bool) -
 
 
 def _common_period(
-    call: Call, tenant: str, customer_ref: str, usage: list[MetricUsage]
+    rules: Rules, at_us: int, customer: tuple[str, str], usage: list[MetricUsage]
 ) -> tuple[int, int]:
     """The subscription's period if every metric goes by it, else the calendar month."""
-    rules, now_us = call.gateway.meter.rules, call.now_us
+    tenant, customer_ref = customer
     schedules = [rules.schedule(tenant, one.metric, customer_ref) for one in usage]
     kinds = {
-        next(part.kind for part in reversed(schedule) if part.from_us <= now_us)
+        next(part.kind for part in reversed(schedule) if part.from_us <= at_us)
         for schedule in schedules
     }
     if kinds == {"subscription"}:
-        return period_in(schedules[0], now_us)
-    return period_of("calendar", now_us)
+        return period_in(schedules[0], at_us)
+    return period_of("calendar", at_us)
 
 
 def _period(start_us: int, end_us: int) -> Period:
@@ -194,9 +211,17 @@ async def history(call: Call) -> Answer | Problem:
     """GET /v1/usage/history."""
     assert call.tenant is not None
     query = call.query
-    since_us, until_us = query["since"], query["until"]
+    meter = call.gateway.meter
+    rules, end = meter.rules, None
+    seen: AsOfView | msgspec.UnsetType = msgspec.UNSET
+    since_us, until_us, now_us = query["since"], query["until"], call.now_us
+    if query["asOf"] is not None:
+        past = meter.started.as_of
+        prefix = await past.prefix(query["asOf"])
+        rules = (await past.rules(prefix)).state.rules
+        now_us, seen, end = prefix.at_us, view_of(prefix), prefix.end
     if until_us is None:
-        until_us = call.now_us
+        until_us = now_us
     if since_us >= until_us:
         return wrong_fields([("since", "must be before `until`")])
     asked = HistoryQuery(
@@ -207,10 +232,10 @@ async def history(call: Call) -> Answer | Problem:
         until_us=until_us,
         interval=query["interval"],
         group_by=query["groupBy"],
+        as_of=end,
     )
-    meter = call.gateway.meter
     found = await meter.started.indexer.history(
-        asked, partial(meter.rules.aggregation, asked.tenant, asked.metric)
+        asked, partial(rules.aggregation, asked.tenant, asked.metric)
     )
     write = partial(to_json, as_string=call.numbers_as_strings)
     grouped = asked.group_by is not None
@@ -229,6 +254,7 @@ async def history(call: Call) -> Answer | Problem:
             groups=[HistoryGroup(line.group, write(line.total_micros)) for line in found.series]
             if grouped
             else msgspec.UNSET,
+            as_of=seen,
         )
     )
 
@@ -244,6 +270,7 @@ METRIC: Final = parameters.text("metric", "The metric.", METRIC_CHARS_MAX)
 CURRENT_PARAMETERS: Final = (
     parameters.TENANT,
     parameters.text("customerRef", "The customer.", required=True),
+    AS_OF,
     parameters.NUMBERS,
 )
 HISTORY_PARAMETERS: Final = (
@@ -259,5 +286,6 @@ HISTORY_PARAMETERS: Final = (
         {"type": "string", "examples": ["customerRef", "resourceId", "meta.region"]},
         "One series for each value of this: customerRef, resourceId or meta.KEY.",
     ),
+    AS_OF,
     parameters.NUMBERS,
 )
