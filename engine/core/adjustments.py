@@ -220,6 +220,21 @@ class Adjustments:
         self.by_id[adjustment.id] = adjustment
         self._of_counter.setdefault(adjustment.key, []).append(adjustment)
 
+    def rename(self, tenant: str, names: dict[str, str]) -> None:
+        """Let customers go by their pseudonyms; what a person wrote about them (`note`) goes."""
+        affected = [
+            a for a in self.by_id.values() if a.tenant == tenant and a.customer_ref in names
+        ]
+        for key in {adjustment.key for adjustment in affected}:
+            new_key = (tenant, key[1], names[key[2]], key[3])
+            self._of_counter[new_key] = self._of_counter.pop(key)
+        for adjustment in affected:
+            adjustment.customer_ref, adjustment.note = names[adjustment.customer_ref], None
+        for late_key in [k for k in self._collecting if k[0][0] == tenant and k[0][2] in names]:
+            (_, metric, name, start_us), auto, operation = late_key
+            renamed = ((tenant, metric, names[name], start_us), auto, operation)
+            self._collecting[renamed] = self._collecting.pop(late_key)
+
     def decide(self, adjustment_id: str, status: Status, *, at_us: int, by: str) -> None:
         """Approve or revert. What is decided like that already stays as it is; a reverted one stays reverted."""
         adjustment = self.by_id.get(adjustment_id)

@@ -9,7 +9,7 @@ It must not know tasks, the log, or how a row is read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 import msgspec
@@ -70,6 +70,14 @@ class Progress(msgspec.Struct, frozen=True, rename="camel", kw_only=True, omit_d
     cursor: bytes = b""
     """Where to go on; its maker's own."""
     message: str = ""
+
+
+ERASED_TEXT: Final = "(erased with a customer)"
+
+
+def mentions(text: str, names: Iterable[str]) -> bool:
+    """Whether a text for people holds one of these names; in doubt yes."""
+    return bool(text) and any(name in text for name in names)
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -157,6 +165,21 @@ class Operations:
         while len(self.by_id) > OPERATIONS_KEPT_MAX:
             oldest = next(one for one in self.by_id.values() if not one.is_open)
             del self.by_id[oldest.id]
+
+    def rename(self, tenant: str, names: dict[str, str]) -> None:
+        """Let customers go by their pseudonyms, in operations of their tenant or of all; texts with a name go."""
+        for operation in self.by_id.values():
+            if operation.tenant_id not in (tenant, ""):
+                continue
+            name = operation.asked.customer_ref
+            if name is not None and name in names:
+                operation.asked = msgspec.structs.replace(operation.asked, customer_ref=names[name])
+            operation.errors = [
+                RowError(error.line, ERASED_TEXT) if mentions(error.error, names) else error
+                for error in operation.errors
+            ]
+            if mentions(operation.message, names):
+                operation.message = ERASED_TEXT
 
     def open(self) -> list[Operation]:
         """Those that have not ended, oldest first."""

@@ -16,6 +16,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 
+from engine.core.keeping import KEEPING_TYPES, KeepingRecord
 from engine.core.quantities import pack, unpack_ext
 
 KEY_BYTES: Final = 16
@@ -460,6 +461,7 @@ ControlRecord = (
     | AdjustmentChange
     | ReplayApply
     | OperationChange
+    | KeepingRecord
 )
 CONTROL_TYPES: Final[dict[int, type[ControlRecord]]] = {
     RecordType.GENESIS: Genesis,
@@ -471,6 +473,7 @@ CONTROL_TYPES: Final[dict[int, type[ControlRecord]]] = {
     RecordType.ADJUSTMENT: AdjustmentChange,
     RecordType.REPLAY: ReplayApply,
     RecordType.OPERATION: OperationChange,
+    **KEEPING_TYPES,
 }
 _TYPE_OF: Final = {struct: record_type for record_type, struct in CONTROL_TYPES.items()}
 _DECODERS: Final = {
@@ -488,13 +491,10 @@ def decode_control(record_type: int, data: bytes) -> ControlRecord:
     """A control record back. Raises RecordError for a type this program doesn't know: it is too old."""
     decoder = _DECODERS.get(record_type)
     if decoder is None:
-        raise RecordError(
-            f"its type is {record_type}, which this version does not know: the log was written by a newer "
-            "version. Install that one."
-        )
+        unknown = f"its type is {record_type}, which this version does not know: the log was written by a newer"
+        raise RecordError(f"{unknown} version. Install that one.")
     try:
         return decoder.decode(data)
     except msgspec.MsgspecError as error:
-        raise RecordError(
-            f"a {RecordType(record_type).name} record can't be read: {error}"
-        ) from error
+        message = f"a {RecordType(record_type).name} record can't be read: {error}"
+        raise RecordError(message) from error

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
+from engine.core.keeping import CheckpointChange, EraseChange, RestoreChange
 from engine.core.operations import Operation, Operations
 from engine.core.records import (
     AdjustmentChange,
@@ -27,6 +28,7 @@ from engine.core.records import (
     ReplayApply,
     SettingsChange,
 )
+from engine.core.times import INSTANT_US_MIN
 
 APPLIED_PLANS_MAX: Final = 1_000
 """Hashes of applied replays kept per tenant: a retry comes within minutes, not a thousand replays later."""
@@ -48,6 +50,10 @@ class Registry:
         """(tenant, the client's requestId) to the partition and id of the adjustment it made."""
         self._applied_plans: dict[str, dict[str, None]] = {}
         """Per tenant, hashes of the newest applied replays, oldest first."""
+        self.erasures: dict[str, Erasure] = {}
+        """Those that were begun and have not ended."""
+        self.checkpoint: CheckpointChange | None = None
+        """The newest committed one: bodies before its position may be gone."""
 
     def fold(self, record: ControlRecord) -> None:
         """Take one control record in."""
@@ -79,8 +85,49 @@ class Registry:
                 plans[record.plan_hash] = None
                 if len(plans) > APPLIED_PLANS_MAX:
                     del plans[next(iter(plans))]
-            case PeriodClosing():
-                pass  # counted by the shards
+            case EraseChange():
+                self._fold_erasure(record)
+            case CheckpointChange():
+                if record.action == "commit":
+                    self.checkpoint = record
+            case PeriodClosing() | RestoreChange():
+                pass  # counted by the shards; the epoch is in every envelope
+
+    @property
+    def horizon_us(self) -> int:
+        """Events older than it are refused: retention has dropped what they would be held against."""
+        return INSTANT_US_MIN if self.checkpoint is None else self.checkpoint.horizon_us
+
+    def _fold_erasure(self, record: EraseChange) -> None:
+        match record.action:
+            case "begin":
+                erasure = self.erasures.setdefault(
+                    record.erasure_id, Erasure(record.erasure_id, record.tenant_id, {})
+                )
+                erasure.names.update(record.names)
+                self.rename(record.tenant_id, record.names)
+            case "forget":
+                if (forgetful := self.erasures.get(record.erasure_id)) is not None:
+                    forgetful.names.clear()
+            case "end":
+                self.erasures.pop(record.erasure_id, None)
+            case "replace":
+                pass  # changes bytes of the log and no state
+
+    def rename(self, tenant: str, names: dict[str, str]) -> None:
+        """Let customers go by their pseudonyms; of what is known of them only what cuts their periods stays."""
+        of_tenant = self.customers.get(tenant, {})
+        for name, pseudonym in names.items():
+            customer = of_tenant.pop(name, None)
+            if customer is not None:
+                of_tenant[pseudonym] = Customer(
+                    tenant_id=tenant,
+                    customer_ref=pseudonym,
+                    billing_anchor_us=customer.billing_anchor_us,
+                    created_at_us=customer.created_at_us,
+                    updated_at_us=customer.updated_at_us,
+                )
+        self.operations.rename(tenant, names)
 
     def _fold_mapping(self, record: MappingChange) -> None:
         mapping = record.mapping
@@ -131,6 +178,8 @@ class Registry:
                 "adjustmentRequests": [(*k, *v) for k, v in self.adjustment_requests.items()],
                 "appliedPlans": {tenant: list(of) for tenant, of in self._applied_plans.items()},
                 "operations": self.operations.state(),
+                "erasures": list(self.erasures.values()),
+                "checkpoint": self.checkpoint,
             }
         )
 
@@ -154,8 +203,18 @@ class Registry:
             registry._by_prefix[key.prefix] = key.id
         for tenant, request_id, partition, adjustment_id in saved.adjustment_requests:
             registry.adjustment_requests[tenant, request_id] = (partition, adjustment_id)
+        registry.erasures = {erasure.id: erasure for erasure in saved.erasures}
+        registry.checkpoint = saved.checkpoint
         registry._applied_plans = {t: dict.fromkeys(of) for t, of in saved.applied_plans.items()}
         return registry
+
+
+class Erasure(msgspec.Struct):
+    """An erasure that has not ended: name to pseudonym, empty once the log holds the names no longer."""
+
+    id: str
+    tenant_id: str
+    names: dict[str, str]
 
 
 class _Saved(msgspec.Struct, rename="camel"):
@@ -167,3 +226,5 @@ class _Saved(msgspec.Struct, rename="camel"):
     adjustment_requests: list[tuple[str, str, int, str]] = []
     applied_plans: dict[str, list[str]] = {}
     operations: list[Operation] = []
+    erasures: list[Erasure] = []
+    checkpoint: CheckpointChange | None = None

@@ -11,6 +11,7 @@ from typing import Final, NamedTuple, TypeVar
 
 import msgspec
 
+from engine.core.keeping import EraseChange
 from engine.core.periods import PeriodKind, Schedule, Segment
 from engine.core.records import (
     ControlRecord,
@@ -76,6 +77,8 @@ class Rules:
                     self.anchors[key] = changed(old, anchor, since)
             case PeriodClosing():
                 self._apply_closing(record)
+            case EraseChange():
+                self.rename(record.tenant_id, record.names)
             case _:
                 pass  # changes no judgement
 
@@ -99,6 +102,12 @@ class Rules:
         metric.aggregations = changed(
             metric.aggregations, "sum" if gone else mapping.aggregation, since
         )
+
+    def rename(self, tenant: str, names: dict[str, str]) -> None:
+        """Let customers go by their pseudonyms: their periods stay as they are."""
+        for name, pseudonym in names.items():
+            if (history := self.anchors.pop((tenant, name), None)) is not None:
+                self.anchors[tenant, pseudonym] = history
 
     def _apply_closing(self, record: PeriodClosing) -> None:
         if record.tenant_id is None or record.metric is None:

@@ -21,6 +21,8 @@ from engine.core.adjustments import (
     pending_count,
 )
 from engine.core.counters import Counter, Tally
+from engine.core.keeping import EraseChange
+from engine.core.partitions import partition_of
 from engine.core.periods import period_in
 from engine.core.quantities import unpack_ext
 from engine.core.records import (
@@ -100,8 +102,38 @@ class ShardState:
                         self._fold_replayed(folded, received_at_us)
             case OperationChange():
                 self._fold_operation(record)
+            case EraseChange():
+                self.rules.apply(record)
+                self.rename(record.tenant_id, record.names, sequence=sequence, since=since)
             case _:
                 self.rules.apply(record)
+
+    def rename(
+        self,
+        tenant: str,
+        names: dict[str, str],
+        *,
+        sequence: int,
+        since: Sequence[int] | None = None,
+    ) -> None:
+        """Let customers go by their pseudonyms, in their own partitions; no number changes. `since`: see above."""
+        by_partition: dict[int, dict[str, str]] = {}
+        for name, pseudonym in names.items():
+            partition = partition_of(tenant, name)
+            if self._concerns(partition, sequence, since):
+                by_partition.setdefault(partition, {})[name] = pseudonym
+        metrics = self.metrics.get(tenant, ())
+        for partition, own in by_partition.items():
+            table = self.counters[partition]
+            for name, pseudonym in own.items():
+                for metric in metrics:
+                    counter = table.pop((tenant, metric, name), None)
+                    if counter is not None:
+                        table[self._names[tenant], self._names[metric], pseudonym] = counter
+            self.adjustments[partition].rename(tenant, own)
+            for marks in self.marks[partition].values():
+                for key in [k for k in marks if k[0] == tenant and k[2] in own]:
+                    marks[key[0], key[1], own[key[2]], key[3]] = marks.pop(key)
 
     def _concerns(self, partition: int, sequence: int, since: Sequence[int] | None) -> bool:
         return partition in self.counters and (since is None or sequence >= since[partition])
