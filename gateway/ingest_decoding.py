@@ -135,7 +135,8 @@ def _check_length(count: int, limits: BodyLimits) -> None:
         raise Unreadable(400, "events is empty; send at least one event")
     if count > limits.batch_events_max:
         raise Unreadable(
-            400, f"events holds {count} events; at most {limits.batch_events_max} are allowed in one request"
+            400,
+            f"events holds {count} events; at most {limits.batch_events_max} are allowed in one request",
         )
 
 
@@ -204,7 +205,9 @@ def _cloud_event(data: bytes, *, whole: bool = False) -> SentEvent | Refusal:
     digest = blake2b(f"{sent.source}\0{sent.id}".encode(), digest_size=16).hexdigest()
     key = f"ce:{digest}"
     if not sent.specversion.startswith("1."):
-        return Refusal(key, f"specversion {sent.specversion!r} is not supported; send CloudEvents 1.0")
+        return Refusal(
+            key, f"specversion {sent.specversion!r} is not supported; send CloudEvents 1.0"
+        )
     if sent.subject is None:
         return Refusal(key, "subject: is missing; it is the customerRef")
     quantity, meta, problem = _quantity_and_meta(bytes(sent.data))
