@@ -6,7 +6,7 @@ goes wrong is a problem, and a defect says nothing of its inside. It must not kn
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final
 
 import msgspec
@@ -166,8 +166,11 @@ def _respond(answer: Answer | Problem, request_id: str) -> Response:
     if isinstance(answer, Problem):
         headers = answer.headers()
         return _response(answer.body(request_id), answer.status, headers)
-    body = answer.body if isinstance(answer.body, bytes) else _encode(answer.body)
     headers = [*answer.headers]
+    if isinstance(answer.body, AsyncIterator):
+        headers.append(("content-type", answer.content_type))
+        return _streamed(answer.body, answer.status, headers)
+    body = answer.body if isinstance(answer.body, bytes) else _encode(answer.body)
     if body:
         headers.append(("content-type", answer.content_type))
     return _response(body, answer.status, headers)
@@ -180,6 +183,16 @@ def _response(body: bytes, status: int, headers: list[tuple[str, str]]) -> Respo
         response.headers[name] = value
     if status != 204:
         response.headers["content-length"] = str(len(body))
+    return response
+
+
+def _streamed(body: AsyncIterator[bytes], status: int, headers: list[tuple[str, str]]) -> Response:
+    """Sent as it is made; it ends itself (gateway.streams), so Quart's own time limit is off."""
+    response = Response(body, status=status)
+    response.timeout = None
+    response.headers.clear()
+    for name, value in headers:
+        response.headers[name] = value
     return response
 
 

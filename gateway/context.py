@@ -18,6 +18,7 @@ from engine.ports import Clock
 from gateway.auth import Access
 from gateway.metrics import Metrics
 from gateway.rate_limit import RateLimiter
+from gateway.streams import Streams
 
 
 @dataclass
@@ -35,6 +36,7 @@ class Gateway:
     """The free space of the data directory's disk (None: unknown)."""
     limiter: RateLimiter | None = field(init=False)
     administration: Administration = field(init=False)
+    streams: Streams = field(init=False)
     started_us: int = field(init=False)
     """On the monotonic clock."""
 
@@ -43,6 +45,7 @@ class Gateway:
         self.limiter = RateLimiter(limit, self.settings.max_batch) if limit else None
         self.administration = Administration(self.meter, self.access.pepper)
         self.free_bytes = partial(free_bytes_of, self.settings.data_path)
+        self.streams = Streams(self.clock, lambda: self.meter.phase == "ready")
         self.started_us = self.clock.monotonic_us()
 
 

@@ -1,7 +1,7 @@
-"""`GET /v1/events`: the accepted events as the log has them.
+"""`GET /v1/events`: the accepted events as the log has them, page by page or all in one stream.
 
-Rules it keeps: quantities and meta leave exactly as they are kept; a page that stopped early says so. It must not
-know how events are found (engine.actors.indexer).
+Rules it keeps: quantities and meta leave exactly as they are kept; a page that stopped early says so; a stream ends
+at the log's end as it was when it was asked for. It must not know how events are found (engine.actors.indexer).
 """
 
 from __future__ import annotations
@@ -11,12 +11,20 @@ from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
 
+from engine.core.extents import EventFilter
 from engine.core.quantities import to_json
 from engine.core.queries import EventsQuery, ListedEvent
 from engine.core.records import SOURCE_CODES
-from engine.core.times import TimeError, parse_instant_or_relative
+from engine.core.times import (
+    INSTANT_US_END,
+    INSTANT_US_MIN,
+    TimeError,
+    parse_instant_or_relative,
+)
 from engine.limits import METRIC_CHARS_MAX
 from gateway import parameters
+from gateway.as_of import AS_OF, AsOfField, AsOfView, view_of
+from gateway.export_streams import CONTENT_TYPES, FORMATS, stream_events
 from gateway.parameters import Parameter
 from gateway.problems import Problem, wrong_fields
 from gateway.routes import Answer, Call
@@ -62,6 +70,7 @@ class EventList(msgspec.Struct, rename="camel", kw_only=True, omit_defaults=True
         Annotated[str, msgspec.Meta(description="Ask with it for more; absent: no more.")]
         | msgspec.UnsetType
     ) = msgspec.UNSET
+    as_of: AsOfField = msgspec.UNSET
 
 
 class Bound(NamedTuple):
@@ -76,11 +85,23 @@ async def list_events(call: Call) -> Answer | Problem:
     assert call.tenant is not None
     query = call.query
     start: Bound | None = query["startTime"]
-    end: Bound | None = query["endTime"]
-    if start is not None and end is not None and start.us >= end.us:
+    end_time: Bound | None = query["endTime"]
+    if start is not None and end_time is not None and start.us >= end_time.us:
         return wrong_fields([("startTime", "must be before endTime")])
     if query["cursor"] is not None and query["offset"] is not None:
         return wrong_fields([("cursor", parameters.CURSOR_REFUSED)])
+    end: int | None = None
+    seen: AsOfView | msgspec.UnsetType = msgspec.UNSET
+    if query["asOf"] is not None:
+        prefix = await call.gateway.meter.started.as_of.prefix(query["asOf"])
+        end, seen = prefix.end, view_of(prefix)
+    if query["format"] != "json":
+        wrong = [
+            (name, "does not go with `format`: all that match come, in log order")
+            for name in _PAGING
+            if query[name] is not None
+        ]
+        return wrong_fields(wrong) if wrong else await _stream(call, start, end_time, end)
     page = await call.gateway.meter.started.indexer.events(
         EventsQuery(
             tenant=call.tenant,
@@ -88,14 +109,15 @@ async def list_events(call: Call) -> Answer | Problem:
             customer_ref=query["customerRef"],
             source=query["source"],
             start_us=start.us if start else None,
-            end_us=end.us if end else None,
+            end_us=end_time.us if end_time else None,
             start_text=start.text if start else None,
-            end_text=end.text if end else None,
-            sort=query["sort"],
-            direction=query["sortDir"],
-            limit=query["limit"],
+            end_text=end_time.text if end_time else None,
+            sort=query["sort"] or "ts",
+            direction=query["sortDir"] or "desc",
+            limit=query["limit"] or parameters.LISTING_LIMIT_DEFAULT,
             offset=query["offset"] or 0,
             cursor=query["cursor"],
+            as_of=end,
         )
     )
     write = partial(_view, as_string=call.numbers_as_strings)
@@ -105,8 +127,27 @@ async def list_events(call: Call) -> Answer | Problem:
             events=[write(event) for event in page.events],
             total_is_lower_bound=page.total_is_lower_bound,
             next_cursor=msgspec.UNSET if page.next_cursor is None else page.next_cursor,
+            as_of=seen,
         )
     )
+
+
+async def _stream(
+    call: Call, start: Bound | None, end_time: Bound | None, end: int | None
+) -> Answer:
+    """All events that match, as a file."""
+    assert call.tenant is not None
+    query = call.query
+    source = query["source"]
+    wanted = EventFilter(
+        call.tenant,
+        query["metric"],
+        query["customerRef"],
+        None if source is None else SOURCE_CODES[source],
+        INSTANT_US_MIN if start is None else start.us,
+        INSTANT_US_END if end_time is None else end_time.us,
+    )
+    return await stream_events(call, wanted, end)
 
 
 def _view(event: ListedEvent, *, as_string: bool) -> EventView:
@@ -138,6 +179,13 @@ def _bound_parameter(name: str, description: str) -> Parameter:
     return Parameter(name, _bound, schema, description)
 
 
+def _unless_given(parameter: Parameter) -> Parameter:
+    """Its default is put in by the handler, which must know whether it was given."""
+    return parameter._replace(default=None)
+
+
+_PAGING: Final = ("sort", "sortDir", "limit", "offset", "cursor")
+EVENTS_CONTENT_TYPES: Final = tuple(kind.partition(";")[0] for kind in CONTENT_TYPES.values())
 EVENTS_PARAMETERS: Final = (
     parameters.TENANT,
     parameters.text("metric", "Only this metric.", METRIC_CHARS_MAX),
@@ -145,10 +193,19 @@ EVENTS_PARAMETERS: Final = (
     parameters.choice("source", "Only from this source.", sorted(SOURCE_CODES)),
     _bound_parameter("startTime", "Event time from here on; ISO 8601 or relative to now."),
     _bound_parameter("endTime", "Event time up to here, exclusive."),
-    parameters.choice("sort", "In which order; others than `ts` need few matches.", SORTS, "ts"),
-    parameters.choice("sortDir", "In which direction.", ("asc", "desc"), "desc"),
-    parameters.LIMIT,
+    _unless_given(
+        parameters.choice("sort", "In which order; others than `ts` need few matches.", SORTS, "ts")
+    ),
+    _unless_given(parameters.choice("sortDir", "In which direction.", ("asc", "desc"), "desc")),
+    _unless_given(parameters.LIMIT),
     parameters.OFFSET,
     parameters.CURSOR,
+    AS_OF,
+    parameters.choice(
+        "format",
+        "`csv` or `jsonl`: all events that match, in log order, as a stream that can be imported again.",
+        FORMATS,
+        "json",
+    ),
     parameters.NUMBERS,
 )

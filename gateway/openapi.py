@@ -148,6 +148,7 @@ def _response(route: Route, status: int, refs: dict[Any, Any]) -> dict[str, Any]
     response: dict[str, Any] = {"description": _own_description(status), "headers": headers}
     if route.response is not None:
         response["content"] = {route.content_type: {"schema": refs[route.response]}}
+        response["content"] |= {kind: {"schema": {}} for kind in route.other_content_types}
     elif status == 200:
         response["content"] = {route.content_type: {"schema": {}}}
     return response

@@ -7,7 +7,7 @@ It must not know any resource.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple
 
@@ -48,9 +48,9 @@ class Call:
 
 
 class Answer(NamedTuple):
-    """What a handler answers: a struct that becomes JSON, or bytes of `content_type`."""
+    """What a handler answers: a struct that becomes JSON, or bytes of `content_type`, at once or as they are made."""
 
-    body: msgspec.Struct | bytes
+    body: msgspec.Struct | bytes | AsyncIterator[bytes]
     status: int = 200
     content_type: str = "application/json"
     headers: tuple[tuple[str, str], ...] = ()
@@ -84,6 +84,8 @@ class Route:
     """Problems beside those that every route of its kind has."""
     description: str = ""
     content_type: str = "application/json"
+    other_content_types: tuple[str, ...] = ()
+    """What a parameter may ask for instead."""
     request_content_types: tuple[str, ...] = ("application/json",)
     headers: tuple[tuple[str, str], ...] = ()
     """Request headers it reads: (name, description)."""

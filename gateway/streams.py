@@ -69,18 +69,26 @@ class Stream:
 
     async def __anext__(self) -> bytes:
         """The next piece. Raises StreamCut."""
-        await trio.lowlevel.checkpoint()
-        if not self._is_running():
-            raise self._cut("the server is stopping")
-        if self._clock.monotonic_us() > self._deadline_us:
-            raise self._cut(f"it took more than {SECONDS_MAX} s; ask for a shorter range")
+        piece = b""
         try:
-            return await anext(self._pieces)
+            while not piece:  # nothing of a page may match
+                await trio.lowlevel.checkpoint()
+                self._check()
+                piece = await anext(self._pieces)
+        except StreamCut:
+            raise
         except StopAsyncIteration:
             self._close()
             raise
         except Exception as error:
             raise self._cut(str(error)) from error
+        return piece
+
+    def _check(self) -> None:
+        if not self._is_running():
+            raise self._cut("the server is stopping")
+        if self._clock.monotonic_us() > self._deadline_us:
+            raise self._cut(f"it took more than {SECONDS_MAX} s; ask for a shorter range")
 
     def _cut(self, why: str) -> StreamCut:
         self._streams.cut_off += 1

@@ -90,12 +90,16 @@ _EVENTS = (
         summary="List accepted events",
         description=(
             "`ts` order is always available, other orders for few matches. A request looks at a bounded part of the "
-            "log: where it stops early it says `totalIsLowerBound` and gives `nextCursor`, and the order holds."
+            "log: where it stops early it says `totalIsLowerBound` and gives `nextCursor`, and the order holds. With "
+            "`format=csv` or `jsonl` all events that match come as one stream, in log order, named as ingest wants "
+            "them; an answer that is cut off has no proper end."
         ),
         scope="events:read",
         tenancy="required",
         parameters=events.EVENTS_PARAMETERS,
         response=events.EventList,
+        other_content_types=events.EVENTS_CONTENT_TYPES,
+        errors=(410,),
     ),
 )
 
@@ -111,6 +115,7 @@ _USAGE = (
         tenancy="required",
         parameters=usage.CURRENT_PARAMETERS,
         response=usage.UsageNow,
+        errors=(410,),
     ),
     Route(
         method="GET",
@@ -126,6 +131,7 @@ _USAGE = (
         tenancy="required",
         parameters=usage.HISTORY_PARAMETERS,
         response=usage.UsageHistory,
+        errors=(410,),
     ),
 )
 
