@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 import trio
 
+from engine.actors.group import Marks
 from engine.actors.log_writer import ACCEPTED, DUPLICATE, Offer
 from engine.core.events import (
     KEY_REUSED,
@@ -26,6 +27,7 @@ from engine.core.events import (
     accept,
     holds_nul,
 )
+from engine.core.sent_rows import as_imported
 from engine.errors import EngineError
 from engine.limits import NAME_CHARS_MAX
 from gateway.asgi_types import Receive, Scope, Send
@@ -87,6 +89,8 @@ class IngestHeaders(NamedTuple):
     idempotency_key: str | None
     query_tenant: str | None
     request_id: str
+    operation: str | None = None
+    """The import that the events are rows of."""
 
 
 class _TenantRows:
@@ -117,6 +121,19 @@ class Ingest:
         self, body: bytes, identity: Identity, headers: IngestHeaders
     ) -> bytes | Problem:
         """The body of the 200, or the problem for the whole request. Never raises for input."""
+        if headers.operation is None:
+            return await self._answer(body, identity, headers, None)
+        try:
+            runner = self._gateway.meter.started.operations
+            with runner.sending(headers.operation, identity.tenant) as (operation, marks):
+                identity = identity._replace(tenant=operation.tenant_id or identity.tenant)
+                return await self._answer(body, identity, headers, marks)
+        except EngineError as error:
+            return problem_for(error)
+
+    async def _answer(
+        self, body: bytes, identity: Identity, headers: IngestHeaders, marks: Marks | None
+    ) -> bytes | Problem:
         started_us = self._gateway.clock.monotonic_us()
         try:
             body = unpack(body, headers.content_encoding, self._body_limits.body_bytes_max)
@@ -131,7 +148,7 @@ class Ingest:
         if limited is not None:
             return limited
         try:
-            offers = await self._count(tenants, len(body))
+            offers = await self._count(tenants, len(body), marks)
         except EngineError as error:
             return problem_for(error)
         duplicates = _fill_results(tenants, offers, results)
@@ -157,6 +174,7 @@ class Ingest:
         header_key, many = headers.idempotency_key, len(events) > 1
         now_us = self._gateway.clock.now_us()
         limits = self._event_limits
+        is_import = headers.operation is not None
         last_tenant, last = "", None
         for index, sent in enumerate(events):
             if isinstance(sent, Refusal):
@@ -176,6 +194,8 @@ class Ingest:
             if isinstance(row, Refusal):
                 results[index] = Result(row.idempotency_key, "error", error=row.error)
                 continue
+            if is_import and sent.source is None:
+                row = as_imported(row)
             if last is None or tenant != last_tenant:
                 last = tenants.setdefault(tenant, _TenantRows())
                 last_tenant = tenant
@@ -195,10 +215,12 @@ class Ingest:
                 return Problem(429, detail, retry_after_seconds=wait_seconds)
         return None
 
-    async def _count(self, tenants: Mapping[str, _TenantRows], size_bytes: int) -> list[Offer]:
+    async def _count(
+        self, tenants: Mapping[str, _TenantRows], size_bytes: int, marks: Marks | None
+    ) -> list[Offer]:
         """Offer all rows, then wait until they are durable and counted. Raises EngineError."""
         meter = self._gateway.meter
-        offers = [meter.offer(tenant, of.rows, size_bytes) for tenant, of in tenants.items()]
+        offers = [meter.offer(tenant, of.rows, size_bytes, marks) for tenant, of in tenants.items()]
         for offer in offers:
             await offer.settled()
         return offers
@@ -308,6 +330,7 @@ def _headers(
             return Problem(400, "Idempotency-Key must be UTF-8")
         if not 1 <= len(key_text) <= NAME_CHARS_MAX or "\0" in key_text:
             return Problem(400, f"Idempotency-Key must have 1 to {NAME_CHARS_MAX} characters")
+    operation = found.get(b"stripemeter-import")
     tenant: str | None = None
     if query_string:
         from gateway.decoding import single_parameter  # noqa: PLC0415 - only CloudEvents senders use a query
@@ -316,7 +339,14 @@ def _headers(
         if isinstance(tenant_or_problem, Problem):
             return tenant_or_problem
         tenant = tenant_or_problem
-    return IngestHeaders(content_type, found.get(b"content-encoding"), key_text, tenant, request_id)
+    return IngestHeaders(
+        content_type,
+        found.get(b"content-encoding"),
+        key_text,
+        tenant,
+        request_id,
+        None if operation is None else operation.decode("latin-1"),
+    )
 
 
 def _fill_results(

@@ -236,6 +236,10 @@ class LogWriter:
                     return found, group
         return found, None
 
+    def known_fingerprint(self, key: bytes) -> bytes | None:
+        """The fingerprint, or the first half of it, of an event that has this key; None: the key is new."""
+        return self._find(key)[0]
+
     def _filled(self, group: Group, events: int, size_bytes: int) -> None:
         if group.empty:
             group.opened_us = self._clock.monotonic_us()

@@ -233,6 +233,26 @@ def rows_of_csv(lines: Iterable[str]) -> Iterator[SentRow]:
         line = reader.line_num
 
 
+def count_csv(text: str) -> int:
+    """How many rows follow the header. Raises HeaderRefused."""
+    reader = csv.reader(text.splitlines(keepends=True), strict=True)
+    count = -1
+    while True:
+        try:
+            for cells in reader:
+                if count < 0:
+                    columns_of(cells)
+                count += bool(cells) or count < 0
+            break
+        except csv.Error as error:
+            if count < 0:
+                raise HeaderRefused(f"line 1: {error}") from error
+            count += 1
+    if count < 0:
+        columns_of([])
+    return count
+
+
 def _csv_row(columns: Sequence[str], cells: Sequence[str]) -> SentEvent | Refusal:
     if len(cells) != len(columns):
         return Refusal(None, f"has {len(cells)} cells, the header {len(columns)}")
@@ -290,9 +310,18 @@ def taken(
         if too_late or (meant.start_us is not None and ts_us < meant.start_us):
             return Refusal(key, "ts: lies outside of periodStart and periodEnd")
     if sent.source is None:
-        # Its fingerprint stays that of an event without a source.
-        row = (*row[:_SOURCE], meant.source, *row[_SOURCE + 1 :])  # type: ignore[assignment]
+        row = _with_source(row, meant.source)
     return tenant, row
+
+
+def as_imported(row: Row) -> Row:
+    """The row of an import that names no source."""
+    return _with_source(row, SOURCE_OF_IMPORT)
+
+
+def _with_source(row: Row, source: int) -> Row:
+    """The row under a source that its sender did not name; its fingerprint stays that of one without."""
+    return (*row[:_SOURCE], source, *row[_SOURCE + 1 :])  # type: ignore[return-value]
 
 
 SOURCE_OF_BACKFILL: Final = SOURCE_CODES["etl"]
