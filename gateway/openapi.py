@@ -22,6 +22,8 @@ _DESCRIPTION: Final = (
 )
 TAGS: Final[dict[str, str]] = {
     "events": "Send usage events, and list what was accepted.",
+    "backfills": "Count events of the past, in the background.",
+    "imports": "What `stripemeter import` asks a running server.",
     "usage": "What was used: now, and over time.",
     "mappings": "How a metric is counted.",
     "customers": "What is known of a customer beyond its usage.",
