@@ -12,6 +12,9 @@ from functools import partial
 from pathlib import Path
 
 from engine.actors.administration import Administration
+from engine.actors.audit_reader import AuditReader
+from engine.actors.corrections import Corrections
+from engine.actors.replays import Replays
 from engine.actors.supervisor import Meter
 from engine.config import Settings
 from engine.ports import Clock
@@ -36,6 +39,9 @@ class Gateway:
     """The free space of the data directory's disk (None: unknown)."""
     limiter: RateLimiter | None = field(init=False)
     administration: Administration = field(init=False)
+    corrections: Corrections = field(init=False)
+    replays: Replays = field(init=False)
+    audit: AuditReader = field(init=False)
     streams: Streams = field(init=False)
     started_us: int = field(init=False)
     """On the monotonic clock."""
@@ -44,6 +50,9 @@ class Gateway:
         limit = self.settings.tenant_rate_limit
         self.limiter = RateLimiter(limit, self.settings.max_batch) if limit else None
         self.administration = Administration(self.meter, self.access.pepper)
+        self.corrections = Corrections(self.meter)
+        self.replays = Replays(self.meter)
+        self.audit = AuditReader(self.meter)
         self.free_bytes = partial(free_bytes_of, self.settings.data_path)
         self.streams = Streams(self.clock, lambda: self.meter.phase == "ready")
         self.started_us = self.clock.monotonic_us()

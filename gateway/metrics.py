@@ -30,6 +30,7 @@ OTHER: Final = "other"
 HTTP_SERIES_MAX: Final = 2000
 """(method, route, status) combinations; routes come from the table, so this is never reached."""
 METHODS: Final = frozenset(("GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH"))
+REAGGREGATION_REASONS: Final = ("approve", "revert", "replay", "late-policy")
 REQUEST_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 INGEST_MS: Final = (0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 10000)
 
@@ -39,6 +40,7 @@ DESCRIPTIONS: Final[dict[str, str]] = {
     "events_ingested_total": f"Events accepted, by metric; beyond {METER_LABELS_MAX} metrics: other.",
     "events_duplicate_total": "Events that had been counted before.",
     "late_events_total": "Events accepted late, held in an adjustment.",
+    "reaggregations_total": "Counters whose total was made anew: by an approval, a reversal, a replay, or the late policy.",
     "ingest_latency_ms": "Milliseconds from a request's body to durable and counted.",
     "wal_commit_seconds": "Time of one durable commit of the log.",
     "wal_batch_events": "Events in one commit.",
@@ -68,6 +70,7 @@ class Metrics:
         self._events: dict[str, int] = {}
         self._duplicates = 0
         self._late = 0
+        self._reaggregations = dict.fromkeys(REAGGREGATION_REASONS, 0)
         self._requests: Counter[tuple[str, str, int]] = Counter()
         self._durations: dict[tuple[str, str], Distribution] = {}
         self._latency = Distribution(INGEST_MS)
@@ -88,6 +91,12 @@ class Metrics:
     def late(self, count: int) -> None:
         """`count` events were accepted late."""
         self._late += count
+        if self._meter.rules.late_policy == "auto":
+            self._reaggregations["late-policy"] += count
+
+    def reaggregated(self, reason: str, count: int) -> None:
+        """`count` counters were made anew, for one of REAGGREGATION_REASONS."""
+        self._reaggregations[reason] += count
 
     def ingest_latency(self, microseconds: int) -> None:
         """An ingest request was answered so long after its body was there."""
@@ -142,6 +151,12 @@ class Metrics:
         yield ingested
         yield _counter("events_duplicate_total", self._duplicates)
         yield _counter("late_events_total", self._late)
+        reaggregations = CounterMetricFamily(
+            "reaggregations", DESCRIPTIONS["reaggregations_total"], labels=("reason",)
+        )
+        for reason, count in self._reaggregations.items():
+            reaggregations.add_metric((reason,), count)
+        yield reaggregations
         yield _histogram("ingest_latency_ms", self._latency)
 
     def _collect_log(self) -> Iterator[Metric]:

@@ -55,6 +55,10 @@ class MetricNow(msgspec.Struct, rename="camel", kw_only=True):
         Instant | None, msgspec.Meta(description="How far in event time it was counted.")
     ]
     period: Period
+    adjusted: Annotated[
+        Quantity,
+        msgspec.Meta(description="What approved adjustments make of `current`: their difference."),
+    ]
     pending_late: Annotated[
         int, msgspec.Meta(description="Late events that wait for a decision; not in `current`.")
     ]
@@ -184,6 +188,7 @@ def _metric_now(registry: Registry, tenant: str, one: MetricUsage, *, as_string:
         count=counter.count if counter else 0,
         watermark=instant_or_none(counter.watermark_us if counter else None),
         period=_period(one.start_us, one.end_us),
+        adjusted=write(one.current - (counter.value(one.aggregation) if counter else 0)),
         pending_late=one.pending_count,
     )
 

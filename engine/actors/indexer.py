@@ -22,6 +22,7 @@ import msgspec
 import structlog
 import trio
 
+from engine.actors.event_counts import count_events
 from engine.actors.event_records import batch_of, batches_of
 from engine.actors.extents_before import extents_before
 from engine.actors.group import Group
@@ -313,6 +314,12 @@ class Indexer:
     async def extents(self) -> list[Extent]:
         """The index of everything acknowledged before the call, in log order. Raises Unavailable."""
         return await self._extents()
+
+    async def counts(
+        self, tenant: str, metrics: frozenset[str] | None, start_us: int, end_us: int
+    ) -> dict[str, int]:
+        """Events of a range of event time by metric. See `engine.actors.event_counts`. Raises Unavailable."""
+        return await self._answer(partial(count_events, tenant, metrics, start_us, end_us), None)
 
     async def _answer(
         self, ask: Callable[[Sources], Awaitable[ResultT]], as_of: int | None
