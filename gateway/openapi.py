@@ -27,7 +27,8 @@ TAGS: Final[dict[str, str]] = {
     "usage": "What was used: now, and over time.",
     "mappings": "How a metric is counted.",
     "customers": "What is known of a customer beyond its usage.",
-    "admin": "API keys.",
+    "adjustments": "Corrections of what was counted, and decisions on late events.",
+    "admin": "API keys, and the trail of all changes.",
     "system": "Health, metrics, documentation.",
 }
 
@@ -157,7 +158,14 @@ def _response(route: Route, status: int, refs: dict[Any, Any]) -> dict[str, Any]
 
 
 def _own_description(status: int) -> str:
-    names = {200: "Done", 201: "Created", 204: "Gone", 307: "See there", 503: "Not now"}
+    names = {
+        200: "Done",
+        201: "Created",
+        202: "Taken, under way",
+        204: "Gone",
+        307: "See there",
+        503: "Not now",
+    }
     return names[status]
 
 

@@ -28,6 +28,7 @@ from gateway.ingest_document import IngestBody
 from gateway.openapi import document
 from gateway.problems import Problem
 from gateway.routes import Answer, Call, Route
+from gateway.table_corrections import ADJUSTMENTS, AUDIT, REPLAY
 
 INGEST_PATH: Final = "/v1/events/ingest"
 _PAGE_POLICY: Final = (
@@ -540,7 +541,17 @@ _SYSTEM = (
 )
 
 ROUTES: Final[tuple[Route, ...]] = (
-    _EVENTS + _BACKFILLS + _IMPORTS + _USAGE + _MAPPINGS + _CUSTOMERS + _KEYS + _SYSTEM
+    _EVENTS
+    + _BACKFILLS
+    + _IMPORTS
+    + _USAGE
+    + _MAPPINGS
+    + _CUSTOMERS
+    + ADJUSTMENTS
+    + REPLAY
+    + _KEYS
+    + AUDIT
+    + _SYSTEM
 )
 """Every endpoint."""
 
