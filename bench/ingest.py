@@ -112,7 +112,11 @@ def measure_store(
         preload(directory, Content(stored, PRELOADED_CUSTOMERS, METRICS))
     results = []
     with Server(directory, entry=options.entry) as server:
-        progress(f"{stored} stored: ready after {server.ready_seconds:.1f} s")
+        following_seconds = server.wait_until_idle()
+        progress(
+            f"{stored} stored: ready after {server.ready_seconds:.1f} s, "
+            f"indexed after {following_seconds:.1f} s more"
+        )
         wrk("ingest.lua", server.url, connections=16, seconds=1, arguments=_warm_up())
         for cell in cells:
             for _ in range(options.repeat):

@@ -10,10 +10,12 @@ counted is a process's own memory; the files that it has mapped are the kernel's
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import subprocess
 import sys
 import tempfile
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ import trio
 from common import memory_bytes, pin_to, progress, publish, report, server_core
 from inside import Started, with_meter
 from preload import Content, preload
+from server import FOLLOWING_SECONDS_MAX, IDLE_CPU_SECONDS_MAX
 
 from engine.actors.supervisor import Meter
 
@@ -29,16 +32,19 @@ METRICS = 5
 FEW_CUSTOMERS = 200
 BASE_EVENTS = 10_000
 FULL_KEYS = 10_000_000
-MERGING_SECONDS_MAX = 120
 
 
 async def look(meter: Meter, _: Started, results: dict[str, Any]) -> None:
-    """What the process holds once the key index has nothing left to merge."""
+    """What the process holds once nothing follows the log any more."""
     keys = meter.started.keys
-    with trio.move_on_after(MERGING_SECONDS_MAX):
-        while keys.is_full:  # noqa: ASYNC110 - nobody else waits for that
-            await trio.sleep(0.1)
-        await trio.sleep(1)
+    busy = True
+    with trio.move_on_after(FOLLOWING_SECONDS_MAX):
+        while busy:  # the indexer and the merges have caught up when nothing takes time any more
+            before = time.process_time()
+            await trio.sleep(1)
+            busy = time.process_time() - before > IDLE_CPU_SECONDS_MAX
+    assert not busy, "a figure taken too early says nothing"
+    gc.collect()
     statistics = keys.statistics()
     results["memory_bytes"] = memory_bytes()
     results["filter_bytes"] = statistics.filter_bytes

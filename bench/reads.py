@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from server import Server
 
 CUSTOMERS = 1000
 METRICS = 5
-INDEXING_SECONDS_MAX = 120
 READS = {
     "usage/current": f"/v1/usage/current?tenantId={TENANT}&customerRef=customer-%d",
     "events": f"/v1/events?tenantId={TENANT}&customerRef=customer-%d&limit=25",
@@ -34,20 +32,6 @@ READS = {
         f"/v1/usage/history?tenantId={TENANT}&metric=metric-0&since=-PT24H&until=%2BPT1H&interval=hour"
     ),
 }
-
-
-def wait_until_indexed(server: Server) -> None:
-    """The listing and the history follow the log: wait until they answer."""
-    deadline = time.monotonic() + INDEXING_SECONDS_MAX
-    for path in READS.values():
-        while True:
-            try:
-                server.get(path.replace("%d", f"{1:07d}"))
-                break
-            except OSError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.2)
 
 
 def measure(server: Server, name: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -85,7 +69,7 @@ def main() -> None:
         directory = Path(parent) / "data"
         preload(directory, Content(options.events, CUSTOMERS, METRICS))
         with Server(directory) as server:
-            wait_until_indexed(server)
+            server.wait_until_idle()
             results = [
                 measure(server, name, options) for name in READS for _ in range(options.repeat)
             ]

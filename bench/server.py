@@ -19,10 +19,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
-from common import BENCH, ROOT, pin_to, server_core
+from common import BENCH, ROOT, cpu_seconds, pin_to, server_core
 
 READY_SECONDS_MAX: Final = 900
 STOP_SECONDS_MAX: Final = 30
+FOLLOWING_SECONDS_MAX: Final = 900
+IDLE_CPU_SECONDS_MAX: Final = 0.05
+"""Within a second; asking costs nothing of it."""
 _OUTPUT_CHARS_SHOWN: Final = 3000
 
 
@@ -85,6 +88,20 @@ class Server:
         message = (
             f"the server did not become ready:\n{self._log_path.read_text()[-_OUTPUT_CHARS_SHOWN:]}"
         )
+        raise RuntimeError(message)
+
+    def wait_until_idle(self) -> float:
+        """Wait for what follows the log after a start (the indexer, merges); the seconds it took.
+
+        Raises RuntimeError when the server is still busy after FOLLOWING_SECONDS_MAX.
+        """
+        began = time.perf_counter()
+        while time.perf_counter() - began < FOLLOWING_SECONDS_MAX:
+            before = cpu_seconds(self.pid)
+            time.sleep(1)
+            if cpu_seconds(self.pid) - before < IDLE_CPU_SECONDS_MAX:
+                return time.perf_counter() - began
+        message = f"the server is still busy {FOLLOWING_SECONDS_MAX} s after its start"
         raise RuntimeError(message)
 
     def get(self, path: str) -> bytes:
