@@ -70,13 +70,13 @@ LEAKED: dict[bytes, bytes] = {}
 
 
 def _recovery_folds_what_the_snapshot_holds(patch: pytest.MonkeyPatch) -> None:
-    restore = recovery._Fold.restore
+    restore = recovery.Fold.restore
 
     def forget(self: Any, section_id: int, position: int, data: bytes) -> None:
         restore(self, section_id, position, data)
         self.partition_from = [0] * len(self.partition_from)
 
-    patch.setattr(recovery._Fold, "restore", forget)
+    patch.setattr(recovery.Fold, "restore", forget)
 
 
 def _recovery_forgets_recent_keys(patch: pytest.MonkeyPatch) -> None:
