@@ -41,6 +41,7 @@ from engine.core.sent_rows import (
     HeaderRefused,
     Meant,
     SentRow,
+    lines_of,
     rows_of_csv,
     rows_of_list,
     taken,
@@ -385,5 +386,5 @@ def _rows_of(operation: Operation) -> Iterator[SentRow]:
     if not operation.rows:
         raise HeaderRefused("what was sent is no longer there: it was erased; send it again")
     if operation.asked.format == "csv":
-        return rows_of_csv(operation.rows.decode().splitlines(keepends=True))
+        return rows_of_csv(lines_of(operation.rows.decode()))
     return rows_of_list(operation.rows)

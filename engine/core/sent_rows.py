@@ -10,6 +10,7 @@ It must not know files, operations or the log.
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Annotated, Any, Final, NamedTuple
@@ -95,23 +96,23 @@ _UNREADABLE: Final = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
 # JSON.
 
 
-def rows_of_lines(lines: Sequence[bytes], first_line: int) -> list[SentRow]:
+def rows_of_lines(data: bytes, first_line: int) -> list[SentRow]:
     """The rows of JSON lines; blank lines are none. `first_line` is the number of the first."""
-    data = b"".join(lines)
-    try:
-        events = _decode_exact_lines(data)
-        if len(events) == len(lines) and _one_each(data, len(lines)):
-            return list(map(SentRow, range(first_line, first_line + len(lines)), events))
-    except _UNREADABLE:
-        pass  # another style of names, or a row that is wrong
-    loose: list[_LooseRow] = []
-    with suppress(*_UNREADABLE):
-        loose = _decode_loose_lines(data)
-    if len(loose) == len(lines) and _one_each(data, len(lines)):
-        return [SentRow(first_line + at, _settled(row)) for at, row in enumerate(loose)]
+    count = data.count(b"\n") + (not data.endswith(b"\n"))
+    if _one_each(data, count):
+        try:
+            events = _decode_exact_lines(data)
+            if len(events) == count:
+                return list(map(SentRow, range(first_line, first_line + count), events))
+        except _UNREADABLE:
+            pass  # another style of names, or a row that is wrong
+        with suppress(*_UNREADABLE):
+            loose = _decode_loose_lines(data)
+            if len(loose) == count:
+                return [SentRow(first_line + at, _settled(row)) for at, row in enumerate(loose)]
     return [
         SentRow(number, _row_of(line))
-        for number, line in enumerate(lines, first_line)
+        for number, line in enumerate(data.split(b"\n"), first_line)
         if line.strip()
     ]
 
@@ -233,9 +234,14 @@ def rows_of_csv(lines: Iterable[str]) -> Iterator[SentRow]:
         line = reader.line_num
 
 
+def lines_of(text: str) -> Iterable[str]:
+    """The text line by line, as a CSV's reader wants it: only line feeds and carriage returns end one."""
+    return io.StringIO(text, newline="")
+
+
 def count_csv(text: str) -> int:
     """How many rows follow the header. Raises HeaderRefused."""
-    reader = csv.reader(text.splitlines(keepends=True), strict=True)
+    reader = csv.reader(lines_of(text), strict=True)
     count = -1
     while True:
         try:

@@ -1,0 +1,216 @@
+"""Files of rows as an import reads them: JSON lines or CSV, plain or gzip, a path or standard input, in chunks.
+
+Rules it keeps: a chunk ends with a row, and knows how many bytes were read up to there and their digest, so that an
+import that goes on later can tell whether what it passes over is what was done; a line has a bound. Everything here
+waits for a disk: call it in a thread. It must not know what a row means, nor where it goes.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import sys
+from collections.abc import Iterator
+from hashlib import blake2b
+from itertools import chain, islice
+from pathlib import Path
+from typing import IO, Any, Final, Literal, NamedTuple, cast
+
+import msgspec
+
+from engine.core.sent_rows import LINE_BYTES_MAX, HeaderRefused, SentRow, rows_of_csv, rows_of_lines
+from engine.errors import EngineError
+
+Format = Literal["jsonl", "csv"]
+CHUNK_BYTES: Final = 1 << 20
+CSV_CHUNK_ROWS: Final = 4_000
+HEAD_BYTES: Final = 64 << 10
+"""Of a file's start: with its size they tell one file from another."""
+STDIN: Final = "-"
+_GZIP_MAGIC: Final = b"\x1f\x8b"
+_BOM: Final = b"\xef\xbb\xbf"
+
+
+class FileRefused(EngineError):
+    """A file can't be read; the message names it and says what to do."""
+
+
+class Cursor(msgspec.Struct, frozen=True, array_like=True):
+    """A place between two rows: the file's number, bytes up to there (unpacked), the line reached, their digest."""
+
+    file: int = 0
+    offset: int = 0
+    line: int = 0
+    digest: bytes = b""
+
+
+class Chunk(NamedTuple):
+    """Some rows, and the cursor after them."""
+
+    rows: list[SentRow]
+    after: Cursor
+
+
+class RowFile:
+    """One file. `number` is its place among those of one import."""
+
+    def __init__(self, name: str, number: int, rows_format: Format | None) -> None:
+        """Opens it. Raises FileRefused."""
+        self.name = name
+        self.number = number
+        self.size_bytes = 0
+        """On the disk; 0: not known."""
+        self._raw: io.BufferedReader
+        self._stream: IO[bytes]
+        head = self._open()
+        self.identity = blake2b(b"%d\0" % self.size_bytes + head, digest_size=16).hexdigest()
+        self.format: Format = rows_format or self._guessed()
+
+    def _open(self) -> bytes:
+        """Open it at its beginning; the first bytes. What is packed is unpacked from here on."""
+        try:
+            if self.name == STDIN:
+                self._raw = cast("io.BufferedReader", sys.stdin.buffer)
+            else:
+                opened = Path(self.name).open("rb", CHUNK_BYTES)  # noqa: SIM115 - `close` closes it
+                self._raw = cast("io.BufferedReader", opened)
+                self.size_bytes = Path(self.name).stat().st_size
+            head = self._raw.peek(HEAD_BYTES)[:HEAD_BYTES]
+        except OSError as error:
+            raise FileRefused(
+                f"{self.name} can't be read ({error.strerror}): give a file"
+            ) from error
+        self._stream = self._raw
+        if head.startswith(_GZIP_MAGIC):
+            packed = gzip.GzipFile(fileobj=self._raw)
+            self._stream = io.BufferedReader(cast("Any", packed), CHUNK_BYTES)
+        self._digest = blake2b(digest_size=16)
+        self._offset = 0
+        return head
+
+    @property
+    def can_be_read_again(self) -> bool:
+        """Whether it has a beginning to go back to."""
+        return self.name != STDIN
+
+    def read_bytes(self) -> int:
+        """Bytes of the file read so far: of a packed one, packed."""
+        return self._raw.tell() if self.can_be_read_again else self._offset
+
+    def close(self) -> None:
+        """Let the file go."""
+        if self.can_be_read_again:
+            self._raw.close()
+
+    def _guessed(self) -> Format:
+        stem = self.name.lower().removesuffix(".gz")
+        if stem.endswith(".csv"):
+            return "csv"
+        if stem.endswith((".jsonl", ".ndjson")):
+            return "jsonl"
+        try:
+            start = cast("io.BufferedReader", self._stream).peek(64)
+        except (OSError, EOFError) as error:
+            raise FileRefused(f"{self.name} can't be unpacked: {error}") from error
+        return "jsonl" if start.removeprefix(_BOM).lstrip()[:1] == b"{" else "csv"
+
+    def chunks(self, start: Cursor) -> Iterator[Chunk]:
+        """All rows after a cursor of this file. Raises FileRefused.
+
+        If the bytes up to the cursor are not those it was made of, all rows come: their keys make that harmless.
+        """
+        try:
+            if start.offset and self.can_be_read_again:
+                header = self._header_lines() if self.format == "csv" else []
+                if not self._passes(start):
+                    self.close()
+                    self._open()
+                    start = Cursor(self.number)
+                    header = []
+            else:
+                start, header = Cursor(self.number), []
+            yield from (
+                self._csv_chunks(start, header)
+                if self.format == "csv"
+                else self._line_chunks(start)
+            )
+        except (OSError, EOFError) as error:
+            raise FileRefused(f"{self.name} can't be read to its end: {error}") from error
+        except HeaderRefused as error:
+            raise FileRefused(f"{self.name}, {error}") from error
+
+    def _passes(self, start: Cursor) -> bool:
+        """Pass over what was done; False if the file begins with other bytes than what was done."""
+        left = start.offset
+        while left and (data := self._stream.read(min(left, CHUNK_BYTES))):
+            self._digest.update(data)
+            left -= len(data)
+        self._offset = start.offset
+        return not left and self._digest.digest() == start.digest
+
+    def _cursor(self, line: int) -> Cursor:
+        return Cursor(self.number, self._offset, line, self._digest.digest())
+
+    def _line_chunks(self, start: Cursor) -> Iterator[Chunk]:
+        line = start.line
+        for block in self._blocks():
+            first = line + 1
+            line += block.count(b"\n") + (not block.endswith(b"\n"))
+            rows = rows_of_lines(block.removeprefix(_BOM) if first == 1 else block, first)
+            self._take(block)
+            yield Chunk(rows, self._cursor(line))
+
+    def _take(self, data: bytes) -> None:
+        self._digest.update(data)
+        self._offset += len(data)
+
+    def _blocks(self) -> Iterator[bytes]:
+        """What is left of the file in pieces of whole lines."""
+        rest = b""
+        while data := self._stream.read(CHUNK_BYTES):
+            block, newline, rest = (rest + data).rpartition(b"\n")
+            if len(rest) > LINE_BYTES_MAX:
+                raise FileRefused(f"{self.name} has a line longer than {LINE_BYTES_MAX} bytes")
+            if newline:
+                yield block + newline
+        if rest:
+            yield rest
+
+    def _csv_chunks(self, start: Cursor, header: list[str]) -> Iterator[Chunk]:
+        # The reader takes line by line and none ahead, so after a row exactly that row's lines are counted.
+        shift = start.line - len(header)
+        rows = rows_of_csv(chain(header, self._text_lines()))
+        line = start.line
+        while taken := list(islice(rows, CSV_CHUNK_ROWS)):
+            line = self._lines_taken + start.line
+            if shift:
+                taken = [row._replace(line=row.line + shift) for row in taken]
+            yield Chunk(taken, self._cursor(line))
+
+    def _text_lines(self) -> Iterator[str]:
+        self._lines_taken = 0
+        for block in self._blocks():
+            for line in block.splitlines(keepends=True):
+                self._take(line)
+                self._lines_taken += 1
+                try:
+                    text = line.decode()
+                except UnicodeDecodeError as error:
+                    message = f"{self.name} is not UTF-8: {error}; convert it first"
+                    raise FileRefused(message) from error
+                yield text.removeprefix("\ufeff")
+
+    def _header_lines(self) -> list[str]:
+        """The lines of the header's row; the file is at its beginning again afterwards."""
+        lines: list[str] = []
+
+        def remembered() -> Iterator[str]:
+            for line in self._text_lines():
+                lines.append(line)
+                yield line
+
+        next(csv.reader(remembered(), strict=True), None)
+        self.close()
+        self._open()
+        return lines
