@@ -51,13 +51,15 @@ _IDLE_SECONDS_MAX = 30
 _HEAD_BYTES_MAX = 16 << 10
 
 
-def open_meter(settings: Settings, directory: DataDirectory) -> Meter:
+def open_meter(
+    settings: Settings, directory: DataDirectory, *, is_read_only: bool = False
+) -> Meter:
     """A meter on the directory's log and indexes. The directory is locked by the caller.
 
-    Raises StartRefused when the log or an index can't be opened.
+    Read-only it appends nothing; the log must be there. Raises StartRefused when the log or an index can't be opened.
     """
     try:
-        log = MeasuredLog(LmdbLog(directory.log_path))
+        log = MeasuredLog(LmdbLog(directory.log_path, read_only=is_read_only))
         runs = LmdbRuns(directory.keys_path)
         cells = LmdbCells(directory.rollups_path)
     except (LogError, RunStoreError, CellStoreError) as error:
@@ -70,6 +72,7 @@ def open_meter(settings: Settings, directory: DataDirectory) -> Meter:
             late_policy=settings.late_policy,
             snapshot_every_events=settings.snapshot_every_events,
             meta_bytes_max=settings.max_meta_bytes,
+            is_read_only=is_read_only,
             verify=settings.verify,
         ),
         log=log,

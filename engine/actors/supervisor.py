@@ -66,6 +66,8 @@ class MeterOptions:
     snapshot_every_events: int
     recent_keys_max: int = RECENT_KEYS_MAX
     meta_bytes_max: int = META_BYTES_MAX
+    is_read_only: bool = False
+    """Nothing is appended and nothing follows the log: for a look at what would be. The log may be read-only too."""
     verify: bool = False
     """Costly assertions: read every encoded group back before it is appended."""
 
@@ -199,8 +201,9 @@ class Meter:
             shard_nursery.start_soon(shard.run)
         await self._record_settings(writer)
         await closer.close_due()
-        for task in (snapshotter.run, merger.run, closer.run, indexer.run, operations.run):
-            followers.start_soon(task)
+        if not self.options.is_read_only:
+            for task in (snapshotter.run, merger.run, closer.run, indexer.run, operations.run):
+                followers.start_soon(task)
         snapshotter.log_grew(writer.published_sequence)
         self.phase = "ready"
         _logger.info("ready", next_sequence=writer.published_sequence)
@@ -261,7 +264,7 @@ class Meter:
         """Settings that change totals are records: append them if they differ from the log's last."""
         if self.registry.settings != self._settings():
             try:
-                await writer.append_control(self._settings())
+                await self._append_or_suppose(writer, self._settings())
             except EngineError as error:
                 raise StartRefused(f"the changed settings can't be recorded: {error}") from error
 
@@ -303,7 +306,18 @@ class Meter:
     async def _append_closing(self, closing: PeriodClosing) -> None:
         """Under the lock of all changes: what is planned for an open period finds it open when it is recorded."""
         async with self.change_lock:
-            await self.started.writer.append_control(closing)
+            await self._append_or_suppose(self.started.writer, closing)
+
+    async def _append_or_suppose(self, writer: LogWriter, record: ControlRecord) -> None:
+        """Append a record of the start; read-only: fold it as if it had been."""
+        if not self.options.is_read_only:
+            await writer.append_control(record)
+            return
+        self.registry.fold(record)
+        self.rules.apply(record)
+        at = writer.published_sequence
+        for shard in self.shards:
+            shard.state.fold_control(record, sequence=at, received_at_us=self.clock.now_us())
 
     # What the gateway asks for.
 
