@@ -57,8 +57,9 @@ class Prefix(NamedTuple):
 class TimeIndex:
     """From an instant to a position: the greatest `receivedAt` up to the end of each page read so far."""
 
-    def __init__(self, log: Log) -> None:
+    def __init__(self, log: Log, page_bytes: int = _PAGE_BYTES) -> None:
         self._log = log
+        self.page_bytes = page_bytes
         self._ends: list[int] = []
         self._greatest_us: list[int] = []
 
@@ -91,7 +92,7 @@ class TimeSearch:
         """Read a page; True: call again."""
         if self._position >= self._end:
             return False
-        page = self._log.read(self._position, bytes_max=_PAGE_BYTES)
+        page = self._log.read(self._position, bytes_max=self._index.page_bytes)
         for record in page:
             if record.sequence >= self._end:
                 return False
@@ -102,9 +103,8 @@ class TimeSearch:
             return False
         size = sum(len(part.data) for record in page for part in record.parts)
         start, self._position = self._position, page[-1].next_sequence
-        if (
-            2 * size >= _PAGE_BYTES
-        ):  # the log's tail is read again: short pages would be without number
+        # The log's tail is read again each time: its short pages would be without number.
+        if 2 * size >= self._index.page_bytes:
             greatest_us = max(record.envelope.received_at_us for record in page)
             self._index.learn(start, self._position, greatest_us)
         return True

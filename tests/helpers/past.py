@@ -130,6 +130,10 @@ class Past:
                     rng.choice((None, '{"region":"eu"}', '{"a":"x,\\"y\\n"}')),
                 )
             )
+        self.append(sent)
+
+    def append(self, sent: list[Sent]) -> None:
+        """Append a group of events and fold it."""
         group, _end = self.events.append(sent, self.now_us)
         sequence = group.first_sequence
         for part in group.parts:
@@ -146,6 +150,13 @@ class Past:
         tenant, metric, customer = rng.choice(TENANTS), rng.choice(METRICS), rng.choice(CUSTOMERS)
         is_sum = AGGREGATIONS[metric] == "sum"
         start_us = JANUARY_US if self.now_us < FEBRUARY_US or rng.random() < 0.5 else FEBRUARY_US
+        micros = rng.randint(-(10**9), 10**9) if is_sum else rng.randint(0, 10**9)
+        self.create((tenant, metric, customer), start_us, micros)
+
+    def create(self, series: tuple[str, str, str], start_us: int, micros: int) -> None:
+        """Create a delta of a sum, or a value of a max or last."""
+        tenant, metric, customer = series
+        is_sum = AGGREGATIONS[metric] == "sum"
         self.adjustments_made += 1
         made = AdjustmentMade(
             id=f"adj-{self.adjustments_made}",
@@ -155,7 +166,7 @@ class Past:
             period_start_us=start_us,
             period_end_us=FEBRUARY_US if start_us == JANUARY_US else FEBRUARY_US + 28 * DAY_US,
             kind="delta" if is_sum else "value",
-            micros=rng.randint(-(10**9), 10**9) if is_sum else rng.randint(0, 10**9),
+            micros=micros,
             reason="correction",
         )
         partition = partition_of(tenant, customer)
@@ -184,9 +195,25 @@ class Past:
                 )
             )
 
+    def approve_all(self) -> None:
+        """Approve every adjustment."""
+        for partition, of in self.state.adjustments.items():
+            for one in list(of.by_id.values()):
+                change = AdjustmentChange(
+                    action="approve",
+                    partition=partition,
+                    change=BY,
+                    tenant_id=one.tenant,
+                    ids=(one.id,),
+                )
+                self.control(change)
+
     def _replay(self) -> None:
-        tenant = self.random.choice(TENANTS)
         since_us = self.random.choice((None, self.now_us - 4 * DAY_US))
+        self.replay(self.random.choice(TENANTS), since_us)
+
+    def replay(self, tenant: str, since_us: int | None = None) -> None:
+        """Apply a replay of a tenant's late events."""
         planned = plan([self.state], ReplayRequest(tenant, None, since_us, None, None, None))
         if planned.counters:
             self.control(

@@ -16,6 +16,7 @@ from engine.core.partitions import partition_of
 from engine.core.times import DAY_US
 from engine.errors import Refused
 from engine.limits import PARTITIONS
+from tests.helpers.event_log import Sent
 from tests.helpers.past import (
     AGGREGATIONS,
     CUSTOMERS,
@@ -102,7 +103,7 @@ def test_a_time_means_everything_before_the_first_record_received_later(seed: in
     past.grow(40)
     records = list(scan(past.log, 0))
     end = past.log.head().next_sequence
-    index = TimeIndex(past.log)
+    index = TimeIndex(past.log, page_bytes=past.random.choice((1, 500, 2000, 1 << 20)))
     times_us = {record.envelope.received_at_us + step for record in records for step in (-1, 0, 1)}
     for at_us in past.random.sample(sorted(times_us), len(times_us)):
         search = index.search(at_us, end)
@@ -201,6 +202,26 @@ def test_every_event_of_a_period_is_in_exactly_one_part() -> None:
                         and found.start_us <= e.ts_us < found.end_us
                     ]
                     assert told == len(accepted), (seed, tenant, customer, metric)
+
+
+def test_what_a_replay_folds_is_after_a_value_only_if_it_was_sent_after_it() -> None:
+    past = Past(0)
+    series = ("acme", "seats", "anna")
+
+    def send(micros: int, ts_us: int) -> None:
+        past.append([Sent("acme", "seats", "anna", micros, ts_us)])
+
+    send(10, past.now_us)
+    send(99, past.now_us - 4 * DAY_US)  # late, before the value
+    past.create(series, JANUARY_US, 20)
+    send(50, past.now_us - 3 * DAY_US)  # late, after it
+    past.replay("acme")
+    past.approve_all()
+    found = explained(past, past.log.head().next_sequence, series, JANUARY_US)
+    assert found.total_micros == 50
+    assert found.decided_by is not None
+    assert (found.decided_by.via, found.decided_by.micros) == ("replay", 50)
+    assert [part.events for part in found.replays] == [2]
 
 
 def test_a_day_on_which_no_period_begins_is_refused_and_the_right_one_is_named() -> None:
