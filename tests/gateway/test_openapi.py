@@ -152,6 +152,7 @@ async def test_what_is_answered_is_what_is_described() -> None:
         await ask("GET", "/v1/usage/current", params=params | {"numbers": "string"})
         await ask("GET", "/v1/usage/history", params=params | {"metric": "calls", "since": "-P1D"})
         await ask("GET", "/v1/events", params=tenant)
+        await ask_for_corrections(ask)
         key = await ask(
             "POST", "/v1/admin/api-keys", json=tenant | {"name": "n", "scopes": ["admin"]}
         )
@@ -163,3 +164,25 @@ async def test_what_is_answered_is_what_is_described() -> None:
             await ask("GET", path)
         await ask("GET", "/openapi.json")
         assert seen == {f"{route.method} {route.path}" for route in ROUTES}
+
+
+async def ask_for_corrections(ask: Any) -> None:
+    """Every endpoint about adjustments, replay and the audit trail."""
+    tenant = {"tenantId": "acme"}
+    (held,) = (await ask("GET", "/v1/adjustments", params=tenant))["adjustments"]
+    assert held["kind"] == "event"
+    of = tenant | {"metric": "calls", "customerRef": "c/1", "periodStart": "2026-01-01"}
+    body = of | {"delta": "-2.5", "reason": "credit", "note": "agreed", "requestId": "r"}
+    made = await ask("POST", "/v1/adjustments", json=body)
+    await ask("POST", "/v1/adjustments", json=body | {"delta": 3})
+    await ask("POST", "/v1/adjustments", json=of | {"value": 3, "reason": "credit"})
+    for action in ("approve", "revert", "approve"):
+        template = f"/v1/adjustments/{{id}}/{action}"
+        await ask("POST", template, template.replace("{id}", made["id"]))
+    await ask("GET", "/v1/adjustments/{id}", f"/v1/adjustments/{held['id']}")
+    await ask("GET", "/v1/adjustments/{id}", "/v1/adjustments/adj_none")
+    await ask("POST", "/v1/replay", json=tenant)
+    await ask("POST", "/v1/replay", json=tenant | {"mode": "apply", "expect": "other"})
+    for action in ("approve", "revert"):
+        await ask("POST", f"/v1/adjustments/{action}", json=tenant | {"dryRun": True})
+    await ask("GET", "/v1/audit")
