@@ -148,6 +148,10 @@ class SnapshotStore(Protocol):
         """The names of all snapshots, newest first, whether usable or not."""
         ...
 
+    def remove(self, name: str) -> None:
+        """Delete one. Raises SnapshotFailed."""
+        ...
+
 
 def write(
     store: SnapshotStore, log_id: bytes, epoch: int, position: int, sections: Iterable[Section]

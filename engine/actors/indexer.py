@@ -128,6 +128,11 @@ class Indexer:
         if self._is_chunk_due():
             self._wake.set()
 
+    def forget(self, because: str) -> None:
+        """Throw the index away and build it again from the log: what it holds was erased there."""
+        self._damage = CellsDamaged(because)
+        self._wake.set()
+
     @property
     def lag(self) -> int:
         """How many positions of what was published are not indexed yet."""

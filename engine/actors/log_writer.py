@@ -34,7 +34,7 @@ from engine.core.records import (
 )
 from engine.errors import EngineError, StorageFull, Unavailable
 from engine.limits import QUEUE_BYTES_MAX, QUEUE_EVENTS_MAX
-from engine.ports import Clock, Fatal, RunBlocking
+from engine.ports import Clock, Fatal, ResultT, RunBlocking
 from wal.key_index import KeyIndex
 from wal.log import (
     Draft,
@@ -114,6 +114,8 @@ class LogWriter:
         self._unfolded: list[Group] = []
         """Durable, but not yet counted by every shard."""
         self._wake = trio.Event()
+        self._writing = trio.Lock()
+        """Held while the log is written to: it takes one writer at a time."""
         self._closing = False
         self.drained = trio.Event()
         """Set when `run` has ended after `close`: everything taken is with the shards or failed."""
@@ -262,6 +264,20 @@ class LogWriter:
             raise group.error
         return group
 
+    async def alone_with_log(self, work: Callable[[], ResultT]) -> ResultT:
+        """Run what writes to the log in a thread, between commits; raises what it raises.
+
+        Acknowledgements wait meanwhile: keep it short.
+        """
+        try:
+            self._writing.acquire_nowait()  # nearly always; waiting would cost a turn of the loop
+        except trio.WouldBlock:
+            await self._writing.acquire()
+        try:
+            return await self._run_blocking(work)
+        finally:
+            self._writing.release()
+
     def is_on_its_way(self, tenant: str, metric: str) -> bool:
         """Whether an event of a metric is in a group that is being committed or counted.
 
@@ -295,7 +311,7 @@ class LogWriter:
         self._committing = group
         self._unfolded = [g for g in self._unfolded if not g.done.is_set()]
         try:
-            envelopes = await self._run_blocking(partial(self._append, group))
+            envelopes = await self.alone_with_log(partial(self._append, group))
         except LogError as error:
             self._committing = None
             self.last_error = str(error)

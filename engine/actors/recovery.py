@@ -16,9 +16,20 @@ from typing import NamedTuple
 import msgspec
 import trio
 
+from engine.actors.kept import (
+    NOTHING_KNOWN,
+    Survey,
+    checkpoint_sections,
+    control_bytes,
+    is_dropped,
+    is_touched,
+    survey,
+    with_aliases,
+)
 from engine.actors.key_merger import merge_keys
 from engine.actors.shard import restore_partition
 from engine.core.audit import AuditTrail
+from engine.core.keeping import CheckpointChange
 from engine.core.partitions import HASH_NAME
 from engine.core.quantities import unpack_ext
 from engine.core.records import (
@@ -81,10 +92,18 @@ class Recovered(NamedTuple):
     """What was passed over on the way and why, for the log."""
 
 
-class _Fold:
+class _StartOver(Exception):
+    """A part was met that was replaced or dropped: fold again, with what the survey says of it."""
+
+
+class Fold:
     """The state being recovered, and from which position each partition still has to be folded."""
 
     def __init__(self) -> None:
+        self.survey: Survey | None = None
+        """What is known of later records; None until it is needed."""
+        self.keys_to = 0
+        """The keys of every record before it were given to the index."""
         self.registry = Registry()
         self.audit = AuditTrail()
         self.state = ShardState(range(PARTITIONS))
@@ -108,14 +127,35 @@ class _Fold:
             restore_partition(self.state, partition, data, unpack_ext)
             self.partition_from[partition] = position
 
-    def take(self, record: StoredRecord, keys: KeyIndex) -> None:
-        """Fold one record. Raises LogDamaged when its content can't be read."""
+    def rename(self, found: Survey) -> None:
+        """Let the customers of erasures under way go by their pseudonyms in the state that the fold begins with."""
+        aliases = found.aliases
+        for tenant in aliases.tenants():
+            names = aliases.at(tenant, self.control_from - 1)
+            self.registry.rename(tenant, names)
+            self.state.rules.rename(tenant, names)
+            for partition, position in enumerate(self.partition_from):
+                own = aliases.at(tenant, position - 1)
+                only = [0 if p == partition else 1 for p in range(PARTITIONS)]
+                self.state.rename(tenant, own, sequence=0, since=only)
+
+    def needs_survey(self, record: StoredRecord) -> bool:
+        """Whether the record can't be folded before it is known what later ones say of it."""
+        return self.survey is None and record.sequence >= self.control_from and is_touched(record)
+
+    def take(self, record: StoredRecord, keys: KeyIndex | None) -> None:
+        """Fold one record; its keys go to `keys`. Raises LogDamaged when its content can't be read."""
         envelope = record.envelope
         try:
             if envelope.record_type == RecordType.EVENTS:
-                self._take_events(record, keys)
-            elif envelope.sequence >= self.control_from:
-                control = control_of(record)
+                if keys is not None and record.next_sequence > max(keys.watermark, self.keys_to):
+                    counting = [p.data for p in record.parts if p.kind == PartKind.COUNTING]
+                    add_keys(keys, [data for data in counting if data], record.next_sequence)
+                    self.keys_to = record.next_sequence
+                self._take_events(record)
+            elif envelope.sequence >= self.control_from and not is_dropped(record):
+                known = self.survey or NOTHING_KNOWN
+                control = control_of(record, control_bytes(record, known.aliases))
                 self.registry.fold(control)
                 self.audit.fold(control, envelope.sequence, envelope.received_at_us)
                 self.state.fold_control(
@@ -129,17 +169,23 @@ class _Fold:
                 f"record {record.sequence} can't be used: {error}", record.sequence
             ) from error
 
-    def _take_events(self, record: StoredRecord, keys: KeyIndex) -> None:
+    def _take_events(self, record: StoredRecord) -> None:
         sequence = record.sequence
-        by_kind = [part.data for part in record.parts if part.kind == PartKind.COUNTING]
-        erasable = [part.data for part in record.parts if part.kind == PartKind.ERASABLE]
-        if record.next_sequence > keys.watermark:
-            add_keys(keys, by_kind, record.next_sequence)
         if sequence < self.control_from:
             return
+        if is_dropped(record):
+            raise LogDamaged(
+                f"record {sequence} was dropped by retention, and there is no checkpoint that holds what it counted. "
+                "Restore from a backup.",
+                sequence,
+            )
+        known = self.survey or NOTHING_KNOWN
+        by_kind = [part.data for part in record.parts if part.kind == PartKind.COUNTING]
+        erasable = [part.data for part in record.parts if part.kind == PartKind.ERASABLE]
         partial_fold = sequence < max(self.partition_from)
         for counting, texts in zip(by_kind, erasable, strict=True):
             events = decode_events(counting, texts, fold_only=True)
+            events = with_aliases(events, known.aliases, record.sequence)
             indexes = range(events.event_count)
             if partial_fold:
                 indexes = [
@@ -155,9 +201,14 @@ class _Fold:
             self.events_folded += len(indexes)
 
 
-def control_of(record: StoredRecord) -> ControlRecord:
-    """A control record, with an operation's rows unless they were erased. Raises RecordError."""
-    control = decode_control(record.envelope.record_type, record.parts[0].data)
+def control_of(record: StoredRecord, data: bytes | None = None) -> ControlRecord:
+    """A control record, with an operation's rows unless they were erased. Raises RecordError.
+
+    `data` stands in for its first part's bytes.
+    """
+    control = decode_control(
+        record.envelope.record_type, record.parts[0].data if data is None else data
+    )
     if isinstance(control, OperationChange) and len(record.parts) > 1:
         control = msgspec.structs.replace(control, rows=record.parts[1].data)
     return control
@@ -187,15 +238,17 @@ async def recover(
     Folds in pages and lets other tasks run in between, so that HTTP can answer 503 meanwhile.
     """
     head = log.head()
-    fold = _Fold()
-    fold = await run_blocking(
-        partial(_load_snapshot, fold, snapshots, log_id, head.epoch, head.next_sequence)
-    )
+    load = partial(_load_snapshot, snapshots, log_id, head.epoch, head.next_sequence)
+    fold = await run_blocking(partial(load, Fold()))
     damaged: LogDamaged | None = None
     async with trio.open_nursery() as nursery:
         merging = _Merging(keys, run_blocking, nursery)
         try:
-            await _fold_log(fold, log, merging, run_blocking=run_blocking, progress=progress)
+            try:
+                await _fold_log(fold, log, merging, run_blocking=run_blocking, progress=progress)
+            except _StartOver:
+                fold = await run_blocking(partial(_begun_anew, load, log, fold))
+                await _fold_log(fold, log, merging, run_blocking=run_blocking, progress=progress)
         except LogDamaged as error:
             damaged = error  # raised below: out of a nursery it would come in a group
     # The nursery has waited for the last merge: who comes next may begin one.
@@ -223,8 +276,34 @@ async def _make_room(keys: KeyIndex, run_blocking: RunBlocking, notes: list[str]
         notes.append(f"the key index lags behind: {error}")
 
 
+def _begun_anew(load: Callable[[Fold], Fold], log: Log, before: Fold) -> Fold:
+    """A fold that begins with the newest state there is and knows the survey. Raises LogDamaged."""
+    found = before.survey
+    assert found is not None, "it was made before the fold was given up"
+    fold = load(Fold())
+    checkpoint = found.checkpoint
+    if checkpoint is not None and checkpoint.position > fold.control_from:
+        fold = checkpoint_fold(log, checkpoint)
+    fold.survey, fold.keys_to = found, before.keys_to
+    fold.notes = before.notes
+    fold.rename(found)
+    return fold
+
+
+def checkpoint_fold(log: Log, checkpoint: CheckpointChange) -> Fold:
+    """A fold that begins with a checkpoint's state. Raises LogDamaged."""
+    fold = Fold()
+    try:
+        for section_id, data in checkpoint_sections(log, checkpoint):
+            fold.restore(section_id, checkpoint.position, data)
+    except (msgspec.MsgspecError, ValueError, TypeError, IndexError, KeyError) as error:
+        message = f"the checkpoint at position {checkpoint.position} can't be read: {error}. Restore from a backup."
+        raise LogDamaged(message, checkpoint.first_sequence) from error
+    return fold
+
+
 async def _fold_log(
-    fold: _Fold,
+    fold: Fold,
     log: Log,
     merging: _Merging,
     *,
@@ -242,6 +321,10 @@ async def _fold_log(
             if previous is not None and record.envelope.previous_hash != previous.hash:
                 message = f"record {record.sequence} does not follow record {previous.sequence}"
                 raise LogDamaged(message, record.sequence)
+            if fold.needs_survey(record):
+                fold.survey = await run_blocking(partial(survey, log, record.sequence))
+                if fold.survey.aliases or is_dropped(record):
+                    raise _StartOver
             fold.take(record, keys)
             previous = record
             await merging.keys_added()
@@ -280,14 +363,14 @@ class _Merging:
 
 
 def _load_snapshot(
-    fold: _Fold, snapshots: SnapshotStore, log_id: bytes, epoch: int, head_sequence: int
-) -> _Fold:
+    snapshots: SnapshotStore, log_id: bytes, epoch: int, head_sequence: int, fold: Fold
+) -> Fold:
     """The fold as the newest valid snapshot has it; an empty one if there is none that can be read."""
     found = snapshots.newest_valid(log_id, epoch, head_sequence)
     fold.notes.extend(f"snapshot {name} passed over: {reason}" for name, reason in found.skipped)
     if found.snapshot is None:
         return fold
-    loaded = _Fold()
+    loaded = Fold()
     loaded.notes = fold.notes
     try:
         with found.snapshot as snapshot:

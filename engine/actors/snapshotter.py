@@ -66,6 +66,7 @@ class Snapshotter:
         self._every_events = every_events
         self._last_position = last_position
         self._due = trio.Event()
+        self._one_at_a_time = trio.Lock()
         self.last_error: str | None = None
 
     def log_grew(self, next_sequence: int) -> None:
@@ -80,8 +81,20 @@ class Snapshotter:
             await self.take()
             self._due = trio.Event()
 
+    async def renew(self) -> None:
+        """Replace every snapshot there is: older ones hold what was erased. Raises SnapshotError if one stays."""
+        async with self._one_at_a_time:
+            older = await self._run_blocking(self._store.names)
+            await self._take()
+            for name in set(older) & set(await self._run_blocking(self._store.names)):
+                await self._run_blocking(partial(self._store.remove, name))
+
     async def take(self) -> None:
         """Write one snapshot now. A failure is logged and kept in `last_error`."""
+        async with self._one_at_a_time:
+            await self._take()
+
+    async def _take(self) -> None:
         control = self._control_state()
         self._last_position = position = control.position
         try:
