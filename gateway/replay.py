@@ -85,9 +85,7 @@ class ReplayChange(msgspec.Struct, rename="camel", kw_only=True):
     counter_delta: Annotated[
         Quantity, msgspec.Meta(description="By how much what counts changes, over all customers.")
     ]
-    affected_customers: Annotated[
-        int, msgspec.Meta(description="Counters (customer and period) that change.")
-    ]
+    affected_customers: Annotated[int, msgspec.Meta(description="Customers whose use changes.")]
 
 
 class ReplaySummary(msgspec.Struct, rename="camel", kw_only=True):
@@ -96,7 +94,9 @@ class ReplaySummary(msgspec.Struct, rename="camel", kw_only=True):
     events_found: int
     late_events: int
     folded_events: int
-    affected_customers: int
+    affected_counters: Annotated[
+        int, msgspec.Meta(description="Counters (metric, customer, period) that change.")
+    ]
     superseded_adjustments: Annotated[
         int, msgspec.Meta(description="Adjustments that no longer hold any event.")
     ]
@@ -245,7 +245,7 @@ def _view(
             events_found=sum(found.values()),
             late_events=sum(change.late_events for change in changes.values()),
             folded_events=sum(change.folded_events for change in changes.values()),
-            affected_customers=counters,
+            affected_counters=counters,
             superseded_adjustments=len(superseded),
             superseded_adjustment_ids=list(superseded[:IDS_SHOWN_MAX]),
             message=_message(counters, done),

@@ -89,6 +89,7 @@ def plan(states: Iterable[ShardState], request: ReplayRequest) -> ReplayPlan:
     changes: dict[str, MetricChange] = {}
     superseded: list[str] = []
     watermark_us = request.watermark_us
+    last_series: tuple[str, str, str] | None = None
     for one in found:
         waiting = 0
         rows: list[Row] = []
@@ -102,7 +103,10 @@ def plan(states: Iterable[ShardState], request: ReplayRequest) -> ReplayPlan:
         rows.sort()
         old = changes.get(one.key[1], MetricChange(0, 0, 0, 0))
         delta_micros = 0
+        # In order of key, so a customer's periods come one after the other.
+        is_new_customer = bool(rows) and one.key[:3] != last_series
         if rows:
+            last_series = one.key[:3]
             tally = _tally(rows)
             counters.append(_record(one, tuple(row[0] for row in rows), tally))
             delta_micros = _delta(one, rows, tally)
@@ -110,7 +114,7 @@ def plan(states: Iterable[ShardState], request: ReplayRequest) -> ReplayPlan:
             old.late_events + waiting,
             old.folded_events + len(rows),
             old.delta_micros + delta_micros,
-            old.customers + (1 if rows else 0),
+            old.customers + is_new_customer,
         )
         if request.watermark_us is None and one.counter is not None:
             watermark_us = max(watermark_us or one.counter.watermark_us, one.counter.watermark_us)
