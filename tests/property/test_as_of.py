@@ -113,6 +113,22 @@ def test_a_time_means_everything_before_the_first_record_received_later(seed: in
         assert search.found == next(later, end)
 
 
+def test_a_clock_that_stepped_back_does_not_hide_the_first_later_record() -> None:
+    past = Past(0)
+    first = past.log.head().next_sequence
+    start_us = past.now_us
+    for minute in (10, 30, 20, 15, 12):
+        past.now_us = start_us + minute
+        past.append([Sent("acme", "calls", "anna", 1, None)])
+    index = TimeIndex(past.log, page_bytes=1)
+    for _ in range(2):  # the second time from what the first one learned
+        for minute, found in ((40, first + 5), (25, first + 1), (12, first + 1), (9, first)):
+            search = index.search(start_us + minute, past.log.head().next_sequence)
+            while search.run_slice():
+                pass
+            assert search.found == found
+
+
 def explained(past: Past, end: int, series: tuple[str, str, str], day_us: int) -> Explanation:
     explainer = Explainer(series, day_us)
     tenant, metric, customer = series
