@@ -116,11 +116,11 @@ async def _run(gateway: Gateway) -> int:
         # Not `except*`: what is raised there comes out in a group, and the command line wants the one line.
         fatal, _ = group.split(Fatal)
         if fatal is not None:
-            _exit_fatal(_first(fatal))
+            _exit_fatal(first_of(fatal))
         refused, others = group.split(StartRefused)
         if refused is None or others is not None:
             raise
-        raise _first(refused) from None
+        raise first_of(refused) from None
     _logger.info("stopped")
     return EXIT_STOPPED
 
@@ -132,7 +132,8 @@ def _exit_fatal(reason: BaseException) -> NoReturn:
     os._exit(EXIT_FATAL)
 
 
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first of what failed, without the groups that nurseries put around it."""
     found: BaseException = group
     while isinstance(found, BaseExceptionGroup):
         found = found.exceptions[0]
@@ -155,7 +156,7 @@ async def _serve_http(gateway: Gateway, stop: trio.Event) -> None:
             )
         except* OSError as group:
             where = f"{gateway.settings.host}:{gateway.settings.port}"
-            reason = getattr(_first(group), "strerror", None)
+            reason = getattr(first_of(group), "strerror", None)
             message = (
                 f"can't listen on {where}: {reason}. Choose another with STRIPEMETER_PORT or --port"
             )

@@ -11,6 +11,7 @@ import importlib
 import pkgutil
 import sys
 from collections.abc import Sequence
+from keyword import iskeyword
 from pathlib import Path
 from typing import Final
 
@@ -54,15 +55,18 @@ class CommandGroup(click.Group):
     """A group whose commands are the modules of this package, imported when they are needed."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
-        """The names of all commands, sorted; a module's `_` becomes a `-`."""
+        """The names of all commands, sorted; a module's `_` becomes a `-`, one at its end (`import_`) nothing."""
         names = (module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]))
-        return sorted(name.replace("_", "-") for name in names if name != "main")
+        return sorted(name.rstrip("_").replace("_", "-") for name in names if name != "main")
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of that name, None when there is no such module."""
         if cmd_name not in self.list_commands(ctx):
             return None
-        module = importlib.import_module(f"gateway.cli.{cmd_name.replace('-', '_')}")
+        name = cmd_name.replace("-", "_")
+        module = importlib.import_module(
+            f"gateway.cli.{name}_" if iskeyword(name) else f"gateway.cli.{name}"
+        )
         command = module.command
         assert isinstance(command, click.Command), (
             f"{module.__name__}.command is not a click command"
