@@ -14,6 +14,8 @@ from gateway import (
     api_keys,
     customers,
     events,
+    explain,
+    export_state,
     health,
     mappings,
     parameters,
@@ -143,6 +145,36 @@ _USAGE = (
         parameters=usage.HISTORY_PARAMETERS,
         response=usage.UsageHistory,
         errors=(410,),
+    ),
+    Route(
+        method="GET",
+        path="/v1/usage/explain",
+        handler=explain.explain,
+        tag="usage",
+        summary="How a total came about",
+        description=(
+            "Events by day, replays, late events and adjustments, each with its positions in the log. Of a sum the "
+            "parts add up to the total to the last digit; of a max or last, `decidedBy` names what won."
+        ),
+        scope="usage:read",
+        tenancy="required",
+        parameters=explain.EXPLAIN_PARAMETERS,
+        response=explain.UsageExplained,
+        errors=(410,),
+    ),
+    Route(
+        method="GET",
+        path="/v1/usage/counters",
+        handler=export_state.list_counters,
+        tag="usage",
+        summary="All counters of a tenant, as a stream",
+        description="One line for each customer, metric and period; an answer that is cut off has no proper end.",
+        scope="usage:read",
+        tenancy="required",
+        parameters=export_state.COUNTERS_PARAMETERS,
+        response=export_state.CounterLine,
+        content_type=export_state.COUNTERS_CONTENT_TYPE,
+        other_content_types=export_state.COUNTERS_OTHER_TYPES,
     ),
 )
 

@@ -19,7 +19,8 @@ from typing import Final, NamedTuple
 
 import trio
 
-from engine.actors.prefix_fold import Observer, PrefixFold, Wanted
+from engine.actors.prefix_fold import PrefixFold, Wanted
+from engine.core.explain import Explainer
 from engine.core.partitions import partition_of
 from engine.errors import Refused, Unavailable
 from engine.ports import Clock, RunBlocking
@@ -184,18 +185,19 @@ class AsOf:
         self,
         prefix: Prefix,
         series: tuple[str, str, str],
-        observer: Observer,
+        explainer: Explainer,
         ts_us_min: int,
     ) -> PrefixFold:
-        """The fold of one (tenant, metric, customer) from the log's start, told to the observer. Raises as `fold`."""
+        """The fold of one (tenant, metric, customer) from the log's start, watched. Raises as `fold`."""
         tenant, metric, customer_ref = series
         fold = PrefixFold(
             self._log,
             prefix.end,
             partitions=[partition_of(tenant, customer_ref)],
             wanted=Wanted(tenant, customer_ref, metric, ts_us_min),
-            observer=observer,
+            observer=explainer,
         )
+        explainer.state = fold.state
         return await self.fold(fold, from_snapshot=False)
 
     async def fold(self, fold: PrefixFold, *, from_snapshot: bool) -> PrefixFold:

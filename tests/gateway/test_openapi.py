@@ -91,7 +91,7 @@ def test_every_route_says_what_it_does_takes_and_answers(route: Route) -> None:
         if not own:
             assert list(response["content"]) == ["application/problem+json"]
         elif route.response is not None:
-            schema = response["content"]["application/json"]["schema"]
+            schema = response["content"][route.content_type]["schema"]
             assert schema["$ref"].endswith("/" + route.response.__name__)
 
 
