@@ -82,13 +82,15 @@ def table(base: Figures, changed: Figures) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
+        allow_abbrev=False,
+        usage="%(prog)s BASE [--rounds 3] [BENCHMARK.py OPTIONS...]",
     )
     parser.add_argument("base", help="a commit")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("benchmark", nargs=argparse.REMAINDER)
-    options = parser.parse_args()
-    benchmark = options.benchmark or DEFAULT
+    options, benchmark = parser.parse_known_args()
+    benchmark = benchmark or DEFAULT
     base: Figures = defaultdict(list)
     changed: Figures = defaultdict(list)
     with tempfile.TemporaryDirectory(prefix="bench-compare-") as temporary:
