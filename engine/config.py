@@ -34,6 +34,9 @@ VALUE_CHARS_MAX: Final = 4096
 VALUE_CHARS_SHOWN_MAX: Final = 60
 LATENESS_HOURS_MAX: Final = 24 * 366
 GRACE_SECONDS_MAX: Final = 600
+RETENTION_DAYS_MIN: Final = 7
+"""Below it retries of an outage of a week would meet a horizon."""
+RETENTION_DAYS_MAX: Final = 36_500
 CORS_ORIGINS_MAX: Final = 100
 BATCH_EVENTS_SETTING_MAX: Final = limits.QUEUE_EVENTS_MAX // 5
 """Several full batches fit into the queue, else one client could fill it with a single request."""
@@ -75,6 +78,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     tenant_rate_limit: int
     """Events per second and tenant; 0: no limit."""
     snapshot_every_events: int
+    retention_days: int
     cors_origins: tuple[str, ...]
     log_level: Literal["debug", "info", "warning", "error"]
     log_format: Literal["auto", "console", "json"]
@@ -290,6 +294,10 @@ def _whole(lowest: int, highest: int) -> Callable[[str], int]:
     return parse
 
 
+def _zero_or(lowest: int, highest: int) -> Callable[[str], int]:
+    return lambda text: 0 if text == "0" else _whole(lowest, highest)(text)
+
+
 def _one_of(*values: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if (value := text.lower()) not in values:
@@ -455,6 +463,13 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         _whole(1000, 1_000_000_000),
         _numbers(1000, 1_000_000_000),
         "How often state is snapshotted",
+    ),
+    Setting(
+        "STRIPEMETER_RETENTION_DAYS", "retention_days", "0",
+        _zero_or(RETENTION_DAYS_MIN, RETENTION_DAYS_MAX),
+        f"0 (for ever), {_numbers(RETENTION_DAYS_MIN, RETENTION_DAYS_MAX)}",
+        "Events older than this, in closed periods only, are archived to files and dropped from the log; "
+        "later ones that old are refused",
     ),
     Setting(
         "STRIPEMETER_CORS_ORIGINS", "cors_origins", "", _origins,

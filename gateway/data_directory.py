@@ -34,6 +34,8 @@ class DataDirectory:
         self.keys_path = path / "keys"
         self.rollups_path = path / "rollups"
         self.snapshots_path = path / "snapshots"
+        self.archives_path = path / "archive"
+        """Made when retention first needs it."""
         self.pepper_path = path / "pepper"
         self.lock_path = path / "LOCK"
         self._lock_file: int | None = None

@@ -210,7 +210,9 @@ def _progress(call: Call) -> Progress | Problem:
 async def check_import(call: Call) -> Answer | Problem:
     """POST /v1/events/imports/check."""
     body: CheckBody = call.body
-    limits = EventLimits(call.gateway.settings.max_meta_bytes)
+    limits = EventLimits(
+        call.gateway.settings.max_meta_bytes, call.gateway.meter.registry.horizon_us
+    )
     meant = Meant(call.tenant, SOURCE_OF_IMPORT)
     dry_run = DryRun(call.gateway.meter, meant, limits, historic=body.historic)
     try:

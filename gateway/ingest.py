@@ -174,6 +174,8 @@ class Ingest:
         header_key, many = headers.idempotency_key, len(events) > 1
         now_us = self._gateway.clock.now_us()
         limits = self._event_limits
+        if (horizon_us := self._gateway.meter.registry.horizon_us) != limits.horizon_us:
+            limits = self._event_limits = limits._replace(horizon_us=horizon_us)
         is_import = headers.operation is not None
         last_tenant, last = "", None
         for index, sent in enumerate(events):

@@ -34,6 +34,7 @@ from gateway.logging_setup import adopt_hypercorn
 from gateway.measured_log import MeasuredLog
 from gateway.metrics import Metrics
 from gateway.system import SystemClock, SystemIds, run_in_thread
+from wal.archive import FileArchives
 from wal.cells import CellStoreError
 from wal.lmdb_cells import LmdbCells
 from wal.lmdb_log import LmdbLog
@@ -71,6 +72,7 @@ def open_meter(
             lateness_us=settings.lateness_us,
             late_policy=settings.late_policy,
             snapshot_every_events=settings.snapshot_every_events,
+            retention_days=settings.retention_days,
             meta_bytes_max=settings.max_meta_bytes,
             is_read_only=is_read_only,
             verify=settings.verify,
@@ -79,6 +81,7 @@ def open_meter(
         runs=runs,
         cells=cells,
         snapshots=FileSnapshots(directory.snapshots_path),
+        archives=FileArchives(directory.archives_path),
         clock=SystemClock(),
         ids=SystemIds(),
         run_blocking=run_in_thread,

@@ -81,7 +81,7 @@ class OperationRunner:
         *,
         clock: Clock,
         ids: Ids,
-        limits: EventLimits,
+        limits: Callable[[], EventLimits],
     ) -> None:
         """`operations()` is the fold of what this appends."""
         self._operations = operations
@@ -290,7 +290,7 @@ class OperationRunner:
         errors: list[RowError] = []
         now_us = self._clock.now_us()
         for number, (line, event) in enumerate(chunk, 1):
-            made = taken(event, meant, now_us, self._limits)
+            made = taken(event, meant, now_us, self._limits())
             if isinstance(made, Refusal):
                 errors.append(RowError(line, made.error[:ERROR_CHARS_MAX]))
             else:

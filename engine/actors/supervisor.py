@@ -4,6 +4,7 @@
      └ log writer                       appends, dedupes
         └ shards                        count
            └ key merger, snapshotter,   follow the log
+             retention, eraser,
              period closer, indexer,
              operations
               └ HTTP                    opens first and answers 503 until recovery is done
@@ -25,6 +26,7 @@ import structlog
 import trio
 
 from engine.actors.as_of import AsOf
+from engine.actors.eraser import Eraser
 from engine.actors.group import Group, Marks
 from engine.actors.indexer import Indexer
 from engine.actors.key_merger import KeyMerger
@@ -32,6 +34,7 @@ from engine.actors.log_writer import LogWriter, Offer
 from engine.actors.operations import OperationRunner
 from engine.actors.period_closer import PeriodCloser
 from engine.actors.recovery import Progress, Recovered, genesis_drafts, read_genesis, recover
+from engine.actors.retention import Retention
 from engine.actors.shard import Shard
 from engine.actors.snapshotter import ControlState, Snapshotter
 from engine.core.audit import AuditTrail
@@ -45,6 +48,7 @@ from engine.core.usage import usage_at
 from engine.errors import EngineError, StartRefused, Unavailable
 from engine.limits import META_BYTES_MAX, PARTITIONS
 from engine.ports import Clock, Ids, RunBlocking
+from wal.archive import ArchiveStore
 from wal.cells import CellStore
 from wal.key_index import RECENT_KEYS_MAX, KeyIndex
 from wal.log import Envelope, Log, LogError
@@ -66,6 +70,8 @@ class MeterOptions:
     snapshot_every_events: int
     recent_keys_max: int = RECENT_KEYS_MAX
     meta_bytes_max: int = META_BYTES_MAX
+    retention_days: int = 0
+    """Bodies of older events in closed periods are dropped; 0: never, unless a person asks."""
     is_read_only: bool = False
     """Nothing is appended and nothing follows the log: for a look at what would be. The log may be read-only too."""
     verify: bool = False
@@ -83,6 +89,7 @@ class Meter:
         runs: RunStore,
         cells: CellStore,
         snapshots: SnapshotStore,
+        archives: ArchiveStore,
         clock: Clock,
         ids: Ids,
         run_blocking: RunBlocking,
@@ -95,6 +102,7 @@ class Meter:
         self._runs = runs
         self._cells = cells
         self._snapshots = snapshots
+        self._archives = archives
         self.phase: Phase = "recovering"
         self.progress = Progress(0, log.head().next_sequence)
         self.registry = Registry()
@@ -183,7 +191,7 @@ class Meter:
             self.shards,
             clock=self.clock,
             ids=self.ids,
-            limits=EventLimits(self.options.meta_bytes_max),
+            limits=lambda: EventLimits(self.options.meta_bytes_max, self.registry.horizon_us),
         )
         as_of = AsOf(
             self.log,
@@ -193,8 +201,43 @@ class Meter:
             run_blocking=self.run_blocking,
             published_sequence=lambda: writer.published_sequence,
         )
+        busy = trio.Lock()
+        retention = Retention(
+            log=self.log,
+            writer=writer,
+            archives=self._archives,
+            registry=self.registry,
+            rules=self.rules,
+            clock=self.clock,
+            ids=self.ids,
+            run_blocking=self.run_blocking,
+            busy=busy,
+            days=self.options.retention_days,
+        )
+        eraser = Eraser(
+            log=self.log,
+            writer=writer,
+            archives=self._archives,
+            registry=self.registry,
+            shards=self.shards,
+            snapshotter=snapshotter,
+            indexer=indexer,
+            retention=retention,
+            ids=self.ids,
+            run_blocking=self.run_blocking,
+            busy=busy,
+        )
         self._started = _Started(
-            writer, keys, snapshotter, merger, closer, indexer, operations, as_of
+            writer,
+            keys,
+            snapshotter,
+            merger,
+            closer,
+            indexer,
+            operations,
+            as_of,
+            retention,
+            eraser,
         )
         writer_nursery.start_soon(writer.run)
         for shard in self.shards:
@@ -204,6 +247,8 @@ class Meter:
         if not self.options.is_read_only:
             for task in (snapshotter.run, merger.run, closer.run, indexer.run, operations.run):
                 followers.start_soon(task)
+            followers.start_soon(retention.run)
+            followers.start_soon(eraser.run)
         snapshotter.log_grew(writer.published_sequence)
         self.phase = "ready"
         _logger.info("ready", next_sequence=writer.published_sequence)
@@ -386,3 +431,5 @@ class _Started:
     indexer: Indexer
     operations: OperationRunner
     as_of: AsOf
+    retention: Retention
+    eraser: Eraser

@@ -16,7 +16,7 @@ import msgspec
 from engine.core.partitions import partition_of
 from engine.core.quantities import QuantityError, parse_json
 from engine.core.records import SOURCE_CODES, Row
-from engine.core.times import TimeError, parse_instant
+from engine.core.times import INSTANT_US_MIN, TimeError, format_instant, parse_instant
 from engine.limits import FUTURE_US_MAX, METRIC_CHARS_MAX, NAME_CHARS_MAX
 
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=NAME_CHARS_MAX)]
@@ -41,6 +41,8 @@ class EventLimits(NamedTuple):
     """The settings an event is held against."""
 
     meta_bytes_max: int
+    horizon_us: int = INSTANT_US_MIN
+    """Older events are refused: retention has dropped what they would be held against."""
 
 
 class Refusal(NamedTuple):
@@ -136,6 +138,9 @@ def accept(
             return Refusal(None, NEEDS_KEY_OR_TIME)
     elif ts_us > now_us + FUTURE_US_MAX:
         return Refusal(key_text, "ts is more than 1 hour ahead of the server's clock")
+    elif ts_us < limits.horizon_us:
+        horizon = format_instant(limits.horizon_us)
+        return Refusal(key_text, f"ts is before {horizon}: retention has dropped events that old")
     source = 0 if sent.source is None else SOURCE_CODES.get(sent.source, -1)
     if source < 0:
         return Refusal(key_text, f"source must be one of {', '.join(sorted(SOURCE_CODES))}")

@@ -19,6 +19,7 @@ from gateway.auth import Access
 from gateway.context import Gateway
 from gateway.measured_log import MeasuredLog
 from gateway.metrics import Metrics
+from wal.archive import MemoryArchives
 from wal.memory_cells import MemoryCells
 from wal.memory_log import FakeDisk, MemoryLog
 from wal.memory_runs import MemoryRuns
@@ -113,6 +114,7 @@ def memory_gateway(settings: Settings, disk: FakeDisk | None = None) -> tuple[Ga
         runs=MemoryRuns(),
         cells=MemoryCells(),
         snapshots=MemorySnapshots(),
+        archives=MemoryArchives(),
         clock=clock,
         ids=CountedIds(),
         run_blocking=run_inline,

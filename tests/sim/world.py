@@ -24,6 +24,9 @@ from engine.core.times import format_instant
 from engine.errors import EngineError, StartRefused, Unavailable
 from engine.ports import Fatal, ResultT
 from tests.helpers.recount import Recount, Total, recount
+from tests.sim.corrector import Corrected, assert_corrections, assert_kept, correct
+from tests.sim.violation import Violation
+from wal.archive import MemoryArchives
 from wal.check import check_log
 from wal.memory_cells import MemoryCells
 from wal.memory_log import FakeDisk, MemoryLog, Operation, Verdict
@@ -89,10 +92,12 @@ class World:
     runs: MemoryRuns = field(default_factory=MemoryRuns)
     cells: MemoryCells = field(default_factory=MemoryCells)
     snapshots: MemorySnapshots = field(default_factory=MemorySnapshots)
+    archives: MemoryArchives = field(default_factory=MemoryArchives)
     acknowledged: dict[tuple[str, str, str], Sent] = field(default_factory=dict)
     sent: dict[tuple[str, str, str], Sent] = field(default_factory=dict)
     trace: list[Any] = field(default_factory=list)
     lives: int = 0
+    corrected: Corrected = field(default_factory=Corrected)
 
     def __post_init__(self) -> None:
         self.rng = random.Random(self.seed)
@@ -144,14 +149,11 @@ class World:
             runs=self.runs,
             cells=self.cells,
             snapshots=self.snapshots,
+            archives=self.archives,
             clock=self.clock,
             ids=SimIds(self.rng),
             run_blocking=self.run_blocking,
         )
-
-
-class Violation(AssertionError):
-    """A promise of the meter did not hold."""
 
 
 async def life(world: World, *, seconds: float, crash: bool) -> None:
@@ -166,6 +168,7 @@ async def life(world: World, *, seconds: float, crash: bool) -> None:
                 for number in range(world.rng.randrange(2, 6)):
                     nursery.start_soon(_client, world, meter, number)
                 nursery.start_soon(_operator, world, meter)
+                nursery.start_soon(correct, world, meter)
                 await trio.sleep(seconds)
                 if crash:
                     power.cancel()
@@ -197,6 +200,7 @@ async def _operator(world: World, meter: Meter) -> None:
                     id=f"map_{tenant}_{metric}",
                     tenant_id=tenant,
                     metric=metric,
+                    aggregation=rng.choice(("sum", "max", "last")),
                     lateness_us=rng.choice((None, 0, 3_600_000_000)),
                 )
                 change = MappingChange(
@@ -329,13 +333,13 @@ def assert_truth(world: World) -> Recount:
             raise Violation(f"{identity} counts {len(stored)} times")
         if identity not in world.sent:
             raise Violation(f"{identity} was never sent")
+    assert_kept(world.corrected, truth)
     return truth
 
 
 def assert_state(meter: Meter, truth: Recount) -> None:
-    """The engine's counters and late adjustments are the recount's, to the last digit. Raises Violation."""
+    """The engine's counters and adjustments are the recount's, to the last digit. Raises Violation."""
     counted: dict[Any, Any] = {}
-    late: dict[Any, Any] = {}
     for shard in meter.shards:
         for table in shard.state.counters.values():
             for series, newest in table.items():
@@ -343,20 +347,12 @@ def assert_state(meter: Meter, truth: Recount) -> None:
                 while counter is not None:
                     counted[*series, counter.start_us] = counter
                     counter = counter.older
-        for adjustments in shard.state.adjustments.values():
-            for adjustment in adjustments.by_id.values():
-                late.setdefault(adjustment.key, []).append(adjustment)
     counted = {key: counter for key, counter in counted.items() if counter.count}
     if counted.keys() != truth.counted.keys():
         raise Violation(f"counters differ: {counted.keys() ^ truth.counted.keys()}")
     for key, total in truth.counted.items():
         _assert_same(key, total, counted[key])
-    if late.keys() != truth.late.keys():
-        raise Violation(f"late adjustments differ: {late.keys() ^ truth.late.keys()}")
-    for key, total in truth.late.items():
-        quantities = [micros for adjustment in late[key] for micros in adjustment.quantities]
-        if sum(quantities) != total.sum * 10**6 or len(quantities) != total.count:
-            raise Violation(f"late events of {key}: not every one is held exactly once")
+    assert_corrections(meter, counted, truth)
 
 
 def _assert_same(key: Any, total: Total, counter: Any) -> None:

@@ -46,6 +46,7 @@ def test_with_nothing_set_every_default_is_the_documented_one() -> None:
         verify=False,
         tenant_rate_limit=0,
         snapshot_every_events=1_000_000,
+        retention_days=0,
         cors_origins=(),
         log_level="info",
         log_format="auto",
