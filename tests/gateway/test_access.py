@@ -67,6 +67,7 @@ def request_of(route: Route, ids: dict[str, str], tenant: str | None) -> dict[st
         "customerRef": "umbra-customer",
         "metric": "umbras_metric",
         "since": "2026-01-01T00:00:00Z",
+        "periodStart": "2026-01-01",
     }
     names = {parameter.name for parameter in route.parameters if parameter.required}
     params: dict[str, Any] = {name: query[name] for name in names}

@@ -152,6 +152,11 @@ async def test_what_is_answered_is_what_is_described() -> None:
         await ask("GET", "/v1/usage/current", params=params | {"numbers": "string"})
         await ask("GET", "/v1/usage/history", params=params | {"metric": "calls", "since": "-P1D"})
         await ask("GET", "/v1/events", params=tenant)
+        await ask("GET", "/v1/events", params=tenant | {"format": "csv", "asOf": "3"})
+        await ask("GET", "/v1/usage/current", params=params | {"asOf": "3"})
+        period = {"metric": "calls", "periodStart": "2026-01-01"}
+        await ask("GET", "/v1/usage/explain", params=params | period)
+        await ask("GET", "/v1/usage/counters", params=tenant | {"format": "csv"})
         await ask_for_corrections(ask)
         key = await ask(
             "POST", "/v1/admin/api-keys", json=tenant | {"name": "n", "scopes": ["admin"]}
