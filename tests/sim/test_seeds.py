@@ -12,7 +12,8 @@ from engine.actors.group import Group
 from engine.actors.log_writer import LogWriter, Offer
 from engine.core import adjustments
 from engine.core.shard_state import ShardState
-from tests.sim.world import Violation, run_seed
+from tests.sim.violation import Violation
+from tests.sim.world import run_seed
 from wal.log import LogStateUnknown, LogWriteFailed
 from wal.memory_log import MemoryLog
 
