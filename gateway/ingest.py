@@ -27,7 +27,7 @@ from engine.core.events import (
     accept,
     holds_nul,
 )
-from engine.core.sent_rows import as_imported
+from engine.core.sent_rows import SOURCE_OF_IMPORT
 from engine.errors import EngineError
 from engine.limits import NAME_CHARS_MAX
 from gateway.asgi_types import Receive, Scope, Send
@@ -176,7 +176,7 @@ class Ingest:
         limits = self._event_limits
         if (horizon_us := self._gateway.meter.registry.horizon_us) != limits.horizon_us:
             limits = self._event_limits = limits._replace(horizon_us=horizon_us)
-        is_import = headers.operation is not None
+        source = 0 if headers.operation is None else SOURCE_OF_IMPORT
         last_tenant, last = "", None
         for index, sent in enumerate(events):
             if isinstance(sent, Refusal):
@@ -192,12 +192,10 @@ class Ingest:
             if nul and holds_nul(sent, tenant):
                 results[index] = Result(sent.idempotency_key, "error", error=NUL_REFUSED)
                 continue
-            row = accept(sent, tenant, event_key, now_us, limits)
+            row = accept(sent, tenant, event_key, now_us, limits, source)
             if isinstance(row, Refusal):
                 results[index] = Result(row.idempotency_key, "error", error=row.error)
                 continue
-            if is_import and sent.source is None:
-                row = as_imported(row)
             if last is None or tenant != last_tenant:
                 last = tenants.setdefault(tenant, _TenantRows())
                 last_tenant = tenant

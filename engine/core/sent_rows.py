@@ -32,7 +32,6 @@ from engine.limits import METRIC_CHARS_MAX, NAME_CHARS_MAX
 LINE_BYTES_MAX: Final = 1 << 20
 """Of one row; a longer one is refused, not cut."""
 CELL_CHARS_MAX: Final = 131_072
-_SOURCE, _METRIC = 7, 0  # columns of engine.core.records.Row
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=NAME_CHARS_MAX)]
 _Metric = Annotated[str, msgspec.Meta(min_length=1, max_length=METRIC_CHARS_MAX)]
 _NO_QUANTITY: Final = msgspec.Raw()
@@ -279,21 +278,16 @@ def _csv_row(columns: Sequence[str], cells: Sequence[str]) -> SentEvent | Refusa
 
 
 def taken(
-    sent: SentEvent | Refusal,
-    meant: Meant,
-    now_us: int,
-    limits: EventLimits,
-    *,
-    may_hold_nul: bool = True,
+    sent: SentEvent | Refusal, meant: Meant, now_us: int, limits: EventLimits, *, nul: bool = True
 ) -> tuple[str, Row] | Refusal:
-    """(tenant, row) of a good row, else why it does not count."""
+    """(tenant, row) of a good row, else why it does not count. `nul`: a name may hold U+0000."""
     if isinstance(sent, Refusal):
         return sent
     key = sent.idempotency_key
     tenant = sent.tenant_id or meant.tenant
     if tenant is None:
         return Refusal(key, "tenantId: is missing; name the tenant the row counts for")
-    if tenant != meant.tenant and meant.tenant is not None and meant.only_tenant:
+    if tenant != meant.tenant and meant.only_tenant and meant.tenant is not None:
         return Refusal(key, "tenantId: is another tenant than the operation's")
     if not sent.metric:
         if meant.metric is None:
@@ -303,31 +297,18 @@ def taken(
         if meant.customer_ref is None:
             return Refusal(key, "customerRef: is missing")
         sent.customer_ref = meant.customer_ref
-    if may_hold_nul and holds_nul(sent, tenant):
+    if nul and holds_nul(sent, tenant):
         return Refusal(key, NUL_REFUSED)
-    row = accept(sent, tenant, None, now_us, limits)
-    if isinstance(row, Refusal):
-        return row
-    if meant.start_us is not None or meant.end_us is not None:
-        ts_us = row[3]
-        if ts_us is None:
-            return Refusal(key, "ts: is missing; a row of a backfill says when it happened")
-        too_late = meant.end_us is not None and ts_us >= meant.end_us
-        if too_late or (meant.start_us is not None and ts_us < meant.start_us):
-            return Refusal(key, "ts: lies outside of periodStart and periodEnd")
-    if sent.source is None:
-        row = _with_source(row, meant.source)
+    row = accept(sent, tenant, None, now_us, limits, meant.source)
+    if isinstance(row, Refusal) or (meant.start_us is None and meant.end_us is None):
+        return row if isinstance(row, Refusal) else (tenant, row)
+    ts_us = row[3]
+    if ts_us is None:
+        return Refusal(key, "ts: is missing; a row of a backfill says when it happened")
+    too_late = meant.end_us is not None and ts_us >= meant.end_us
+    if too_late or (meant.start_us is not None and ts_us < meant.start_us):
+        return Refusal(key, "ts: lies outside of periodStart and periodEnd")
     return tenant, row
-
-
-def as_imported(row: Row) -> Row:
-    """The row of an import that names no source."""
-    return _with_source(row, SOURCE_OF_IMPORT)
-
-
-def _with_source(row: Row, source: int) -> Row:
-    """The row under a source that its sender did not name; its fingerprint stays that of one without."""
-    return (*row[:_SOURCE], source, *row[_SOURCE + 1 :])  # type: ignore[return-value]
 
 
 SOURCE_OF_BACKFILL: Final = SOURCE_CODES["etl"]

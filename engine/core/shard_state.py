@@ -173,14 +173,15 @@ class ShardState:
                 counter = self._counter_at(partition, series, counter, ts_us, judged_by)
             if counter is None:
                 is_late = True
-            elif is_marked:
-                watermark_us = self._watermark(partition, series, counter, operation)
-                is_closed = counter.end_us <= closed_until_us
-                is_late = not is_historic and (is_closed or ts_us < watermark_us - lateness_us)
             else:
                 is_late = (
                     counter.end_us <= closed_until_us or ts_us < counter.watermark_us - lateness_us
                 )
+                if is_late and is_marked:
+                    # Watermarks only grow: what the present one lets pass, the one at the start does too.
+                    watermark_us = self._watermark(partition, series, counter, operation)
+                    is_closed = counter.end_us <= closed_until_us
+                    is_late = not is_historic and (is_closed or ts_us < watermark_us - lateness_us)
             if is_late or counter is None:
                 event = LateEvent(first_sequence + index, micros, ts_us)
                 held = self._hold(partition, series, event, received_at_us, operation)
