@@ -169,7 +169,7 @@ class _Requests(ABC):
             finally:
                 self._idle.append(connection)
 
-    async def send(self, rows: Sequence[SentRow]) -> Sending:
+    async def send(self, rows: Sequence[SentRow], *, nul: bool) -> Sending:  # noqa: ARG002 - it looks itself
         """See Target."""
         await trio.lowlevel.checkpoint()
         waited = _Waited()

@@ -21,10 +21,10 @@ from engine.actors.group import Marks
 from engine.actors.log_writer import ACCEPTED, CONFLICT, DUPLICATE, Offer
 from engine.actors.supervisor import Meter
 from engine.config import Settings
-from engine.core.events import KEY_REUSED, EventLimits, Refusal
+from engine.core.events import KEY_REUSED, EventLimits
 from engine.core.operations import ERROR_CHARS_MAX, Asked, Operation, Progress, RowError
 from engine.core.records import Change
-from engine.core.sent_rows import Meant, SentRow, taken
+from engine.core.sent_rows import Meant, SentRow, all_taken
 from engine.errors import Unavailable
 from gateway import collector
 from gateway.data_directory import DataDirectory
@@ -86,32 +86,19 @@ class DirectoryTarget:
         operation = self._operation = await runner.start_import(tenant, asked, _ACTOR)
         return Begun(operation.id, operation.cursor, operation.processed, operation.failed)
 
-    async def send(self, rows: Sequence[SentRow]) -> Sending:
+    async def send(self, rows: Sequence[SentRow], *, nul: bool) -> Sending:
         """See Target."""
         assert self._operation is not None, "begin first"
-        errors: list[RowError] = []
-        tenants: dict[str, tuple[list[Any], list[int]]] = {}
         now_us = self._meter.clock.now_us()
-        meant, limits = self._meant, self._limits
-        for line, event in rows:
-            made = taken(event, meant, now_us, limits)
-            if isinstance(made, Refusal):
-                errors.append(RowError(line, made.error[:ERROR_CHARS_MAX]))
-                continue
-            tenant, row = made
-            found = tenants.get(tenant)
-            if found is None:
-                found = tenants[tenant] = ([], [])
-            found[0].append(row)
-            found[1].append(line)
+        tenants, refused = all_taken(rows, self._meant, now_us, self._limits, nul=nul)
+        errors = [RowError(line, why.error[:ERROR_CHARS_MAX]) for line, why in refused]
         marks = Marks(self._operation.id, self._historic)
         offers = [
-            (await self._offer(tenant, accepted, marks), lines)
-            for tenant, (accepted, lines) in tenants.items()
+            (await self._offer(tenant, of.rows, marks), of.lines) for tenant, of in tenants.items()
         ]
         return _Taken(offers, errors)
 
-    async def _offer(self, tenant: str, rows: list[Any], marks: Marks) -> Offer:
+    async def _offer(self, tenant: str, rows: Sequence[tuple[Any, ...]], marks: Marks) -> Offer:
         with trio.fail_after(_WAIT_SECONDS_MAX):
             while True:
                 try:
@@ -152,7 +139,7 @@ class DryTarget:
         """See Target."""
         return Begun("", b"", 0, 0)
 
-    async def send(self, rows: Sequence[SentRow]) -> Sending:
+    async def send(self, rows: Sequence[SentRow], *, nul: bool) -> Sending:  # noqa: ARG002 - it looks itself
         """See Target."""
         await trio.lowlevel.checkpoint()
         judged = [self._dry_run.judge(row) for row in rows]

@@ -62,8 +62,8 @@ class Target(Protocol):
         """Begin an import of these files, or find the open one."""
         ...
 
-    async def send(self, rows: Sequence[SentRow]) -> Sending:
-        """Hand rows over; waits while too many are on their way."""
+    async def send(self, rows: Sequence[SentRow], *, nul: bool) -> Sending:
+        """Hand rows over; waits while too many are on their way. `nul`: a name may hold U+0000."""
         ...
 
     async def note(self, progress: Progress) -> None:
@@ -162,7 +162,7 @@ class Import:
         window: deque[_OnItsWay] = deque()
         last = start
         while chunk := await trio.to_thread.run_sync(partial(next, chunks, None)):
-            sending = await self._target.send(chunk.rows)
+            sending = await self._target.send(chunk.rows, nul=chunk.nul)
             window.append(_OnItsWay(chunk, sending, self._files.bytes_read(chunk)))
             if len(window) >= self._target.at_once:
                 last = await self._settle(window.popleft())

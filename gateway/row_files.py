@@ -50,6 +50,8 @@ class Chunk(NamedTuple):
 
     rows: list[SentRow]
     after: Cursor
+    nul: bool
+    """Whether a name may hold U+0000."""
 
 
 class RowFile:
@@ -159,7 +161,7 @@ class RowFile:
             line += block.count(b"\n") + (not block.endswith(b"\n"))
             rows = rows_of_lines(block.removeprefix(_BOM) if first == 1 else block, first)
             self._take(block)
-            yield Chunk(rows, self._cursor(line))
+            yield Chunk(rows, self._cursor(line), b"\\u0000" in block)
 
     def _take(self, data: bytes) -> None:
         self._digest.update(data)
@@ -186,7 +188,7 @@ class RowFile:
             line = self._lines_taken + start.line
             if shift:
                 taken = [row._replace(line=row.line + shift) for row in taken]
-            yield Chunk(taken, self._cursor(line))
+            yield Chunk(taken, self._cursor(line), nul=True)
 
     def _text_lines(self) -> Iterator[str]:
         self._lines_taken = 0
