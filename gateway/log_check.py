@@ -27,6 +27,7 @@ from engine.core.records import (
     decode_keys,
 )
 from engine.errors import EngineError
+from gateway.kept_check import Vouchers
 from wal.check import PROBLEMS_MAX, CheckReport, check_log
 from wal.log import LogDamaged, LogError, PartState, StoredRecord
 
@@ -116,6 +117,22 @@ def check(log_path: Path, progress: Callable[[Seen], None] = lambda _seen: None)
     )
 
 
+class Inspector:
+    """Looks at a log's meaning, record by record, and says at the end what nothing vouches for."""
+
+    def __init__(self) -> None:
+        self._vouchers = Vouchers()
+
+    def inspect(self, record: StoredRecord) -> str | None:
+        """See `inspect`."""
+        self._vouchers.take(record)
+        return inspect(record)
+
+    def end(self) -> list[Damage]:
+        """What was erased or dropped without a record that says so."""
+        return [Damage(*one) for one in self._vouchers.unvouched()]
+
+
 def inspect(record: StoredRecord) -> str | None:
     """What is wrong with the meaning of a record whose bytes are right, else None."""
     envelope = record.envelope
@@ -161,9 +178,10 @@ def _inspect_events(record: StoredRecord) -> str | None:
     return None
 
 
-def _report(found: CheckReport) -> LogReport:
+def _report(found: CheckReport, unvouched: list[Damage]) -> LogReport:
+    problems = [*(Damage(p.sequence, p.message) for p in found.problems), *unvouched]
     return LogReport(
-        ok=found.ok,
+        ok=not problems,
         records=found.records,
         items=found.items,
         stored_bytes=found.stored_bytes,
@@ -171,7 +189,7 @@ def _report(found: CheckReport) -> LogReport:
         parts_trimmed=found.parts_trimmed,
         next_sequence=found.next_sequence,
         head_hash=found.head_hash.hex(),
-        problems=tuple(Damage(p.sequence, p.message) for p in found.problems[:PROBLEMS_MAX]),
+        problems=tuple(problems[:PROBLEMS_MAX]),
     )
 
 
@@ -194,15 +212,15 @@ def _child(log_path: Path) -> None:
     except (LogError, OSError) as error:
         say(_Failed(f"the log can't be opened: {error}"))
         return
-    size = log.size_bytes()
+    size, inspector = log.size_bytes(), Inspector()
     try:
         found = check_log(
             log,
             lambda records, stored: say(Seen(records, stored, size)),
             anchor=log.anchor(),
-            inspect=inspect,
+            inspect=inspector.inspect,
         )
-        say(_Done(_report(found)))
+        say(_Done(_report(found, inspector.end())))
     finally:
         log.close()
 

@@ -28,7 +28,7 @@ from engine.core.erasing import (
     erased_texts,
     nameless,
     random_pseudonym,
-    stable_pseudonym,
+    stable_pseudonyms,
 )
 from engine.core.keeping import (
     NAMES_PER_RECORD_MAX,
@@ -159,7 +159,9 @@ class Eraser:
     def _pseudonym(self, tenant: str, name: str, secret: bytes | None) -> str:
         if secret is None:
             return random_pseudonym(tenant, name, self._ids.token)
-        return stable_pseudonym(tenant, name, secret)
+        return next(
+            p for p in stable_pseudonyms(tenant, name, secret) if not self._is_known(tenant, p)
+        )
 
     async def ended(self, erasure_id: str) -> None:
         """Wait until an erasure has ended. Raises Unavailable with the reason while it can't go on."""

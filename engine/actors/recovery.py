@@ -143,6 +143,16 @@ class Fold:
         """Whether the record can't be folded before it is known what later ones say of it."""
         return self.survey is None and record.sequence >= self.control_from and is_touched(record)
 
+    def needs_checkpoint(self, record: StoredRecord) -> bool:
+        """Whether the record's events were dropped and a checkpoint stands in for them, which this began before."""
+        checkpoint = None if self.survey is None else self.survey.checkpoint
+        return (
+            checkpoint is not None
+            and self.control_from <= record.sequence < checkpoint.position
+            and record.envelope.record_type == RecordType.EVENTS
+            and is_dropped(record)
+        )
+
     def take(self, record: StoredRecord, keys: KeyIndex | None) -> None:
         """Fold one record; its keys go to `keys`. Raises LogDamaged when its content can't be read."""
         envelope = record.envelope
@@ -323,8 +333,10 @@ async def _fold_log(
                 raise LogDamaged(message, record.sequence)
             if fold.needs_survey(record):
                 fold.survey = await run_blocking(partial(survey, log, record.sequence))
-                if fold.survey.aliases or is_dropped(record):
+                if fold.survey.aliases:
                     raise _StartOver
+            if fold.needs_checkpoint(record):
+                raise _StartOver
             fold.take(record, keys)
             previous = record
             await merging.keys_added()

@@ -8,8 +8,9 @@ text, Stripe's ids) is gone. It must not know where parts are stored.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from hashlib import blake2b
+from itertools import count
 from typing import Any, Final
 
 import msgspec
@@ -72,16 +73,19 @@ def random_pseudonym(tenant: str, name: str, token: Callable[[int], bytes]) -> s
             return pseudonym
 
 
-def stable_pseudonym(tenant: str, name: str, secret: bytes) -> str:
-    """The pseudonym that whoever has the name and the secret finds again, in the name's own partition."""
-    partition, number = partition_of(tenant, name), 0
-    while True:
+def stable_pseudonyms(tenant: str, name: str, secret: bytes) -> Iterator[str]:
+    """The pseudonyms that whoever has the name and the secret finds again, in the name's own partition, in order.
+
+    A customer who came back and is erased again gets the next one: two histories under one name would be judged late
+    by each other's events.
+    """
+    partition = partition_of(tenant, name)
+    for number in count():
         text = f"{tenant}\0{name}\0{number}".encode()
         digest = blake2b(text, digest_size=_PSEUDONYM_BYTES, key=secret[:64]).digest()
         pseudonym = PSEUDONYM_START + digest.hex()
         if partition_of(tenant, pseudonym) == partition:
-            return pseudonym
-        number += 1
+            yield pseudonym
 
 
 def erased_texts(counting: bytes, texts: bytes, tenant: str, names: Names) -> bytes | None:
