@@ -44,9 +44,9 @@ class Corrected:
 async def correct(world: World, meter: Meter) -> None:
     """Do one thing after the other until the meter stops."""
     rng, ledger = world.rng, world.corrected
-    steps = (_make, _decide, _decide, _decide_many, _replay, _replay)
+    steps = (_make, _make, _make, _decide, _decide, _decide, _decide_many, _replay, _replay)
     while meter.phase not in ("stopping", "stopped"):
-        await trio.sleep(rng.uniform(0.01, 0.4))
+        await trio.sleep(rng.uniform(0.002, 0.15))
         try:
             await rng.choice(steps)(world, meter, ledger)
         except EngineError as error:
@@ -55,7 +55,7 @@ async def correct(world: World, meter: Meter) -> None:
 
 async def _make(world: World, meter: Meter, ledger: Corrected) -> None:
     rng = world.rng
-    number = rng.randrange(12)
+    number = rng.randrange(40)
     content = Random(
         number
     )  # the same requestId is always the same content, as far as the rules allow
@@ -94,7 +94,9 @@ async def _decide(world: World, meter: Meter, ledger: Corrected) -> None:
     if not ids:
         return
     decision: Decision = world.rng.choice(("approve", "approve", "revert"))
-    chosen = world.rng.choice(ids)
+    # Those that a person made are few among the late ones, and of more kinds.
+    made = [one for one in ids if len(one) == len("adj_") + 16]
+    chosen = world.rng.choice(made if made and world.rng.random() < 0.7 else ids)
     corrections = Corrections(meter)
     try:
         decided = await corrections.decide(chosen, None, decision, BY)

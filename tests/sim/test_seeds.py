@@ -10,7 +10,9 @@ import pytest
 from engine.actors import recovery, snapshotter
 from engine.actors.group import Group
 from engine.actors.log_writer import LogWriter, Offer
+from engine.actors.replays import Replays
 from engine.core import adjustments
+from engine.core.registry import Registry
 from engine.core.shard_state import ShardState
 from tests.sim.violation import Violation
 from tests.sim.world import run_seed
@@ -143,6 +145,70 @@ def _settings_are_not_recorded(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Meter, "_start", start)
 
 
+def _a_revert_leaves_the_adjustment_counting(patch: pytest.MonkeyPatch) -> None:
+    decide = adjustments.Adjustments.decide
+
+    def keep(self: Any, adjustment_id: str, status: Any, **more: Any) -> None:
+        if status == "reverted" and self.by_id[adjustment_id].status == "approved":
+            return
+        decide(self, adjustment_id, status, **more)
+
+    patch.setattr(adjustments.Adjustments, "decide", keep)
+
+
+def _a_replay_leaves_its_events_in_their_adjustment(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(adjustments.Adjustment, "remove", lambda _self, _sequences: None)
+
+
+def _request_ids_are_forgotten_by_snapshots(patch: pytest.MonkeyPatch) -> None:
+    restore = Registry.restore
+
+    def forget(data: bytes) -> Registry:
+        registry = restore(data)
+        registry.adjustment_requests.clear()
+        return registry
+
+    patch.setattr(Registry, "restore", staticmethod(forget))
+
+
+def _a_restored_value_is_not_fed(patch: pytest.MonkeyPatch) -> None:
+    restore, watch = ShardState.restore_partition, ShardState._watch
+
+    def unfed(self: ShardState, *args: Any) -> None:
+        with pytest.MonkeyPatch.context() as inner:
+            inner.setattr(ShardState, "_watch", lambda *_args: None)
+            restore(self, *args)
+        assert ShardState._watch is watch
+
+    patch.setattr(ShardState, "restore_partition", unfed)
+
+
+def _corrections_in_the_snapshot_are_folded_again(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(
+        ShardState, "_concerns", lambda self, partition, *_args: partition in self.counters
+    )
+
+
+def _a_replay_applies_whatever_the_plan_is_now(patch: pytest.MonkeyPatch) -> None:
+    apply = Replays.apply
+    patch.setattr(
+        Replays, "apply", lambda self, request, _expect, by: apply(self, request, None, by)
+    )
+
+
+def _late_events_after_a_decision_join_it(patch: pytest.MonkeyPatch) -> None:
+    hold = adjustments.Adjustments.hold
+
+    def join(self: Any, key: Any, end_us: int, event: Any, **more: Any) -> Any:
+        for one in self.of_counter(key):
+            if one.kind == "event" and one.status == "approved":
+                one.add(event)
+                return one
+        return hold(self, key, end_us, event, **more)
+
+    patch.setattr(adjustments.Adjustments, "hold", join)
+
+
 FAULTS: list[Callable[[pytest.MonkeyPatch], None]] = [
     _acknowledge_before_commit,
     _duplicate_does_not_wait_for_its_original,
@@ -155,6 +221,13 @@ FAULTS: list[Callable[[pytest.MonkeyPatch], None]] = [
     _a_snapshot_claims_more_than_it_holds,
     _a_failed_commit_is_counted,
     _settings_are_not_recorded,
+    _a_revert_leaves_the_adjustment_counting,
+    _a_replay_leaves_its_events_in_their_adjustment,
+    _request_ids_are_forgotten_by_snapshots,
+    _a_restored_value_is_not_fed,
+    _corrections_in_the_snapshot_are_folded_again,
+    _a_replay_applies_whatever_the_plan_is_now,
+    _late_events_after_a_decision_join_it,
 ]
 
 
