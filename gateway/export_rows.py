@@ -48,12 +48,12 @@ COUNTER_COLUMNS: Final = _columns(
     "max:quantity last:quantity count:integer pendingLate:integer watermark:instant updatedAt:instant"
 )
 ADJUSTMENT_COLUMNS: Final = _columns(
-    "id tenantId metric customerRef periodStart:instant periodEnd:instant kind status value:quantity events:integer "
-    "reason actor note requestId parentAdjustmentId operationId createdAt:instant decidedAt:instant decidedBy "
-    "position:integer"
+    "id tenantId metric customerRef periodStart:instant periodEnd:instant kind status delta:quantity value:quantity "
+    "eventCount:integer eventsTotal:quantity reason actor note requestId parentAdjustmentId operationId "
+    "createdAt:instant decidedAt:instant decidedBy sequence:integer"
 )
 AUDIT_COLUMNS: Final = _columns(
-    "position:integer at:instant type tenantId actor requestId record:json"
+    "sequence:integer at:instant tenantId actor action targets:json requestId after:json"
 )
 
 

@@ -112,7 +112,7 @@ def _rows_of(  # noqa: PLR0917 - a leaf of the function above
 
 
 def adjustment_row(one: Adjustment) -> Row:
-    """An adjustment in ADJUSTMENT_COLUMNS. Its value is the delta, the value, or the sum of its late events."""
+    """An adjustment in ADJUSTMENT_COLUMNS: its delta, or its value, or how many late events it holds and their sum."""
     late = one.kind == "event"
     return (
         one.id,
@@ -123,8 +123,10 @@ def adjustment_row(one: Adjustment) -> Row:
         one.end_us,
         one.kind,
         one.status,
-        sum(one.quantities) if late else one.micros,
+        one.micros if one.kind == "delta" else None,
+        one.micros if one.kind == "value" else None,
         len(one.sequences) if late else None,
+        sum(one.quantities) if late else None,
         one.reason,
         one.actor,
         one.note,

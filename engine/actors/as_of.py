@@ -197,7 +197,6 @@ class AsOf:
             wanted=Wanted(tenant, customer_ref, metric, ts_us_min),
             observer=explainer,
         )
-        explainer.state = fold.state
         return await self.fold(fold, from_snapshot=False)
 
     async def fold(self, fold: PrefixFold, *, from_snapshot: bool) -> PrefixFold:

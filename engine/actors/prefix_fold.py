@@ -1,8 +1,9 @@
 """Folds a prefix of the log: the state as it was at a position, or of a whole log that nobody serves.
 
 Rules it keeps: the same machine as live counting (`engine.core.shard_state`) and the same start as recovery, the
-nearest snapshot at or before the end; of the events only what is asked for is folded, which changes nothing, since a
-counter depends on its own series and on control records alone; what retention dropped is refused, never passed over.
+nearest snapshot at or before the end, or the checkpoint where retention dropped events; of the events only what is
+asked for is folded, which changes nothing, since a counter depends on its own series and on control records alone;
+what was dropped and is needed is refused, never passed over; who is being erased goes by the pseudonym.
 It blocks for the disk: each slice belongs into a worker thread. It must not know what the state is for.
 """
 
@@ -13,16 +14,31 @@ from typing import Final, NamedTuple, Protocol
 
 import msgspec
 
-from engine.actors.recovery import CONTROL_SECTION, PARTITION_SECTION, RULES_SECTION
+from engine.actors.kept import (
+    NOTHING_KNOWN,
+    Survey,
+    control_bytes,
+    is_dropped,
+    is_touched,
+    survey,
+    with_aliases,
+)
+from engine.actors.recovery import (
+    CONTROL_SECTION,
+    PARTITION_SECTION,
+    RULES_SECTION,
+    Fold,
+    checkpoint_fold,
+    control_of,
+)
 from engine.actors.shard import restore_partition
-from engine.actors.tenant_parts import TenantPart, is_trimmed, tenant_parts
+from engine.actors.tenant_parts import TenantPart, tenant_parts
 from engine.core.quantities import unpack_ext
 from engine.core.records import (
     ControlRecord,
     RecordError,
     RecordType,
     TenantEvents,
-    decode_control,
 )
 from engine.core.registry import Registry
 from engine.core.rules import Rules
@@ -67,6 +83,10 @@ class Observer(Protocol):
         """Events were folded just now; those named in `late` are held by an adjustment."""
         ...
 
+    def begin_anew(self, state: ShardState) -> None:
+        """The fold begins (again): forget what was told; `state` is what is folded from now on."""
+        ...
+
     def control_coming(self, record: ControlRecord, *, sequence: int, received_at_us: int) -> None:
         """A control record is about to be folded: the state is the one before it."""
         ...
@@ -93,8 +113,12 @@ class PrefixFold:
         self._control_from = 0
         self._partition_from = [0] * PARTITIONS
         self._previous: StoredRecord | None = None
+        self._survey: Survey | None = None
+        """What later records say of replaced and dropped parts; None until one is met."""
         self.position = 0
         """Everything before it is folded."""
+        if observer is not None:
+            observer.begin_anew(self.state)
         self.events_folded = 0
 
     def start_from(self, snapshots: SnapshotStore, log_id: bytes, epoch: int) -> None:
@@ -144,6 +168,8 @@ class PrefixFold:
                 message = f"record {record.sequence} does not follow record {previous.sequence}"
                 raise LogDamaged(message, record.sequence)
             try:
+                if self._begins_anew(record):
+                    return True
                 self._take(record)
             except (RecordError, IndexError) as error:
                 message = f"record {record.sequence} can't be used: {error}"
@@ -152,14 +178,57 @@ class PrefixFold:
             self.position = record.next_sequence
         return self.position < self._end
 
+    def _begins_anew(self, record: StoredRecord) -> bool:
+        """Whether the fold must begin again, because of what was erased or dropped; then it has. Raises Gone."""
+        if (
+            self._survey is not None
+            or record.sequence < self._control_from
+            or not is_touched(record)
+            or self._is_too_old(record)
+        ):
+            return False
+        found = survey(self._log, record.sequence)
+        dropped = is_dropped(record) and record.envelope.record_type == RecordType.EVENTS
+        if not dropped and not found.aliases:
+            self._survey = found
+            return False
+        begin = Fold()
+        if dropped:
+            checkpoint = found.checkpoint
+            if checkpoint is None or checkpoint.position > self._end or self.observer is not None:
+                raise Gone(
+                    f"retention has dropped the events at position {record.sequence}, which this answer needs: ask "
+                    "for a later time, or read the archive that retention wrote"
+                )
+            begin = checkpoint_fold(self._log, checkpoint)
+        begin.survey = self._survey = found
+        begin.rename(found)
+        own = list(self.state.counters)
+        state = ShardState((), begin.state.rules)
+        state.adopt(begin.state, own)
+        self.registry, self.state = begin.registry, state
+        if self.observer is not None:
+            self.observer.begin_anew(state)
+        self._control_from = self.position = begin.control_from
+        self._partition_from = begin.partition_from
+        self._previous = None
+        return True
+
+    def _is_too_old(self, record: StoredRecord) -> bool:
+        """Whether no event of the record can be one that is asked for."""
+        oldest_us = self._wanted.ts_us_min
+        received_at_us = record.envelope.received_at_us
+        return oldest_us is not None and received_at_us + _AHEAD_US_MAX < oldest_us
+
     def _take(self, record: StoredRecord) -> None:
         envelope = record.envelope
         if envelope.record_type == RecordType.EVENTS:
             self._take_events(record)
             return
-        if envelope.sequence < self._control_from:
+        if envelope.sequence < self._control_from or is_dropped(record):
             return
-        control = decode_control(envelope.record_type, record.parts[0].data)
+        aliases = (self._survey or NOTHING_KNOWN).aliases
+        control = control_of(record, control_bytes(record, aliases))
         at = {"sequence": envelope.sequence, "received_at_us": envelope.received_at_us}
         if self.observer is not None:
             self.observer.control_coming(control, **at)
@@ -168,14 +237,8 @@ class PrefixFold:
 
     def _take_events(self, record: StoredRecord) -> None:
         received_at_us = record.envelope.received_at_us
-        oldest_us = self._wanted.ts_us_min
-        if oldest_us is not None and received_at_us + _AHEAD_US_MAX < oldest_us:
+        if self._is_too_old(record):
             return
-        if is_trimmed(record):
-            raise Gone(
-                f"retention has dropped the events at position {record.sequence}, which this answer needs: ask for "
-                "a later time, or read the archive that retention wrote"
-            )
         for part in tenant_parts(record):
             if self._wanted.tenant not in (None, part.tenant):
                 continue
@@ -196,6 +259,7 @@ class PrefixFold:
         if not wanted_rows:
             return
         events = part.decode(fold_only=True)
+        events = with_aliases(events, (self._survey or NOTHING_KNOWN).aliases, record_sequence)
         _tenant, customer, metric, _oldest = self._wanted
         if customer is not None:
             wanted_rows = [i for i in wanted_rows if events.customers[i] == customer]

@@ -178,7 +178,12 @@ class Explainer:
         self._trails: dict[int, _Trail] = {}
         """By the start of their periods: those that begin on the day, of which there is one unless rules changed."""
         self.state: ShardState | None = None
-        """The state that is being folded; set it before the first record."""
+        """The state that is being folded."""
+
+    def begin_anew(self, state: ShardState) -> None:
+        """See `Observer`."""
+        self._trails = {}
+        self.state = state
 
     def _trail_at(self, ts_us: int) -> _Trail | None:
         if ts_us < self._day_us:

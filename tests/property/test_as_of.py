@@ -139,7 +139,6 @@ def explained(past: Past, end: int, series: tuple[str, str, str], day_us: int) -
         wanted=Wanted(tenant, customer, metric, day_us),
         observer=explainer,
     )
-    explainer.state = fold.state
     folded(fold)
     return explainer.explanation(past.now_us)
 
