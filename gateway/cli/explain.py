@@ -1,0 +1,156 @@
+"""`stripemeter explain`: how a customer's total came about, as a table that adds up.
+
+It must not know how the parts are found (engine.core.explain).
+"""
+
+from __future__ import annotations
+
+import sys
+
+import click
+import msgspec
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from engine.core.times import TimeError, format_date, parse_date
+from gateway.as_of import parse_as_of
+from gateway.cli.export import open_source
+from gateway.environment import read_settings
+from gateway.explain import UsageExplained
+from gateway.system import SystemClock
+
+_WIDTH_WITHOUT_TERMINAL = 140
+
+
+@click.command("explain", short_help="How a customer's total came about.")
+@click.argument("tenant")
+@click.argument("customer")
+@click.argument("metric")
+@click.argument("period")
+@click.option("--as-of", metavar="WHEN", help="As it was known: a time, or a log position.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--data-dir", metavar="DIR", help="A stopped server's data directory.")
+@click.option(
+    "--url", metavar="URL", envvar="STRIPEMETER_URL", help="Ask the server there (STRIPEMETER_URL)."
+)
+@click.option(
+    "--api-key",
+    metavar="KEY",
+    envvar="STRIPEMETER_API_KEY",
+    help="With HTTP: a key with scope usage:read (STRIPEMETER_API_KEY).",
+)
+def command(
+    *,
+    tenant: str,
+    customer: str,
+    metric: str,
+    period: str,
+    as_of: str | None,
+    as_json: bool,
+    data_dir: str | None,
+    url: str | None,
+    api_key: str | None,
+) -> int:
+    r"""Every part of a total: events by day, replays, late events, adjustments, with their log positions.
+
+    PERIOD is the day on which the period begins, or a month: 2026-01-01 or 2026-01.
+
+    \b
+    Examples:
+      stripemeter explain acme cus_anna api_calls 2026-01
+      stripemeter explain acme cus_anna api_calls 2026-01-15 --json
+      stripemeter explain acme cus_anna api_calls 2026-01 --as-of 2026-02-03T09:00:00Z
+
+    Of a sum, the column "amount" adds up to the total to the last digit; of a max or last, the last line names what
+    won. Late events and adjustments that are not approved have amount 0.
+    """
+    try:
+        day_us = parse_date(f"{period}-01" if len(period) == len("YYYY-MM") else period)
+    except TimeError as error:
+        message = f"the date {error}"
+        raise click.BadParameter(message, param_hint="PERIOD") from error
+    try:
+        asked = None if as_of is None else parse_as_of(as_of, SystemClock().now_us())
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--as-of") from error
+    settings = read_settings({"STRIPEMETER_DATA_DIR": data_dir} if data_dir else {})
+    with open_source(settings, url, api_key) as source:
+        found = source.explain((tenant, metric, customer), day_us, asked)
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(found)).decode())
+        return 0
+    console = Console()
+    if not sys.stdout.isatty():
+        console = Console(width=_WIDTH_WITHOUT_TERMINAL)
+    _show(console, found, format_date(day_us))
+    return 0
+
+
+def _number(raw: msgspec.Raw | None) -> str:
+    return "" if raw is None else bytes(raw).decode()
+
+
+def _positions(first: int | None, last: int | None) -> str:
+    if first is None or first == last:
+        return "" if first is None else str(first)
+    return f"{first}..{last}"
+
+
+def _show(console: Console, found: UsageExplained, day: str) -> None:
+    console.print(
+        Text(f"{found.tenant_id} / {found.customer_ref} / {found.metric}, period from {day}:"),
+        Text(f"{found.aggregation} = {_number(found.total)}", style="bold"),
+    )
+    table = Table()
+    for name in ("part", "status", "by"):
+        table.add_column(name)
+    for name in ("events", "sum or value", "amount", "log positions"):
+        table.add_column(name, justify="right")
+    is_sum = found.aggregation == "sum"
+
+    def add(*cells: str) -> None:
+        table.add_row(*map(Text, cells))
+
+    for one in found.days:
+        positions = _positions(one.first_position, one.last_position)
+        total = _number(one.sum)
+        add(f"day {one.day}", "", "", str(one.count), total, total if is_sum else "", positions)
+    for replay in found.replays:
+        positions = _positions(replay.first_position, replay.last_position)
+        total = _number(replay.sum)
+        amount = total if is_sum else ""
+        add("replay", "applied", replay.actor, str(replay.count), total, amount, positions)
+    for late in found.late:
+        add(
+            f"late {late.adjustment_id}",
+            late.status,
+            late.decided_by or "",
+            str(late.count),
+            _number(late.sum),
+            _number(late.amount) if is_sum else "",
+            _positions(late.first_position, late.last_position),
+        )
+    for made in found.adjustments:
+        add(
+            f"{made.kind} {made.adjustment_id} ({made.reason})",
+            made.status,
+            made.actor,
+            "",
+            _number(made.value),
+            _number(made.amount) if is_sum else "",
+            str(made.position),
+        )
+    if found.rest.lines:
+        add(f"{found.rest.lines} more", "", "", "", "", _number(found.rest.amount), "")
+    table.add_section()
+    add("total", "", "", "", "", _number(found.total), "")
+    console.print(table)
+    winner = found.decided_by
+    if winner is not None:
+        where = "" if winner.timestamp is None else f" of {winner.timestamp}"
+        name = "" if winner.adjustment_id is None else f" {winner.adjustment_id}"
+        console.print(
+            Text(f"{found.aggregation} comes from: {winner.via}{name}{where}"),
+            Text(f"at position {winner.position}: {_number(winner.quantity)}"),
+        )
