@@ -10,7 +10,6 @@ import trio
 import trio.testing
 
 from engine.core import replay
-from engine.core.records import PeriodClosing
 from tests.helpers.served import Served, bearer, served
 
 TENANT = {"tenantId": "acme"}
@@ -128,7 +127,7 @@ async def test_times_are_absolute_or_relative_and_half_open(server: Served) -> N
     assert (found["eventsFound"], found["counterDelta"]) == (2, 5)
     found = (await replayed(server, since="-P5D"))["changes"]["calls"]
     assert (found["eventsFound"], found["counterDelta"]) == (2, 4)
-    for wrong in (
+    wrongs: tuple[dict[str, Any], ...] = (
         {"since": "yesterday"},
         {"since": until, "until": since},
         {"mode": "apply", "dryRun": True},
@@ -137,7 +136,8 @@ async def test_times_are_absolute_or_relative_and_half_open(server: Served) -> N
         {"metrics": []},
         {"latenessHours": -1},
         {"unknown": 1},
-    ):
+    )
+    for wrong in wrongs:
         await replayed(server, 400, **wrong)
 
 
@@ -154,15 +154,26 @@ async def test_a_closed_period_is_seen_and_never_folded(server: Served) -> None:
 
 
 async def test_a_closing_that_comes_between_is_waited_for(server: Served) -> None:
-    """A closing is appended under the same lock, so no plan is applied to a period that it closes."""
+    """A closing is appended under the lock of all changes, so no plan is applied to a period that it closes."""
     await fill(server)
-    meter = server.gateway.meter
-    closing = PeriodClosing(start_us=0, end_us=1_769_904_000_000_000, lateness_us=0)
+    started = server.gateway.meter.started
+    gate = trio.Event()
+
+    async def slow_disk(function: Any) -> Any:
+        await gate.wait()
+        return function()
+
+    started.writer._run_blocking = slow_disk
+    server.clock.us += 4 * 24 * HOUR_US
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(meter._append_closing, closing)
+        nursery.start_soon(started.closer.close_due)
         await trio.testing.wait_all_tasks_blocked()
         nursery.start_soon(_apply_nothing, server)
-    assert (await usage(server))["current"] == 1
+        await trio.testing.wait_all_tasks_blocked()
+        gate.set()
+    assert server.gateway.meter.rules.closed_until_us == 1_769_904_000_000_000
+    found = await ask(server, "GET", "/v1/adjustments", params=TENANT | {"status": "pending"})
+    assert found["total"] == 2, "January's waits too, for a decision"
 
 
 async def _apply_nothing(server: Served) -> None:
@@ -228,7 +239,7 @@ async def test_a_long_range_goes_on_with_its_cursor(
     )
     folded, pages, cursor = 0, 0, None
     while pages == 0 or cursor:
-        body = {} if cursor is None else {"cursor": cursor}
+        body: dict[str, Any] = {} if cursor is None else {"cursor": cursor}
         preview = await replayed(server, **body)
         applied = await replayed(server, mode="apply", expect=preview["planHash"], **body)
         assert applied["changes"] == preview["changes"]
@@ -261,7 +272,9 @@ async def test_a_replay_is_its_tenants_own() -> None:
         for key in (acme, umbra):
             for number, ts in enumerate(("2026-01-31T10:00:00Z", "2026-01-20T10:00:00Z")):
                 one = {"metric": "calls", "customerRef": "c", "quantity": 1}
-                body = {"events": [one | {"idempotencyKey": f"k{number}", "ts": ts}]}
+                body: dict[str, Any] = {
+                    "events": [one | {"idempotencyKey": f"k{number}", "ts": ts}]
+                }
                 await ask(server, "POST", "/v1/events/ingest", json=body, headers=key)
         await ask(server, "POST", "/v1/replay", 403, json={}, headers=reader)
         await ask(server, "POST", "/v1/replay", 403, json={"tenantId": "acme"}, headers=umbra)
