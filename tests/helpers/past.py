@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from hashlib import blake2b
 from typing import Any
 
 from engine.core.adjustments import Adjustments
-from engine.core.partitions import partition_of
+from engine.core.counters import Counter
+from engine.core.partitions import HASH_NAME, partition_of
 from engine.core.records import (
     AdjustmentChange,
     AdjustmentMade,
@@ -45,9 +47,9 @@ AGGREGATIONS = {"calls": "sum", "seats": "max", "level": "last"}
 class Past:
     """A log that grows by random records, and the state that a live meter would have."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, log: Log | None = None, *, lateness_us: int = 2 * DAY_US) -> None:
         self.random = random.Random(seed)
-        self.log = MemoryLog()
+        self.log = MemoryLog() if log is None else log
         self.events = EventLog(self.log)
         self.registry = Registry()
         self.state = ShardState(range(PARTITIONS))
@@ -57,11 +59,11 @@ class Past:
             Genesis(
                 log_id=b"l" * 16,
                 partition_count=PARTITIONS,
-                partition_hash="blake2b64",
+                partition_hash=HASH_NAME,
                 software="t",
             )
         )
-        self.control(SettingsChange(lateness_us=2 * DAY_US, late_policy="review", actor="t"))
+        self.control(SettingsChange(lateness_us=lateness_us, late_policy="review", actor="t"))
         for tenant in TENANTS:
             for metric, aggregation in AGGREGATIONS.items():
                 mapping = Mapping(
@@ -90,7 +92,7 @@ class Past:
             self.now_us += self.random.choice((0, 1, HOUR_US, 9 * HOUR_US, DAY_US, -HOUR_US))
             kind = self.random.random()
             if kind < 0.6:
-                self._append_events()
+                self.append_events()
             elif kind < 0.72:
                 self._create()
             elif kind < 0.88:
@@ -109,7 +111,8 @@ class Past:
                 )
                 self.control(closing)
 
-    def _append_events(self) -> None:
+    def append_events(self) -> None:
+        """Append a random group."""
         rng = self.random
         sent = []
         for _ in range(rng.randint(1, 6)):
@@ -275,6 +278,22 @@ def _adjustments(adjustments: Adjustments, of: tuple[str, str] | None) -> dict[A
         for one in adjustments.by_id.values()
         if of is None or of == (one.tenant, one.customer_ref)
     }
+
+
+def state_hash(state: ShardState) -> str:
+    """A hash of every counter's tenant, metric, customer, period, sum, max, last and count: not of when it was told."""
+    rows = []
+    for counters in state.counters.values():
+        for series, newest in counters.items():
+            counter: Counter | None = newest
+            while counter is not None:
+                if counter.count:
+                    tally = counter.tally()
+                    rows.append(
+                        (*series, counter.start_us, tally.sum, tally.max, tally.last, tally.count)
+                    )
+                counter = counter.older
+    return blake2b(repr(sorted(rows)).encode(), digest_size=16).hexdigest()
 
 
 def customers() -> Iterator[tuple[str, str]]:
