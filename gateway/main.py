@@ -53,7 +53,11 @@ _HEAD_BYTES_MAX = 16 << 10
 
 
 def open_meter(
-    settings: Settings, directory: DataDirectory, *, is_read_only: bool = False
+    settings: Settings,
+    directory: DataDirectory,
+    *,
+    is_read_only: bool = False,
+    is_indexing: bool = True,
 ) -> Meter:
     """A meter on the directory's log and indexes. The directory is locked by the caller.
 
@@ -75,6 +79,7 @@ def open_meter(
             retention_days=settings.retention_days,
             meta_bytes_max=settings.max_meta_bytes,
             is_read_only=is_read_only,
+            is_indexing=is_indexing,
             verify=settings.verify,
         ),
         log=log,
