@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+import msgspec
 import structlog
 import trio
 
@@ -180,7 +181,9 @@ def _in_locked(
     directory.lock()
     try:
         collector.pause()
-        meter = open_meter(settings, directory, is_read_only=dry_run)
+        # One shard: groups need no splitting. Another number is no other state.
+        alone = msgspec.structs.replace(settings, shards=1)
+        meter = open_meter(alone, directory, is_read_only=dry_run, is_indexing=False)
         return trio.run(_run, meter, work)
     except BaseExceptionGroup as group:
         # What failed first, out of its nursery: the command line wants the one line.
