@@ -55,6 +55,7 @@ class Gateway:
         self.audit = AuditReader(self.meter)
         self.free_bytes = partial(free_bytes_of, self.settings.data_path)
         self.streams = Streams(self.clock, lambda: self.meter.phase == "ready")
+        self.metrics.streams = self.streams
         self.started_us = self.clock.monotonic_us()
 
 

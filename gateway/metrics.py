@@ -23,6 +23,7 @@ from prometheus_client.registry import Collector
 
 from engine.actors.supervisor import Meter
 from gateway.measured_log import Distribution, MeasuredLog
+from gateway.streams import Streams
 
 METER_LABELS_MAX: Final = 200
 """Metric names that get a line of their own; the rest is `other`."""
@@ -55,6 +56,11 @@ DESCRIPTIONS: Final[dict[str, str]] = {
     "stored_keys": "Dedupe keys in runs on disk.",
     "shard_counters": "Counters (tenant, metric, customer) in memory, their newest periods.",
     "late_adjustments": "Adjustments that hold late events.",
+    "exports_open": "Streamed exports that are being sent now.",
+    "exports_cut_off_total": "Streamed exports that could not be finished.",
+    "as_of_answers_total": "Steps of questions about the past that were answered.",
+    "as_of_refused_total": "Questions about the past that took too long, or found too many before them.",
+    "as_of_waiting": "Questions about the past that wait for their turn.",
     "process_uptime_seconds": "Seconds since the server started.",
     "ready": "1 when the server takes events, else 0.",
 }
@@ -74,6 +80,8 @@ class Metrics:
         self._requests: Counter[tuple[str, str, int]] = Counter()
         self._durations: dict[tuple[str, str], Distribution] = {}
         self._latency = Distribution(INGEST_MS)
+        self.streams: Streams | None = None
+        """The gateway's; it sets it."""
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(_Exposition(self))
 
@@ -181,6 +189,13 @@ class Metrics:
         yield _gauge("ready", 1 if meter.phase == "ready" else 0)
         if meter.phase != "ready":
             return
+        if self.streams is not None:
+            yield _gauge("exports_open", self.streams.open)
+            yield _counter("exports_cut_off_total", self.streams.cut_off)
+        past = meter.started.as_of
+        yield _counter("as_of_answers_total", past.answered)
+        yield _counter("as_of_refused_total", past.refused)
+        yield _gauge("as_of_waiting", past.waiting)
         events, size_bytes = meter.started.writer.queued
         yield _gauge("queue_events", events)
         yield _gauge("queue_bytes", size_bytes)
