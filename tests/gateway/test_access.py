@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import trio
 
 from engine.core.api_keys import KEY_CHARS, RESOURCES, SCOPES, granted
 from engine.core.records import ApiKeyChange, Change
@@ -56,7 +57,30 @@ async def umbras_things(server: Served) -> dict[str, str]:
         },
         headers=admin,
     )
-    return {"mappings": mapping.json()["id"], "admin": key.json()["id"]}
+    backfill = await server.client.post(
+        "/v1/events/backfill",
+        json={
+            "tenantId": "umbra",
+            "periodStart": "2026-01-01",
+            "reason": "umbras",
+            "events": [{"metric": "umbras_metric", "customerRef": "umbra-customer", "quantity": 1}],
+        },
+        headers=admin,
+    )
+    opened = await server.client.post(
+        "/v1/events/imports", json={"tenantId": "umbra"}, headers=admin
+    )
+    assert (backfill.status_code, opened.status_code) == (202, 201)
+    runner = server.gateway.meter.started.operations
+    one = runner.find(backfill.json()["operationId"], "umbra", "backfill")
+    while one.is_open:
+        await trio.sleep(0.001)
+    return {
+        "backfills": one.id,
+        "imports": opened.json()["operationId"],
+        "mappings": mapping.json()["id"],
+        "admin": key.json()["id"],
+    }
 
 
 def request_of(route: Route, ids: dict[str, str], tenant: str | None) -> dict[str, Any]:
@@ -81,6 +105,9 @@ def request_of(route: Route, ids: dict[str, str], tenant: str | None) -> dict[st
             "metric": "umbras_metric",
             "name": "n",
             "scopes": ["events:read"],
+            "periodStart": "2026-01-01",
+            "reason": "manual",
+            "processedEvents": 0,
             "events": [
                 {"metric": "m", "customerRef": "c", "quantity": 1, "idempotencyKey": "x"}
                 | ({"tenantId": tenant} if tenant else {})

@@ -165,6 +165,7 @@ async def test_what_is_answered_is_what_is_described() -> None:
         for action in ("rotate", "revoke", "rotate"):
             template = f"/v1/admin/api-keys/{{id}}/{action}"
             await ask("POST", template, template.replace("{id}", key["id"]))
+        await ask_backfills(ask, tenant)
         for path in ("/health", "/health/live", "/health/ready", "/metrics", "/docs", "/"):
             await ask("GET", path)
         await ask("GET", "/openapi.json")
@@ -191,3 +192,25 @@ async def ask_for_corrections(ask: Any) -> None:
     for action in ("approve", "revert"):
         await ask("POST", f"/v1/adjustments/{action}", json=tenant | {"dryRun": True})
     await ask("GET", "/v1/audit")
+
+
+async def ask_backfills(ask: Any, tenant: dict[str, str]) -> None:
+    """Every route of backfills and imports."""
+    rows = [{"metric": "calls", "customerRef": "c/1", "quantity": 1, "ts": "2026-01-02T00:00:00Z"}]
+    body = tenant | {"periodStart": "2026-01-01", "reason": "test", "events": rows}
+    made = await ask("POST", "/v1/events/backfill", json=body)
+    await ask("POST", "/v1/events/backfill", json=body | {"events": []})
+    one = f"/v1/events/backfill/{made['operationId']}"
+    await ask("GET", "/v1/events/backfill")
+    await ask("GET", "/v1/events/backfill/{id}", one)
+    await ask("GET", "/v1/events/backfill/{id}", "/v1/events/backfill/none")
+    await ask("POST", "/v1/events/backfill/{id}/cancel", f"{one}/cancel")
+    made = await ask("POST", "/v1/events/imports", json=tenant)
+    one = f"/v1/events/imports/{made['operationId']}"
+    await ask("GET", "/v1/events/imports")
+    await ask("GET", "/v1/events/imports/{id}", one)
+    progress = {"processedEvents": 1, "errors": [{"line": 1, "error": "e"}]}
+    for action in ("progress", "finish", "progress"):
+        template = f"/v1/events/imports/{{id}}/{action}"
+        await ask("POST", template, f"{one}/{action}", json=progress)
+    await ask("POST", "/v1/events/imports/check", json=tenant | {"events": rows})
