@@ -111,7 +111,7 @@ def test_a_killed_correction_happened_whole_or_not_at_all(
                 preview = post(client, "/v1/replay", {})
                 assert preview["summary"]["foldedEvents"] == LATE
                 path, body = "/v1/replay", {"mode": "apply", "expect": preview["planHash"]}
-            answer = cut_short(server, path, body, rng.uniform(0, 0.04))
+            answer = cut_short(server, path, body, rng.uniform(0, 0.025))
         with running(directory, environment=SMALL) as server, server.client() as client:
             now = total(client)
             assert now in (counted, counted + LATE), "half of it counts"
