@@ -7,13 +7,10 @@ It must not know how an answer is shown.
 
 from __future__ import annotations
 
-import http.client
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol, TypeVar
-from urllib.parse import urlencode, urlsplit
-
-import msgspec
+from typing import Any, Protocol
+from urllib.parse import urlencode
 
 from engine.actors.recovery import genesis_drafts, read_genesis
 from engine.config import Settings
@@ -33,19 +30,16 @@ from engine.core.registry import Registry
 from engine.core.times import parse_instant
 from engine.errors import EngineError, StartRefused
 from gateway import __version__
+from gateway.admin_client import AdminClient, AnswerT, url_of
 from gateway.api_keys import ApiKeyList, ApiKeyView, NewApiKey, view, view_new
 from gateway.auth import pepper_of
 from gateway.data_directory import DataDirectory
-from gateway.problems import ProblemBody
 from gateway.system import SystemClock, SystemIds
 from wal.lmdb_log import LmdbLog
 from wal.log import Draft, DraftPart, Log, LogError, scan
 
-HTTP_SECONDS_MAX = 15
-ANSWER_BYTES_MAX = 16 << 20
 PAGE_KEYS = 100
 ID_BYTES = 16
-AnswerT = TypeVar("AnswerT")
 
 
 class KeyStore(Protocol):
@@ -88,8 +82,7 @@ def open_key_store(
         finally:
             directory.release()
         return
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    yield ServerKeys(url or f"http://{host}:{settings.port}", api_key or settings.admin_key)
+    yield ServerKeys(url or url_of(settings), api_key or settings.admin_key)
 
 
 class DirectoryKeys:
@@ -181,12 +174,7 @@ class ServerKeys:
     """Keys of a running server."""
 
     def __init__(self, url: str, api_key: str | None) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
-            raise EngineError(f"{url!r} is no server: give one like http://127.0.0.1:3000")
-        self._url = url.rstrip("/")
-        self._parts = parts
-        self._api_key = api_key
+        self._client = AdminClient(url, api_key)
 
     def create(
         self, name: str, tenant: str, scopes: tuple[str, ...], expires_at: str | None
@@ -220,46 +208,10 @@ class ServerKeys:
     def _ask(
         self, method: str, rest: str, answer: type[AnswerT], body: dict[str, Any] | None = None
     ) -> AnswerT:
-        headers = {"accept": "application/json"}
-        if body is not None:
-            headers["content-type"] = "application/json"
-        if self._api_key is not None:
-            headers["authorization"] = f"Bearer {self._api_key}"
-        kind = (
-            http.client.HTTPSConnection
-            if self._parts.scheme == "https"
-            else http.client.HTTPConnection
-        )
-        host = self._parts.hostname
-        assert host is not None
-        connection = kind(host, self._parts.port, timeout=HTTP_SECONDS_MAX)
-        path = f"{self._parts.path.rstrip('/')}/v1/admin/api-keys{rest}"
-        data = None if body is None else msgspec.json.encode(body)
-        try:
-            connection.request(method, path, body=data, headers=headers)
-            response = connection.getresponse()
-            content = response.read(ANSWER_BYTES_MAX)
-        except (OSError, http.client.HTTPException) as error:
-            raise EngineError(f"{self._url} does not answer: {error}") from error
-        finally:
-            connection.close()
-        try:
-            if response.status < 300:
-                return msgspec.json.decode(content, type=answer)
-            problem = msgspec.json.decode(content, type=ProblemBody)
-        except msgspec.MsgspecError as error:
-            message = f"{self._url} answers {response.status}, but not as this server would"
-            raise EngineError(message) from error
-        raise EngineError(_told(problem))
+        return self._client.ask(method, f"/v1/admin/api-keys{rest}", answer, body)
 
 
 def _id(key_id: str) -> str:
     if not key_id.isascii() or not key_id.replace("_", "").isalnum():
         raise EngineError(f"{key_id!r} is no key's id; `stripemeter keys list` shows them")
     return key_id
-
-
-def _told(problem: ProblemBody) -> str:
-    hint = " (--api-key, or STRIPEMETER_ADMIN_KEY)" if problem.status in (401, 403) else ""
-    errors = "; ".join(f"{error.field} {error.message}" for error in problem.errors)
-    return f"{problem.detail}{hint}{': ' + errors if errors else ''}"

@@ -29,6 +29,7 @@ from gateway.problems import Problem
 from gateway.routes import Answer, Call, Route
 from gateway.table_corrections import ADJUSTMENTS, AUDIT, REPLAY
 from gateway.table_imports import BACKFILLS, IMPORTS
+from gateway.table_keeping import KEEPING
 
 INGEST_PATH: Final = "/v1/events/ingest"
 _PAGE_POLICY: Final = (
@@ -434,6 +435,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     + REPLAY
     + _KEYS
     + AUDIT
+    + KEEPING
     + _SYSTEM
 )
 """Every endpoint."""

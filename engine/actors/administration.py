@@ -272,6 +272,10 @@ class Administration:
                 await self._append(change)
             return change
 
+    def forget_owners(self) -> None:
+        """Customers were erased: whose a Stripe customer is must be read anew."""
+        self._owners = None
+
     def _require_ready(self) -> None:
         """Raises Unavailable while recovering: what is checked against would not be all there."""
         assert self._meter.started is not None

@@ -34,6 +34,9 @@ APPLIED_PLANS_MAX: Final = 1_000
 """Hashes of applied replays kept per tenant: a retry comes within minutes, not a thousand replays later."""
 
 
+ERASED_MAX: Final = 1_000
+
+
 class Registry:
     """Everything configured, as of the records folded so far."""
 
@@ -52,6 +55,8 @@ class Registry:
         """Per tenant, hashes of the newest applied replays, oldest first."""
         self.erasures: dict[str, Erasure] = {}
         """Those that were begun and have not ended."""
+        self.erased: dict[str, str] = {}
+        """The newest ERASED_MAX that ended, oldest first, to their tenants."""
         self.checkpoint: CheckpointChange | None = None
         """The newest committed one: bodies before its position may be gone."""
 
@@ -111,6 +116,9 @@ class Registry:
                     forgetful.names.clear()
             case "end":
                 self.erasures.pop(record.erasure_id, None)
+                self.erased[record.erasure_id] = record.tenant_id
+                if len(self.erased) > ERASED_MAX:
+                    del self.erased[next(iter(self.erased))]
             case "replace":
                 pass  # changes bytes of the log and no state
 
@@ -179,6 +187,7 @@ class Registry:
                 "appliedPlans": {tenant: list(of) for tenant, of in self._applied_plans.items()},
                 "operations": self.operations.state(),
                 "erasures": list(self.erasures.values()),
+                "erased": self.erased,
                 "checkpoint": self.checkpoint,
             }
         )
@@ -204,7 +213,7 @@ class Registry:
         for tenant, request_id, partition, adjustment_id in saved.adjustment_requests:
             registry.adjustment_requests[tenant, request_id] = (partition, adjustment_id)
         registry.erasures = {erasure.id: erasure for erasure in saved.erasures}
-        registry.checkpoint = saved.checkpoint
+        registry.checkpoint, registry.erased = saved.checkpoint, saved.erased
         registry._applied_plans = {t: dict.fromkeys(of) for t, of in saved.applied_plans.items()}
         return registry
 
@@ -227,4 +236,5 @@ class _Saved(msgspec.Struct, rename="camel"):
     applied_plans: dict[str, list[str]] = {}
     operations: list[Operation] = []
     erasures: list[Erasure] = []
+    erased: dict[str, str] = {}
     checkpoint: CheckpointChange | None = None
