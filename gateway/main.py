@@ -37,6 +37,7 @@ from gateway.system import SystemClock, SystemIds, run_in_thread
 from wal.archive import FileArchives
 from wal.cells import CellStoreError
 from wal.lmdb_cells import LmdbCells
+from wal.lmdb_copy import compact_if_asked
 from wal.lmdb_log import LmdbLog
 from wal.lmdb_runs import LmdbRuns
 from wal.log import LogError
@@ -64,6 +65,8 @@ def open_meter(
     Read-only it appends nothing; the log must be there. Raises StartRefused when the log or an index can't be opened.
     """
     try:
+        if not is_read_only and (compaction := compact_if_asked(directory.log_path)) is not None:
+            _logger.info("log_compaction", result=compaction)
         log = MeasuredLog(LmdbLog(directory.log_path, read_only=is_read_only))
         runs = LmdbRuns(directory.keys_path)
         cells = LmdbCells(directory.rollups_path)
