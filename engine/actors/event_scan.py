@@ -41,7 +41,7 @@ class Stretch(NamedTuple):
 
 def stretches_of(extents: Sequence[Extent], wanted: EventFilter, end: int) -> list[Stretch]:
     """The stretches before `end` that may hold a wanted event, by what the index knows of each."""
-    found = []
+    found: list[Stretch] = []
     for extent in extents:
         summary = extent.summary
         if not wanted.may_match(summary) or summary.from_position >= end:
