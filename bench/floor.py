@@ -56,7 +56,8 @@ def main() -> None:
 
 def median(results: list[dict[str, Any]], side: str, figure: str) -> float:
     """The middle one of a side's rounds."""
-    return statistics.median(result[figure] for result in results if result["server"] == side)
+    figures = [float(result[figure]) for result in results if result["server"] == side]
+    return statistics.median(figures)
 
 
 if __name__ == "__main__":
