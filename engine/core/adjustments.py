@@ -116,7 +116,8 @@ class Adjustment:
 
     def remove(self, sequences: frozenset[int]) -> None:
         """Give events up that a replay has folded; without any left it is superseded."""
-        kept = [event for event in self.events() if event.sequence not in sequences]
+        everything = sequences.issuperset(self.sequences)
+        kept = [] if everything else [e for e in self.events() if e.sequence not in sequences]
         self.sequences, self.times_us, self.quantities = array("q"), array("q"), []
         for event in kept:
             self.add(event)
