@@ -57,6 +57,22 @@ async def umbras_things(server: Served) -> dict[str, str]:
         },
         headers=admin,
     )
+    await server.ingest(
+        {
+            "tenantId": "umbra",
+            "metric": "umbras_metric",
+            "customerRef": "umbra-leaver",
+            "quantity": 777,
+            "idempotencyKey": "k",
+        },
+        headers=admin,
+    )
+    erasure = await server.client.post(
+        "/v1/admin/erasures",
+        json={"tenantId": "umbra", "customerRef": "umbra-leaver"},
+        headers=admin,
+    )
+    assert erasure.status_code == 202, erasure.text
     backfill = await server.client.post(
         "/v1/events/backfill",
         json={
@@ -80,6 +96,7 @@ async def umbras_things(server: Served) -> dict[str, str]:
         "imports": opened.json()["operationId"],
         "mappings": mapping.json()["id"],
         "admin": key.json()["id"],
+        "erasures": erasure.json()["erasureId"],
     }
 
 
