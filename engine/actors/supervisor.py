@@ -195,14 +195,7 @@ class Meter:
             ids=self.ids,
             limits=lambda: EventLimits(self.options.meta_bytes_max, self.registry.horizon_us),
         )
-        as_of = AsOf(
-            self.log,
-            self._snapshots,
-            self.log_id,
-            clock=self.clock,
-            run_blocking=self.run_blocking,
-            published_sequence=lambda: writer.published_sequence,
-        )
+        as_of = self._past(writer)
         busy = trio.Lock()
         retention = Retention(
             log=self.log,
@@ -256,6 +249,16 @@ class Meter:
         snapshotter.log_grew(writer.published_sequence)
         self.phase = "ready"
         _logger.info("ready", next_sequence=writer.published_sequence)
+
+    def _past(self, writer: LogWriter) -> AsOf:
+        return AsOf(
+            self.log,
+            self._snapshots,
+            self.log_id,
+            clock=self.clock,
+            run_blocking=self.run_blocking,
+            published_sequence=lambda: writer.published_sequence,
+        )
 
     async def _recover(self) -> tuple[Recovered, KeyIndex]:
         if self.log.head().next_sequence == 0:
