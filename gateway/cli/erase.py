@@ -9,7 +9,7 @@ import click
 
 from engine.actors.supervisor import Meter
 from engine.config import Settings
-from engine.errors import EngineError
+from engine.errors import EngineError, NotFound
 from gateway.admin_client import AdminClient, url_of
 from gateway.auth import pepper_of
 from gateway.data_directory import DataDirectory
@@ -95,13 +95,24 @@ def _erase_offline(
 
     async def work(meter: Meter) -> dict[str, str]:
         eraser = meter.started.eraser
+        cut_short = [one.id for one in meter.registry.erasures.values() if one.tenant_id == tenant]
+        for erasure_id in cut_short:
+            await eraser.ended(erasure_id)
         names = eraser.customers_of(tenant) if customer is None else [customer]
-        begun = await eraser.begin(tenant, names, secret=secret, actor=_ACTOR, request_id=None)
+        try:
+            begun = await eraser.begin(tenant, names, secret=secret, actor=_ACTOR, request_id=None)
+        except NotFound:
+            if not cut_short:
+                raise
+            return {}  # it was this one that had been cut short
         await eraser.ended(begun.erasure_id)
         return begun.names
 
     names, compaction = run_offline(settings, work)
-    _show(len(names), next(iter(names.values())) if len(names) == 1 else None)
+    if names:
+        _show(len(names), next(iter(names.values())) if len(names) == 1 else None)
+    else:
+        click.echo("an erasure that was cut short is done now")
     if compaction is not None:
         click.echo(compaction)
     return 0

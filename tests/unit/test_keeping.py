@@ -11,6 +11,7 @@ import pytest
 from engine.actors.supervisor import Meter
 from engine.actors.tenant_parts import tenant_parts
 from engine.core.erasing import stable_pseudonyms
+from engine.core.queries import EventsQuery
 from engine.core.records import RecordType
 from engine.core.times import DAY_US
 from engine.errors import NotFound, StartRefused
@@ -118,6 +119,12 @@ async def test_an_erased_customer_is_nowhere_and_every_total_stays(rng: Random) 
         await meter.started.retention.apply(30, "test")
         await meter.started.snapshotter.take()
         before = state_of(meter)
+        indexer = meter.started.indexer
+        indexer._chunk_events = 8  # else nothing would be in the index's store
+        indexer._wake.set()
+        await indexer.settled()
+        indexed = dict(place.cells.data)
+        assert len(indexed) > 1
         held = place.everything()
         assert NAME.encode() in held
         assert STRIPE_NAME.encode() in held
@@ -126,7 +133,11 @@ async def test_an_erased_customer_is_nowhere_and_every_total_stays(rng: Random) 
         assert after == state_of_renamed(before, names)
         with pytest.raises(NotFound):
             await erase(meter)
-        await meter.started.indexer.settled()
+        await indexer.settled()
+        assert indexer.rebuilt_because == "a customer was erased"
+        assert len(place.cells.data) > 1
+        query = EventsQuery(tenant="acme", customer_ref=NAME)
+        assert (await indexer.events(query)).total == 0
     left = place.everything()
     assert names[NAME].encode() in left
     assert NAME.encode() not in left
