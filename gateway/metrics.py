@@ -55,6 +55,8 @@ DESCRIPTIONS: Final[dict[str, str]] = {
     "recent_keys": "Dedupe keys in memory, not yet in a run on disk.",
     "stored_keys": "Dedupe keys in runs on disk.",
     "shard_counters": "Counters (tenant, metric, customer) in memory, their newest periods.",
+    "operations_open": "Backfills and imports that have not ended.",
+    "operation_rows_total": "Rows of backfills, by what became of them.",
     "late_adjustments": "Adjustments that hold late events.",
     "exports_open": "Streamed exports that are being sent now.",
     "exports_cut_off_total": "Streamed exports that could not be finished.",
@@ -205,6 +207,13 @@ class Metrics:
         yield _gauge(
             "shard_counters", sum(len(table) for s in states for table in s.counters.values())
         )
+        yield _gauge("operations_open", len(meter.registry.operations.open()))
+        rows = CounterMetricFamily(
+            "operation_rows", DESCRIPTIONS["operation_rows_total"], labels=("result",)
+        )
+        for result, count in meter.started.operations.rows.items():
+            rows.add_metric((result,), count)
+        yield rows
         yield _gauge(
             "late_adjustments",
             sum(len(of.by_id) for s in states for of in s.adjustments.values()),
