@@ -106,7 +106,7 @@ class ReplaySummary(msgspec.Struct, rename="camel", kw_only=True):
     message: str
 
 
-class ReplayView(msgspec.Struct, rename="camel", kw_only=True):
+class ReplayAnswer(msgspec.Struct, rename="camel", kw_only=True):
     """What a replay changes, or changed."""
 
     mode: Mode
@@ -214,7 +214,7 @@ def _mode(body: ReplayBody) -> Mode | Problem:
 
 def _view(
     call: Call, asked: _Asked, plan: ReplayPlan, found: dict[str, int], done: Applied | None
-) -> ReplayView:
+) -> ReplayAnswer:
     as_string = call.numbers_as_strings
     nothing = MetricChange(0, 0, 0, 0)
     was_applied = done is not None and done.was_applied
@@ -229,7 +229,7 @@ def _view(
     if plan.cursor_us is not None and not was_applied:
         place: list[Any] = [plan.cursor_us, asked.start_us, asked.end_us, asked.request.open_only]
         cursor = encode_cursor(place)
-    return ReplayView(
+    return ReplayAnswer(
         mode=asked.mode,
         tenant_id=asked.request.tenant,
         metrics=asked.metrics,

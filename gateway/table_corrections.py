@@ -129,7 +129,7 @@ REPLAY: Final = (
         tenancy="required",
         parameters=(parameters.TENANT, parameters.NUMBERS),
         request=replay.ReplayBody,
-        response=replay.ReplayView,
+        response=replay.ReplayAnswer,
         errors=(409,),
     ),
 )
