@@ -103,10 +103,12 @@ async def test_csv_rows_have_the_lines_that_an_editor_shows(names: str) -> None:
             "",
             "calls,c,1,yesterday,l",
             "'-metric,c,0.5,2026-01-31T09:00:00Z,m",
+            'calls,c,-1,2026-01-31T09:00:00Z,"x\ny"',
+            "calls,c,-1,2026-01-31T09:00:00Z,z",
         ]
         view = await backfilled(server, csvData="\r\n".join([names, *rows]))
-        assert [error["line"] for error in view["errors"]] == [4, 5, 7]
-        assert counts(view) == (5, 5, 2, 0, 0, 3)
+        assert [error["line"] for error in view["errors"]] == [4, 5, 7, 9, 11]
+        assert counts(view) == (7, 7, 2, 0, 0, 5)
         metrics = (await server.client.get("/v1/usage/current?tenantId=acme&customerRef=c")).json()
         assert [one["name"] for one in metrics["metrics"]] == ["-metric", "calls"]
 
@@ -118,6 +120,19 @@ async def test_metric_and_customer_of_the_body_are_those_of_rows_that_name_none(
         )
         assert counts(view)[2] == 1
         assert await total(server) == 2
+
+
+async def test_the_period_is_half_open() -> None:
+    async with served() as server:
+        times = [f"2026-01-31T0{hour}:00:00Z" for hour in (7, 8, 9)]
+        times += ["2026-01-31T07:59:59.999999Z", "2026-01-31T08:59:59.999999Z"]
+        view = await backfilled(
+            server,
+            periodStart="2026-01-31T08:00:00Z",
+            periodEnd="2026-01-31T09:00:00Z",
+            events=[event(f"k{number}", ts=ts) for number, ts in enumerate(times)],
+        )
+        assert [error["line"] for error in view["errors"]] == [1, 3, 4]
 
 
 @pytest.mark.parametrize(
