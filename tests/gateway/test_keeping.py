@@ -100,15 +100,17 @@ async def test_retention_says_what_it_would_drop_drops_it_and_refuses_what_is_ol
     async with served() as server:
         await server.ingest(event("anna", "old"))
         counted = format_instant(server.clock.us + 1_000_000)
+        server.clock.us += 2_000_000
+        await server.ingest(event("anna", "old, too"))
         server.clock.us += 100 * DAY_US
         await server.gateway.meter.started.closer.close_due()
         await server.ingest(event("anna", "new", 4))
         unset = await server.client.post("/v1/admin/retention", json={})
         assert unset.status_code == 400
         first = await server.client.post("/v1/admin/retention", json={"days": 60})
-        assert (first.json()["events"], first.json()["archives"]) == (1, [])
+        assert (first.json()["events"], first.json()["archives"]) == (2, [])
         done = await server.client.post("/v1/admin/retention", json={"days": 60, "dryRun": False})
-        assert done.json()["events"] == 1
+        assert done.json()["events"] == 2
         assert len(done.json()["archives"]) == 1
         horizon = done.json()["horizon"]
         old = format_instant(server.clock.us - 90 * DAY_US)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from engine.actors.prefix_fold import PrefixFold
 from engine.actors.supervisor import Meter
 from engine.actors.tenant_parts import tenant_parts
 from engine.core.erasing import stable_pseudonyms
@@ -287,6 +288,27 @@ async def test_planted_an_edited_copy_of_an_erased_part_is_damage(rng: Random) -
     part = record.parts[1]._replace(data=edited)
     log.replace([Replacement(record.sequence, (record.parts[0], part, *record.parts[2:]))])
     assert len(problems(place)) == 1
+
+
+async def test_a_prefix_over_erased_and_dropped_records_is_the_same_state(rng: Random) -> None:
+    place = Place()
+    await fill(place, rng)
+    async with place.running() as meter:
+        await meter.started.retention.apply(30, "test")
+        await erase(meter)
+        fold = PrefixFold(meter.log, meter.log.head().next_sequence)
+        while fold.run_slice():
+            pass
+        live: dict[Any, Any] = {}
+        for shard in meter.shards:
+            for partition, table in shard.state.counters.items():
+                live |= {(partition, *series): one.state() for series, one in table.items()}
+        folded = {
+            (partition, *series): one.state()
+            for partition, table in fold.state.counters.items()
+            for series, one in table.items()
+        }
+        assert folded == live
 
 
 def copy_of(place: Place) -> Place:
