@@ -13,8 +13,9 @@ from engine.actors.group import Marks
 from engine.actors.supervisor import Meter, MeterOptions
 from engine.core.operations import Asked
 from engine.core.records import Change
-from tests.helpers.served import CountedIds, SetClock, run_inline
+from tests.helpers.served import START_US, CountedIds, SetClock, run_inline
 from tests.property.test_fold import HOUR_US, row
+from wal.archive import MemoryArchives
 from wal.memory_cells import MemoryCells
 from wal.memory_log import FakeDisk, MemoryLog
 from wal.memory_runs import MemoryRuns
@@ -47,6 +48,7 @@ class Place:
             runs=self.runs,
             cells=self.cells,
             snapshots=self.snapshots,
+            archives=MemoryArchives(),
             clock=self.clock,
             ids=self.ids,
             run_blocking=run_inline,
@@ -73,7 +75,7 @@ async def test_rows_after_a_restart_face_the_watermarks_of_before(*, with_snapsh
     place = Place()
     async with place.meter() as meter:
         runner = meter.started.operations
-        one = await runner.start_import("acme", Asked(at_us=0, identity="f"), BY)
+        one = await runner.start_import("acme", Asked(at_us=START_US, identity="f"), BY)
         marks = Marks(one.id)
         if with_snapshot:  # before the counter's first row: that it runs is all there is to know
             await meter.started.snapshotter.take()
@@ -83,7 +85,7 @@ async def test_rows_after_a_restart_face_the_watermarks_of_before(*, with_snapsh
             await meter.started.snapshotter.take()
     async with place.meter() as meter:
         again = await meter.started.operations.start_import(
-            "acme", Asked(at_us=0, identity="f"), BY
+            "acme", Asked(at_us=START_US, identity="f"), BY
         )
         assert again.id == one.id
         assert await place.send(meter, 5, "old", marks) == 0
