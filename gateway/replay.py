@@ -151,7 +151,7 @@ async def replay(call: Call) -> Answer | Problem:
         if not done.was_applied:
             call.gateway.metrics.reaggregated("replay", len(plan.counters))
     else:
-        plan = call.gateway.replays.preview(request)
+        plan = await call.gateway.replays.preview(request)
         if body.expect is not None and body.expect != plan.plan_hash:
             return Problem(409, "the plan is no longer what was reviewed: look at it anew")
     return Answer(_view(call, asked, plan, found, done))

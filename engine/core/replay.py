@@ -10,9 +10,10 @@ a later watermark. So a replay's work grows with what is late, not with what was
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from itertools import compress
+from operator import add
 from typing import Final, NamedTuple
 
 import msgspec
@@ -97,14 +98,92 @@ class _Found(NamedTuple):
     waiting: list[tuple[Adjustment, Rows]]
 
 
+class _Part(NamedTuple):
+    """What a plan has of one partition, as of a version of its adjustments."""
+
+    version: int
+    late_events: int
+    counters: list[ReplayedCounter]
+    changes: dict[str, MetricChange]
+    superseded: list[str]
+    watermark_us: int | None
+
+
+class Planner:
+    """Makes a plan partition by partition, so that others may run in between.
+
+    What was looked at and then moved is looked at again by `plan`, which is about the moment of its call. Nothing but
+    events may be folded between the first look and the plan: hold the lock of all changes, or take it as a preview.
+    """
+
+    def __init__(self, request: ReplayRequest) -> None:
+        self._request = request
+        self._parts: dict[int, _Part] = {}
+        # Judged by the counters' own watermarks, what is found moves with every event.
+        self._is_steady = request.lateness_us is None or request.watermark_us is not None
+
+    def look(self, state: ShardState, partition: int) -> int:
+        """Look at one partition of a state; how many late events it has."""
+        found = _late(state, partition, self._request)
+        part = _part(state.adjustments[partition].version, found, self._request, None)
+        self._parts[partition] = part
+        return part.late_events
+
+    def plan(self, states: Iterable[ShardState]) -> ReplayPlan:
+        """The plan over these states, which hold every partition once, as they are now."""
+        states = list(states)
+        for state in states:
+            for partition, adjustments in state.adjustments.items():
+                seen = self._parts.get(partition)
+                if seen is None or not self._is_steady or seen.version != adjustments.version:
+                    self.look(state, partition)
+        until_us = None
+        parts = self._parts
+        if sum(part.late_events for part in parts.values()) > EVENTS_MAX:
+            every = [
+                (partition, adjustments.version, _late(state, partition, self._request))
+                for state in states
+                for partition, adjustments in state.adjustments.items()
+            ]
+            until_us = _cut([one for _, _, found in every for one in found])
+            parts = {
+                partition: _part(version, found, self._request, until_us)
+                for partition, version, found in every
+            }
+        return _joined([parts[partition] for partition in sorted(parts)], until_us)
+
+
 def plan(states: Iterable[ShardState], request: ReplayRequest) -> ReplayPlan:
-    """The plan of a request over the shards' states as they are now."""
-    found = sorted((f for state in states for f in _late(state, request)), key=lambda f: f.key)
-    until_us = _cut(found)
-    counters: list[ReplayedCounter] = []
+    """The plan of a request over the shards' states as they are now, at once."""
+    return Planner(request).plan(states)
+
+
+def _joined(parts: Sequence[_Part], until_us: int | None) -> ReplayPlan:
     changes: dict[str, MetricChange] = {}
-    superseded: list[str] = []
-    watermark_us = request.watermark_us
+    for part in parts:
+        for metric, more in part.changes.items():
+            old = changes.get(metric, MetricChange(0, 0, 0, 0))
+            changes[metric] = MetricChange(*map(add, old, more))
+    counters = [counter for part in parts for counter in part.counters]
+    watermarks_us = [part.watermark_us for part in parts if part.watermark_us is not None]
+    return ReplayPlan(
+        tuple(counters),
+        changes,
+        tuple(one for part in parts for one in part.superseded),
+        _hash(counters),
+        until_us,
+        max(watermarks_us, default=None),
+    )
+
+
+def _part(
+    version: int, found: Sequence[_Found], request: ReplayRequest, until_us: int | None
+) -> _Part:
+    """What is planned for the counters of one partition, in order of key; of events before `until_us` alone."""
+    part = _Part(version, sum(_waiting(one) for one in found), [], {}, [], request.watermark_us)
+    watermarks_us = [one.counter.watermark_us for one in found if one.counter is not None]
+    if request.watermark_us is None:
+        part = part._replace(watermark_us=max(watermarks_us, default=None))
     last_series: tuple[str, str, str] | None = None
     for one in found:
         waiting = 0
@@ -117,55 +196,56 @@ def plan(states: Iterable[ShardState], request: ReplayRequest) -> ReplayPlan:
             taken = in_page.between(one.oldest_us, _AFTER_US)
             folded.append(taken)
             if len(taken.sequences) == len(adjustment.sequences):
-                superseded.append(adjustment.id)
+                part.superseded.append(adjustment.id)
         rows = _in_log_order(folded)
-        old = changes.get(one.key[1], MetricChange(0, 0, 0, 0))
         delta_micros = 0
         # In order of key, so a customer's periods come one after the other.
         is_new_customer = bool(rows.sequences) and one.key[:3] != last_series
         if rows.sequences:
             last_series = one.key[:3]
             tally = _tally(rows)
-            counters.append(_record(one, tuple(rows.sequences), tally))
+            part.counters.append(_record(one, tuple(rows.sequences), tally))
             delta_micros = _delta(one, rows, tally)
-        changes[one.key[1]] = MetricChange(
+        old = part.changes.get(one.key[1], MetricChange(0, 0, 0, 0))
+        part.changes[one.key[1]] = MetricChange(
             old.late_events + waiting,
             old.folded_events + len(rows.sequences),
             old.delta_micros + delta_micros,
             old.customers + is_new_customer,
         )
-        if request.watermark_us is None and one.counter is not None:
-            watermark_us = max(watermark_us or one.counter.watermark_us, one.counter.watermark_us)
-    return ReplayPlan(
-        tuple(counters), changes, tuple(superseded), _hash(counters), until_us, watermark_us
-    )
+    return part
 
 
-def _late(state: ShardState, request: ReplayRequest) -> Iterator[_Found]:
-    for partition, adjustments in state.adjustments.items():
-        for key in adjustments.counters():
-            tenant, metric, customer, start_us = key
-            if tenant != request.tenant or (request.metrics and metric not in request.metrics):
-                continue
-            pending = [
-                a
-                for a in adjustments.of_counter(key)
-                if a.kind == "event" and a.status == "pending"
-            ]
-            if not pending:
-                continue
-            scope = state.rules.scope(tenant, metric)
-            is_open = pending[0].end_us > scope.closed_until_us
-            if request.open_only and not is_open:
-                continue
-            ranged = [(a, _in_range(a, request)) for a in pending]
-            waiting = [(a, rows) for a, rows in ranged if rows.sequences]
-            if waiting:
-                counter = state.counters[partition].get((tenant, metric, customer))
-                while counter is not None and counter.start_us != start_us:
-                    counter = counter.older
-                oldest_us = _oldest_us(request, counter, scope.lateness_us) if is_open else None
-                yield _Found(key, partition, state, counter, oldest_us, waiting)
+def _waiting(one: _Found) -> int:
+    return sum(len(rows.sequences) for _, rows in one.waiting)
+
+
+def _late(state: ShardState, partition: int, request: ReplayRequest) -> list[_Found]:
+    """The counters of a partition that have late events of the range, in order of key."""
+    found = []
+    adjustments = state.adjustments[partition]
+    for key in adjustments.counters():
+        tenant, metric, customer, start_us = key
+        if tenant != request.tenant or (request.metrics and metric not in request.metrics):
+            continue
+        pending = [
+            a for a in adjustments.of_counter(key) if a.kind == "event" and a.status == "pending"
+        ]
+        if not pending:
+            continue
+        scope = state.rules.scope(tenant, metric)
+        is_open = pending[0].end_us > scope.closed_until_us
+        if request.open_only and not is_open:
+            continue
+        ranged = [(a, _in_range(a, request)) for a in pending]
+        waiting = [(a, rows) for a, rows in ranged if rows.sequences]
+        if waiting:
+            counter = state.counters[partition].get((tenant, metric, customer))
+            while counter is not None and counter.start_us != start_us:
+                counter = counter.older
+            oldest_us = _oldest_us(request, counter, scope.lateness_us) if is_open else None
+            found.append(_Found(key, partition, state, counter, oldest_us, waiting))
+    return sorted(found, key=lambda one: one.key)
 
 
 def _oldest_us(request: ReplayRequest, counter: Counter | None, lateness_us: int) -> int:
@@ -194,7 +274,7 @@ def _in_log_order(parts: Sequence[Rows]) -> Rows:
 
 def _cut(found: Sequence[_Found]) -> int | None:
     """The instant before which at most EVENTS_MAX events lie; None if all fit."""
-    if sum(len(rows.sequences) for one in found for _, rows in one.waiting) <= EVENTS_MAX:
+    if sum(map(_waiting, found)) <= EVENTS_MAX:
         return None
     times = sorted(ts_us for one in found for _, rows in one.waiting for ts_us in rows.times_us)
     # Events of one instant stay together, or the cursor would pass some of them over.
