@@ -63,6 +63,8 @@ def _view(gateway: Gateway, route: Route) -> Callable[..., Awaitable[Response]]:
         found: Request = request._get_current_object()  # type: ignore[attr-defined]  # noqa: SLF001 - the proxy costs a look-up at every touch
         found.scope[ROUTE_KEY] = route.path  # type: ignore[typeddict-unknown-key]
         answer = await _answer(gateway, route, decoder, found, path)
+        if found.method == "HEAD" and isinstance(answer, Answer):
+            answer = await _without_stream(answer)
         return _respond(answer, request_id_of(found))
 
     return view
@@ -184,6 +186,20 @@ def _response(body: bytes, status: int, headers: list[tuple[str, str]]) -> Respo
     if status != 204:
         response.headers["content-length"] = str(len(body))
     return response
+
+
+async def _without_stream(answer: Answer) -> Answer:
+    """The answer to HEAD: of a stream only what comes before it, without making it."""
+    close = getattr(answer.body, "aclose", None)
+    if close is None:
+        return answer
+    await close()
+    return answer._replace(body=_nothing())
+
+
+async def _nothing() -> AsyncIterator[bytes]:
+    return
+    yield b""
 
 
 def _streamed(body: AsyncIterator[bytes], status: int, headers: list[tuple[str, str]]) -> Response:

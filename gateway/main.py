@@ -118,7 +118,7 @@ async def _run(gateway: Gateway) -> int:
     stop = trio.Event()
     try:
         async with trio.open_nursery() as signals:
-            signals.start_soon(_stop_on_signal, gateway.settings, stop)
+            signals.start_soon(_stop_on_signal, gateway, stop)
             await gateway.meter.run(
                 partial(_serve_http, gateway, stop), on_ready=partial(_ready, gateway)
             )
@@ -215,14 +215,15 @@ def welcome(url: str, *, auth: bool) -> str:
     )
 
 
-async def _stop_on_signal(settings: Settings, stop: trio.Event) -> None:
+async def _stop_on_signal(gateway: Gateway, stop: trio.Event) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
         async for number in received:
             if stop.is_set():
                 _logger.warning("second_signal", signal=signal.Signals(number).name)
                 os._exit(EXIT_STOPPED)
             _logger.info("stopping", signal=signal.Signals(number).name)
-            _exit_hard_after(settings.shutdown_grace_seconds)
+            _exit_hard_after(gateway.settings.shutdown_grace_seconds)
+            gateway.is_stopping = True
             stop.set()
 
 

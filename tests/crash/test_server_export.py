@@ -103,3 +103,22 @@ def test_the_command_asks_the_server_that_has_the_directory(
     counters = (tmp_path / "counters.csv").read_text().splitlines()
     assert len(counters) == 101
     assert counters[0].startswith("tenantId,metric,customerRef,periodStart")
+
+
+def test_a_download_under_way_does_not_hold_up_a_stop(tmp_path: Path) -> None:
+    with running(tmp_path / "data", module=SMALL, environment={}) as server:
+        fill(server)
+        with socket.create_connection(("127.0.0.1", server.port), 20) as connection:
+            connection.sendall(ASK)
+            received = b""
+            while b"idempotencyKey" not in received:
+                received += connection.recv(4096)
+            began = time.monotonic()
+            server.terminate()
+            time.sleep(0.5)
+            while data := connection.recv(1 << 16):
+                received += data
+                time.sleep(0.01)
+            assert server.wait(10) == 0
+            assert time.monotonic() - began < 5
+        assert not received.endswith(b"0\r\n\r\n"), "cut off, and its reader knows"

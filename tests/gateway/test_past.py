@@ -310,6 +310,15 @@ async def test_a_stream_ends_with_an_error_when_the_server_stops_or_it_takes_too
         assert (gateway.streams.open, gateway.streams.cut_off) == (0, 2)
 
 
+async def test_the_head_of_an_export_makes_no_export() -> None:
+    async with served() as server:
+        await server.ingest(event(1, idempotencyKey="a"))
+        response = await server.client.head("/v1/events?tenantId=acme&format=csv")
+        assert response.status_code == 200
+        assert response.headers["content-type"].startswith("text/csv")
+        assert server.gateway.streams.open == 0
+
+
 async def _pieces() -> Any:
     while True:
         yield b"x"
