@@ -182,6 +182,8 @@ def _asked(call: Call) -> _Asked | Problem:
         return lateness
     replays = call.gateway.replays
     metrics = sorted(set(body.metrics)) if body.metrics else replays.metrics(call.tenant)
+    if since_us is not None:
+        call.gateway.meter.registry.must_hold(since_us)
     open_only = since_us is None and until_us is None
     start_us = INSTANT_US_MIN if since_us is None else since_us
     end_us = INSTANT_US_END - 1 if until_us is None else until_us

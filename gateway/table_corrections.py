@@ -130,7 +130,7 @@ REPLAY: Final = (
         parameters=(parameters.TENANT, parameters.NUMBERS),
         request=replay.ReplayBody,
         response=replay.ReplayAnswer,
-        errors=(409,),
+        errors=(409, 410),
     ),
 )
 

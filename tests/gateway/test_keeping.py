@@ -118,6 +118,14 @@ async def test_retention_says_what_it_would_drop_drops_it_and_refuses_what_is_ol
         assert horizon in refused["results"][0]["error"]
         listed = await server.client.get("/v1/events", params={"tenantId": "acme"})
         assert [one["id"] for one in listed.json()["events"]] == ["new"]
+        asked = {"tenantId": "acme", "metric": "calls", "interval": "day"}
+        for since, status in ((horizon, 200), (old, 410)):
+            history = await server.client.get("/v1/usage/history", params=asked | {"since": since})
+            assert history.status_code == status, history.text
+            replay = await server.client.post(
+                "/v1/replay", json={"tenantId": "acme", "since": since}
+            )
+            assert replay.status_code == status, replay.text
         then = await server.client.get(
             "/v1/usage/current", params={"tenantId": "acme", "customerRef": "anna", "asOf": counted}
         )
