@@ -415,3 +415,35 @@ def test_what_moved_after_a_look_is_looked_at_again(
     for step in moved:  # no closing: it waits for the lock that a replay holds
         step(machine)
     assert planner.plan([machine.state]) == machine.plan(request)
+
+
+def looked(machine: Machine) -> Planner:
+    planner = Planner(EVERYTHING)
+    for partition in machine.state.adjustments:
+        planner.look(machine.state, partition)
+    return planner
+
+
+def test_each_way_to_move_an_adjustment_is_noticed() -> None:
+    machine = Machine("review").begin()
+    late = ("calls", "a", "1", -LATENESS_US - HOUR_US)
+    machine.events([late])
+    moves: list[tuple[Step, int]] = [
+        (lambda m: m.events([late]), 2),  # one more in the same adjustment
+        (lambda m: m.decide(0, "approve"), 0),
+        (lambda m: m.events([late]), 1),  # another adjustment
+        (lambda m: m.decide(1, "revert"), 0),
+        (lambda m: m.events([late, late]), 2),
+        (lambda m: m.apply(m.plan(EVERYTHING)), 0),
+    ]
+    for move, left in moves:
+        planner = looked(machine)
+        move(machine)
+        plan = planner.plan([machine.state])
+        assert sum(len(counter.sequences) for counter in plan.counters) == left
+        assert plan == machine.plan(EVERYTHING)
+    machine.events([late])
+    planner = looked(machine)
+    partition = partition_of("acme", "a")
+    machine.state.adjustments[partition].rename("acme", {"a": "nobody"})
+    assert planner.plan([machine.state]).counters[0].customer_ref == "nobody"
