@@ -95,9 +95,9 @@ def totals_of(directory: Path) -> tuple[int, Fraction, int]:
     return len(events), total, sum(len(of) - 1 for of in stored.values())
 
 
-def test_an_import_that_is_killed_and_run_again_counts_every_row_once(tmp_path: Path) -> None:
-    seed = random.SystemRandom().randrange(1 << 32)
-    print("seed", seed)
+def test_an_import_that_is_killed_and_run_again_counts_every_row_once(
+    tmp_path: Path, seed: int
+) -> None:
     rng = random.Random(seed)
     directory = tmp_path / "data"
     rows = rows_of(ROWS)

@@ -106,6 +106,41 @@ fields = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.parametrize("tenant", [None, "t"])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"idempotencyKey": "k"},
+        {"resourceId": "r", "idempotencyKey": "k"},
+        {"source": "sdk"},
+        {"meta": {"a": 1}},
+        {"quantity": -1},
+        {"ts": "2030-01-01T00:00:00Z"},
+        {"ts": "never"},
+    ],
+    ids=str,
+)
+def test_the_short_way_makes_the_row_of_the_long_one(
+    more: dict[str, Any], tenant: str | None
+) -> None:
+    row = {
+        "tenantId": "t",
+        "metric": "m",
+        "customerRef": "c",
+        "quantity": 1.5,
+        "ts": "2026-01-01T00:00:00Z",
+    }
+    data = msgspec.json.encode(row | more)
+    meant = Meant(tenant, SOURCE_OF_IMPORT)
+    long = taken(rows_of_lines(data, 1)[0].event, meant, NOW_US, LIMITS)
+    tenants, refused = all_taken(rows_of_lines(data, 1), meant, NOW_US, LIMITS, nul=False)
+    if isinstance(long, Refusal):
+        assert refused == [(1, long)]
+    else:
+        assert [(name, of.rows) for name, of in tenants.items()] == [(long[0], [long[1]])]
+
+
 @given(rows=st.lists(fields, max_size=12), tenant=st.sampled_from([None, "t"]))
 def test_rows_in_bulk_are_taken_as_one_by_one(
     rows: list[dict[str, Any]], tenant: str | None
