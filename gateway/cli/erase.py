@@ -1,4 +1,7 @@
-"""`stripemeter erase`: take a customer's name out of everything, in a stopped directory or through a running server."""
+"""`stripemeter erase`: take a customer's name out of everything, in a stopped directory or through a running server.
+
+It must not know how: the engine's actors do it, here or behind HTTP.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""`stripemeter retention`: archive and drop old events, or say which would be."""
+"""`stripemeter retention`: archive and drop old events, or say which would be.
+
+It must not know how: the engine's actors do it, here or behind HTTP.
+"""
 
 from __future__ import annotations
 

@@ -47,26 +47,9 @@ async def umbras_things(server: Served) -> dict[str, str]:
         headers=admin,
     )
     assert (mapping.status_code, customer.status_code, key.status_code) == (201, 201, 201)
-    await server.ingest(
-        {
-            "tenantId": "umbra",
-            "metric": "umbras_metric",
-            "customerRef": "umbra-customer",
-            "quantity": 777,
-            "idempotencyKey": "k",
-        },
-        headers=admin,
-    )
-    await server.ingest(
-        {
-            "tenantId": "umbra",
-            "metric": "umbras_metric",
-            "customerRef": "umbra-leaver",
-            "quantity": 777,
-            "idempotencyKey": "k",
-        },
-        headers=admin,
-    )
+    for customer_ref in ("umbra-customer", "umbra-leaver"):
+        event = {"tenantId": "umbra", "metric": "umbras_metric", "customerRef": customer_ref}
+        await server.ingest(event | {"quantity": 777, "idempotencyKey": "k"}, headers=admin)
     erasure = await server.client.post(
         "/v1/admin/erasures",
         json={"tenantId": "umbra", "customerRef": "umbra-leaver"},
