@@ -93,7 +93,7 @@ class Outer:
         request_id = self._around.request_id(scope["headers"])
         scope[REQUEST_ID_KEY] = request_id
         method = scope["method"]
-        is_ingest = method == "POST" and scope["path"] == INGEST_PATH
+        is_ingest = method == "POST" and origin_form(scope["path"]) == INGEST_PATH
         exchange = _Exchange(
             send,
             self._around.extra_headers(scope["headers"], request_id, is_ingest=is_ingest),
@@ -152,3 +152,11 @@ class Outer:
         await exchange.send({"type": "http.response.start", "status": 204, "headers": headers})
         await exchange.send({"type": "http.response.body", "body": b""})
         return True
+
+
+def origin_form(path: str) -> str:
+    """The path of an absolute-form target (RFC 9112, 3.2.2), which every server must take; others as they are."""
+    scheme, found, rest = path.partition("://")
+    if found and scheme.lower() in ("http", "https"):
+        return "/" + rest.partition("/")[2]
+    return path

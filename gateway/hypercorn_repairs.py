@@ -6,16 +6,18 @@ when it is taken out. It must not know what is served.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import h11
 import hypercorn.protocol
 import hypercorn.trio.run
 import structlog
-from hypercorn.events import Event, RawData
+import trio
+from hypercorn.events import Closed, Event, RawData
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.tcp_server import TCPServer
 
+CLOSE_SECONDS_MAX: Final = 5.0
 _logger = structlog.get_logger("stripemeter.server")
 
 
@@ -51,7 +53,7 @@ class RepairedH11(H11Protocol):
 
 
 class ContainedTCPServer(TCPServer):
-    """A connection whose failure is its own: in Hypercorn an exception in one ends the whole server."""
+    """A connection whose failure is its own, where Hypercorn ends the whole server; and that closes when it says so."""
 
     async def run(self) -> None:
         """Serve one connection until it ends. Cancelled passes."""
@@ -59,6 +61,18 @@ class ContainedTCPServer(TCPServer):
             await super().run()
         except Exception:  # any client could end the meter with what is not foreseen here
             _logger.exception("connection_failed")
+
+    async def protocol_send(self, event: Event) -> None:
+        """What Hypercorn's protocol sends. A connection that is to be closed is closed.
+
+        Quart ends the task that closes it, at the disconnect it has just been told of: without the shield
+        `Connection: close` is promised and not kept, and the connection stays until the client goes.
+        """
+        if isinstance(event, Closed):
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_SECONDS_MAX):
+                await super().protocol_send(event)
+        else:
+            await super().protocol_send(event)
 
 
 def repair() -> None:

@@ -2,7 +2,7 @@
 
 How a connection lives: its bytes are read here. A strict head (gateway.lane_head) that asks for ingest or current usage
 is answered inline. Any other strict head is *lent* to Hypercorn with exactly its body, and the connection comes back
-with the end of its answer; a chunked body, Expect or Upgrade give Hypercorn the rest of it.
+with the end of its answer; a chunked body, an Upgrade or HTTP/1.0 give Hypercorn the rest of it.
 
 Rules it keeps: answers leave whole and in the order asked; a client's bytes are never read by two parsers; after an
 `await` the socket is asked for its descriptor anew, since a number that was closed may be another client's by then;
@@ -28,7 +28,6 @@ from gateway.lane_answers import LaneAnswers, Visit
 from gateway.lane_head import (
     HEAD_BYTES_MAX,
     HEAD_END,
-    HTTP2_PREFACE,
     TOO_LARGE,
     Head,
     Route,
@@ -110,8 +109,9 @@ class LaneServer(ContainedTCPServer):
     def drain(self) -> None:
         """The server stops: end what is idle, let the rest be the connection's last answer."""
         if not self._is_ours:
-            return
-        if self.phase is Phase.IDLE:
+            if isinstance(self.protocol.protocol, H11Protocol):
+                self._make_last()
+        elif self.phase is Phase.IDLE:
             self._stop_reading()
         elif self.phase is Phase.LENT:
             self._make_last()
@@ -147,22 +147,25 @@ class LaneServer(ContainedTCPServer):
             await super().protocol_send(event)
 
     async def _send_pieces(self, data: bytes) -> None:
-        """Shielded, since whoever answers may be cancelled by a disconnect that it has just been told of."""
+        """Shielded: Quart ends the task that this runs in at the disconnect that Hypercorn has just told it of."""
         pieces = memoryview(data)
-        async with self.send_lock:
+        with trio.CancelScope(shield=True):
+            await self.send_lock.acquire()
+        try:
             try:
                 for start in range(0, len(pieces), SEND_PIECE_BYTES):
-                    with trio.CancelScope(
-                        shield=True, deadline=trio.current_time() + SEND_SECONDS_MAX
-                    ) as scope:
+                    until = trio.current_time() + SEND_SECONDS_MAX
+                    with trio.CancelScope(shield=True, deadline=until) as scope:
                         await self.stream.send_all(pieces[start : start + SEND_PIECE_BYTES])
                     if scope.cancelled_caught:
                         await trio.aclose_forcefully(self.stream)
                         break
                 else:
                     return
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                pass
+            except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
+                pass  # gone, or Hypercorn is closing it just now
+        finally:
+            self.send_lock.release()
         await self.protocol.handle(Closed())
 
     async def _read_data(self) -> None:
@@ -309,10 +312,8 @@ class LaneServer(ContainedTCPServer):
         self.protocol.protocol.keep_alive_requests = self.config.keep_alive_max_requests
 
     async def _give_away(self, buffer: bytes) -> None:
-        """Hypercorn gets the connection for good; where it is HTTP/1.1, for one answer."""
+        """Hypercorn gets the connection for good."""
         self._is_ours, self.deadline = False, inf
-        if not buffer.startswith(HTTP2_PREFACE):
-            self._make_last()
         await self.idle_task.restart(self._task_group, self._idle_timeout)
         await self.protocol.handle(RawData(buffer))
         await super()._read_data()

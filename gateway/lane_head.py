@@ -10,8 +10,8 @@ Pure: bytes in, values out. It must not know sockets, keys or what an endpoint d
     bytes before the empty line     ->  Head.route
     not in the form above               REFUSED     an answer, then the end of the connection
     the HTTP/2 preface                  REST        Hypercorn gets the connection for good
-    HTTP/1.0, chunked, Expect, Upgrade,
-    CONNECT, a body over the limit      REST        the same, and it closes after one answer
+    chunked, Upgrade, CONNECT,
+    a body over the limit               REST        the same
     POST ingest with Content-Length     INGEST      answered inline
     GET current usage, of now           USAGE       answered inline
     everything else                     LOAN        Hypercorn gets the head and exactly its body
@@ -41,7 +41,7 @@ _HEAD: Final = re.compile(
     rb"((?:[!#$%&'*+.^_`|~0-9A-Za-z-]++:[\t\x20-\x7e\x80-\xff]*+\r\n)*+)\r\n"
 )
 _FIELD: Final = re.compile(rb"([^:\r]+):([^\r]*)\r\n")
-_NOT_THE_LANES: Final = frozenset((b"transfer-encoding", b"expect", b"upgrade"))
+_NOT_THE_LANES: Final = frozenset((b"transfer-encoding", b"upgrade"))
 _INGEST: Final = INGEST_PATH.encode()
 _USAGE: Final = USAGE_PATH.encode()
 _MALFORMED: Final = Problem(
@@ -114,19 +114,17 @@ def _read_head(head: bytes, body_bytes_max: int) -> Head:
     if refusal is not None:
         return _refused(refusal, method, path, headers)
     length = int(found.get(b"content-length", b"0"))
+    if method == b"CONNECT" or not _NOT_THE_LANES.isdisjoint(found):
+        return _to_rest(method, path, headers)
     connection = found.get(b"connection", b"keep-alive").lower()
-    repeats = len(found) != len(headers)
+    route, ingest = Route.LOAN, None
     if (
         version == b"0"
-        or method == b"CONNECT"
-        or not _NOT_THE_LANES.isdisjoint(found)
+        or b"expect" in found
         or connection not in (b"keep-alive", b"close")
-        or (repeats and sum(name == b"connection" for name, _ in headers) > 1)
+        or len(found) != len(headers)
     ):
-        return _to_rest(method, path, headers)
-    route, ingest = Route.LOAN, None
-    if repeats:
-        pass  # which of two headers counts is the stock server's business
+        pass  # which of two headers counts, who waits for what, and when it closes is the stock server's business
     elif method == b"POST" and path == _INGEST and b"content-length" in found:
         route, ingest = Route.INGEST, read_headers(found, query)
     elif method == b"GET" and path == _USAGE and b"content-length" not in found:
