@@ -259,6 +259,12 @@ async def test_a_body_that_is_too_large_is_answered_413_while_it_is_still_sent(p
             assert b"\r\nconnection: close\r\n" in found.data
 
 
+async def test_after_a_413_nothing_more_is_answered_though_the_whole_body_had_come() -> None:
+    async with listening("on", max_body_bytes="1024") as server:
+        found = await exchange(server, [post(b"a" * 2000) + BYE], silence=5)
+        assert (found.statuses, found.end) == ((413,), "closed")
+
+
 async def test_whoever_may_not_send_is_told_before_the_body_is_read() -> None:
     async with listening("on", auth="required", admin_key=ADMIN_KEY) as server:
         head = post(b"").replace(b"Content-Length: 0", b"Content-Length: 1000000")

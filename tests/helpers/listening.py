@@ -6,6 +6,7 @@ client says exactly what came back and how the connection ended. It must not kno
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -14,6 +15,7 @@ from io import StringIO
 from typing import Any, NamedTuple
 
 import hypercorn.trio
+import structlog
 import trio
 
 from gateway.asgi import create_asgi
@@ -50,13 +52,26 @@ class Listening:
 
 
 @asynccontextmanager
+async def quiet() -> AsyncIterator[None]:
+    """Without log lines: what hostile bytes do to Hypercorn is long to read."""
+    root = logging.getLogger()
+    before, level = root.handlers, root.level
+    configure("error", "json", StringIO())
+    try:
+        yield
+    finally:
+        root.handlers = before
+        root.setLevel(level)
+        structlog.reset_defaults()
+
+
+@asynccontextmanager
 async def listening(
     lane: str = "on", config: Any = None, **environ: str
 ) -> AsyncIterator[Listening]:
     """A server with `STRIPEMETER_FAST_LANE=<lane>`; `config(hypercorn_config)` may change it before the start."""
     environ = {"fast_lane": lane, "port": "0", "log_level": "error", **environ}
-    configure("error", "json", StringIO())  # what hostile bytes do to Hypercorn is long to read
-    async with served(**environ) as running, trio.open_nursery() as nursery:
+    async with quiet(), served(**environ) as running, trio.open_nursery() as nursery:
         stop = trio.Event()
         settings = http_config(running.gateway.settings)
         settings.graceful_timeout = 3.0
