@@ -19,7 +19,7 @@ from gateway.logging_setup import RequestLines
 INGEST_PATH: Final = "/v1/events/ingest"
 USAGE_PATH: Final = "/v1/usage/current"
 _FREQUENT: Final = frozenset((INGEST_PATH, USAGE_PATH))
-REQUEST_ID_BYTES: Final = 12
+ID_START_BYTES: Final = 8
 REFUSED: Final = "refused"
 """Route label of requests whose message was refused before anybody looked at its path."""
 
@@ -43,13 +43,19 @@ Pairs = Sequence[tuple[bytes, bytes]]
 
 
 class Around:
-    """One per server and way in; it has no state of its own."""
+    """One per server and way in."""
 
-    def __init__(self, gateway: Gateway) -> None:
-        self._ids = gateway.meter.ids
+    def __init__(self, gateway: Gateway, *, lines_kept_max: int = 1) -> None:
+        """`lines_kept_max` of its lines may wait for `flush`."""
+        # Ids must differ, not be unguessable: random for the server's life, then counted.
+        self._id_start = f"req_{gateway.meter.ids.token(ID_START_BYTES).hex()}"
+        self._ids_made = 0
         self._clock = gateway.clock
         self._metrics = gateway.metrics
-        self._lines = RequestLines(gateway.settings.log_level, gateway.settings.log_format)
+        self._lines = RequestLines(
+            gateway.settings.log_level, gateway.settings.log_format, kept_max=lines_kept_max
+        )
+        self.flush = self._lines.flush
         self.origins = frozenset(origin.encode() for origin in gateway.settings.cors_origins)
         """The web origins whose pages may call."""
 
@@ -59,7 +65,8 @@ class Around:
 
     def new_request_id(self) -> str:
         """An id of our own."""
-        return f"req_{self._ids.token(REQUEST_ID_BYTES).hex()}"
+        self._ids_made += 1
+        return f"{self._id_start}{self._ids_made & 0xFFFFFFFF:08x}"
 
     def extra_headers(
         self, headers: Pairs, request_id: str, *, is_ingest: bool

@@ -22,6 +22,7 @@ from gateway.problems import INTERNAL_DETAIL, Problem
 from gateway.routes import Answer
 from gateway.table import ROUTES
 
+LINES_KEPT_MAX: Final = 64
 _US_PER_SECOND: Final = 1_000_000
 _logger = structlog.get_logger("stripemeter.access")
 _USAGE: Final = next(route for route in ROUTES if route.path == USAGE_PATH)
@@ -45,7 +46,8 @@ class LaneAnswers:
         """`server_headers` is Hypercorn's own: what it adds to every answer, the date above all."""
         self._gateway = gateway
         self._ingest = Ingest(gateway)
-        self._around = Around(gateway)
+        self._around = Around(gateway, lines_kept_max=LINES_KEPT_MAX)
+        self.flush = self._around.flush
         self._clock = gateway.clock
         self._server_headers = server_headers
         self._written_at_second = -1

@@ -7,6 +7,7 @@ too many is turned away at once. It must not know HTTP.
 from __future__ import annotations
 
 import resource
+from collections.abc import Callable
 from enum import Enum
 from typing import Final, Protocol
 
@@ -42,7 +43,9 @@ class Watched(Protocol):
 class Watch:
     """One per server."""
 
-    def __init__(self, connections_max: int) -> None:
+    def __init__(self, connections_max: int, on_look: Callable[[], None] = lambda: None) -> None:
+        """`on_look` is called at each look, and at the end."""
+        self._on_look = on_look
         self._connections_max = connections_max
         self._connections: set[Watched] = set()
         self.is_draining = False
@@ -63,18 +66,22 @@ class Watch:
 
     async def run(self, stop: trio.Event) -> None:
         """Look at the deadlines until cancelled; when `stop` is set, let no connection begin another request."""
-        while not stop.is_set():
-            with trio.move_on_after(LOOK_SECONDS):
-                await stop.wait()
-            self._look()
-        self.is_draining = True
-        for connection in tuple(self._connections):
-            connection.drain()
-        while True:
-            await trio.sleep(LOOK_SECONDS)
-            self._look()
+        try:
+            while not stop.is_set():
+                with trio.move_on_after(LOOK_SECONDS):
+                    await stop.wait()
+                self._look()
+            self.is_draining = True
+            for connection in tuple(self._connections):
+                connection.drain()
+            while True:
+                await trio.sleep(LOOK_SECONDS)
+                self._look()
+        finally:
+            self._on_look()
 
     def _look(self) -> None:
+        self._on_look()
         now = trio.current_time()
         for connection in tuple(self._connections):
             if connection.deadline <= now:

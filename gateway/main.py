@@ -191,9 +191,9 @@ def install_server(
     if reason is not None:
         _logger.warning("fast_lane_off", reason=reason)
         return
-    watch = Watch(connections_max())
-    nursery.start_soon(watch.run, stop)
     answers = LaneAnswers(gateway, partial(config.response_headers, "h11"))
+    watch = Watch(connections_max(), on_look=answers.flush)
+    nursery.start_soon(watch.run, stop)
     put_in(LaneServer, answers, watch, gateway.settings.max_body_bytes)
 
 
