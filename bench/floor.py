@@ -3,7 +3,8 @@
     python bench/floor.py [--rounds 3] [--seconds 5] [--connections 100]
 
 The real server and one whose ingest does nothing (bench/serve_floor.py), in turn. `ratio` is the rate of the real one
-relative to the floor: near 1, the meter is as fast as its HTTP server lets it be, whatever the machine does today.
+relative to the floor, `cpu_ratio` the same of processor time a request, which holds on a machine that others use too:
+near 1, the meter is as fast as its HTTP server lets it be.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from ingest import Cell, measure
 from server import Server
 
 SIDES = {"meter": None, "floor": "serve_floor.py"}
+FIGURES = ("events_per_second", "server_cpu_us_per_event")
 
 
 def main() -> None:
@@ -42,13 +44,20 @@ def main() -> None:
                 measure(server, cell, 1)
                 results.append({"server": side, **measure(server, cell, options.seconds)})
                 progress(f"{side}: {results[-1]['events_per_second']}/s")
-    rates = {
-        side: statistics.median(r["events_per_second"] for r in results if r["server"] == side)
-        for side in SIDES
-    }
-    publish(
-        report("floor", results, ratio=round(rates["meter"] / rates["floor"], 3)), options.output
+    rate, cost = ({side: median(results, side, name) for side in SIDES} for name in FIGURES)
+    content = report(
+        "floor",
+        results,
+        ratio=round(rate["meter"] / rate["floor"], 3),
+        cpu_ratio=round(cost["floor"] / cost["meter"], 3),
     )
+    publish(content, options.output)
+
+
+def median(results: list[dict[str, Any]], side: str, figure: str) -> float:
+    """The middle one of a side's rounds."""
+    figures = [float(result[figure]) for result in results if result["server"] == side]
+    return statistics.median(figures)
 
 
 if __name__ == "__main__":

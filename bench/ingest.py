@@ -169,7 +169,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.directory, prefix="bench-") as parent:
         for stored in options.stored:
             results += measure_store(Path(parent), stored, cells, seconds, options)
-    name = "ingest-full" if options.full else "ingest-sustained" if options.sustained else "ingest"
+    names = ("full", "sustained", "targets")
+    name = "-".join(["ingest", *(n for n in names if getattr(options, n))][:2])
     publish(report(name, results), options.output)
 
 

@@ -28,6 +28,7 @@ INGEST: Final = (
 )  # fmt: skip
 COLUMNS: Final[dict[str, tuple[str, ...]]] = {
     "ingest": INGEST,
+    "ingest-targets": INGEST,
     "ingest-sustained": INGEST,
     "ingest-full": INGEST,
     "reads": ("read", "connections", "requests_per_second", "p50_ms", "p99_ms", "server_cpu_us_per_request"),

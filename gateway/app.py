@@ -68,6 +68,8 @@ def _view(gateway: Gateway, route: Route) -> Callable[..., Awaitable[Response]]:
         answer = await answer_route(
             gateway, route, asked, path, partial(_body, gateway, decoder, found)
         )
+        if found.method == "HEAD" and isinstance(answer, Answer):
+            answer = await _without_stream(answer)
         return _respond(answer, asked.request_id)
 
     return view
@@ -111,6 +113,20 @@ def _response(body: bytes, status: int, headers: list[tuple[str, str]]) -> Respo
     if status != 204:
         response.headers["content-length"] = str(len(body))
     return response
+
+
+async def _without_stream(answer: Answer) -> Answer:
+    """The answer to HEAD: of a stream only what comes before it, without making it."""
+    close = getattr(answer.body, "aclose", None)
+    if close is None:
+        return answer
+    await close()
+    return answer._replace(body=_nothing())
+
+
+async def _nothing() -> AsyncIterator[bytes]:
+    return
+    yield b""
 
 
 def _streamed(body: AsyncIterator[bytes], status: int, headers: list[tuple[str, str]]) -> Response:

@@ -33,6 +33,8 @@ class Gateway:
     access: Access
     metrics: Metrics
     clock: Clock
+    is_stopping: bool = False
+    """Set when the server is told to stop: what takes long ends now."""
     urls: tuple[str, ...] = ()
     """Where HTTP listens; known once it does."""
     free_bytes: Callable[[], int | None] = field(init=False)
@@ -54,7 +56,9 @@ class Gateway:
         self.replays = Replays(self.meter)
         self.audit = AuditReader(self.meter)
         self.free_bytes = partial(free_bytes_of, self.settings.data_path)
-        self.streams = Streams(self.clock, lambda: self.meter.phase == "ready")
+        self.streams = Streams(
+            self.clock, lambda: self.meter.phase == "ready" and not self.is_stopping
+        )
         self.metrics.streams = self.streams
         self.started_us = self.clock.monotonic_us()
 

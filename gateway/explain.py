@@ -88,7 +88,13 @@ class CorrectionView(msgspec.Struct, rename="camel", kw_only=True):
     kind: str
     status: str
     value: Quantity
-    amount: _Amount | None
+    amount: Annotated[
+        msgspec.Raw,
+        msgspec.Meta(
+            description="What it adds to the sum now; 0 unless it is approved; null for a value.",
+            extra_json_schema={"type": ["number", "string", "null"]},
+        ),
+    ]
     position: _Position
     reason: str
     actor: str
@@ -240,7 +246,7 @@ def _correction(one: AdjustmentPart, write: Any) -> CorrectionView:
         kind=adjustment.kind,
         status=adjustment.status,
         value=write(adjustment.micros),
-        amount=write(one.amount_micros) if adjustment.kind == "delta" else None,
+        amount=write(one.amount_micros) if adjustment.kind == "delta" else msgspec.Raw(b"null"),
         position=adjustment.sequence,
         reason=adjustment.reason,
         actor=adjustment.actor,

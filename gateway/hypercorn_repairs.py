@@ -6,6 +6,7 @@ when it is taken out. It must not know what is served.
 
 from __future__ import annotations
 
+from math import inf
 from typing import Any, Final
 
 import h11
@@ -15,7 +16,7 @@ import structlog
 import trio
 from hypercorn.events import Closed, Event, RawData
 from hypercorn.protocol.h11 import H11Protocol
-from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.tcp_server import MAX_RECV, TCPServer
 
 CLOSE_SECONDS_MAX: Final = 5.0
 _logger = structlog.get_logger("stripemeter.server")
@@ -53,17 +54,18 @@ class RepairedH11(H11Protocol):
 
 
 class ContainedTCPServer(TCPServer):
-    """A connection whose failure is its own, where Hypercorn ends the whole server; and that closes when it says so."""
+    """A connection whose failure is its own, that closes when it says so, and whose answer may take its time.
 
-    async def run(self) -> None:
-        """Serve one connection until it ends. Cancelled passes."""
-        try:
-            await super().run()
-        except Exception:  # any client could end the meter with what is not foreseen here
-            _logger.exception("connection_failed")
+    In Hypercorn an exception in one connection ends the whole server; and `read_timeout` counts from the last byte
+    that the client sent, so that it cuts off every download that takes longer. Here it counts from the last byte in
+    either direction: a client that takes nothing for that long is still cut off, which frees the task that sends.
+    """
+
+    _sent_at = 0.0
+    """When bytes last left, on trio's clock."""
 
     async def protocol_send(self, event: Event) -> None:
-        """What Hypercorn's protocol sends. A connection that is to be closed is closed.
+        """Send what the protocol says. A connection that is to be closed is closed.
 
         Quart ends the task that closes it, at the disconnect it has just been told of: without the shield
         `Connection: close` is promised and not kept, and the connection stays until the client goes.
@@ -73,6 +75,37 @@ class ContainedTCPServer(TCPServer):
                 await super().protocol_send(event)
         else:
             await super().protocol_send(event)
+        self._sent_at = trio.current_time()
+
+    async def _read_data(self) -> None:
+        patience = self.config.read_timeout or inf
+        until = trio.current_time() + patience
+        while True:
+            data: bytes | bytearray | None = None
+            with trio.move_on_at(until):
+                try:
+                    data = await self.stream.receive_some(MAX_RECV)
+                except (trio.ClosedResourceError, trio.BrokenResourceError):
+                    break
+            if data is None:
+                until = self._sent_at + patience
+                if until > trio.current_time():
+                    continue
+                # Only closing the socket ends a send that waits for this client: it is shielded.
+                await trio.aclose_forcefully(self.stream)
+                break
+            await self.protocol.handle(RawData(bytes(data)))
+            if not data:
+                break
+            until = trio.current_time() + patience
+        await self.protocol.handle(Closed())
+
+    async def run(self) -> None:
+        """Serve one connection until it ends. Cancelled passes."""
+        try:
+            await super().run()
+        except Exception:  # any client could end the meter with what is not foreseen here
+            _logger.exception("connection_failed")
 
 
 def repair() -> None:

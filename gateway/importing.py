@@ -107,11 +107,15 @@ class Files:
         before = sum(file.size_bytes for file in self.files[: chunk.after.file])
         return before + self.files[chunk.after.file].read_bytes()
 
+    def close(self) -> None:
+        """Let all files go."""
+        for file in self.files:
+            file.close()
+
     def chunks(self, start: Cursor) -> Iterator[Chunk]:
         """All rows after a cursor. Raises FileRefused."""
         for file in self.files[start.file :]:
             yield from file.chunks(start if file.number == start.file else Cursor(file.number))
-            file.close()
 
 
 _encode_cursor = msgspec.msgpack.Encoder().encode

@@ -160,6 +160,7 @@ class LaneServer(ContainedTCPServer):
                     if scope.cancelled_caught:
                         await trio.aclose_forcefully(self.stream)
                         break
+                    self._sent_at = trio.current_time()
                 else:
                     return
             except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):

@@ -41,6 +41,7 @@ from gateway.system import SystemClock, SystemIds, run_in_thread
 from wal.archive import FileArchives
 from wal.cells import CellStoreError
 from wal.lmdb_cells import LmdbCells
+from wal.lmdb_copy import compact_if_asked
 from wal.lmdb_log import LmdbLog
 from wal.lmdb_runs import LmdbRuns
 from wal.log import LogError
@@ -68,6 +69,8 @@ def open_meter(
     Read-only it appends nothing; the log must be there. Raises StartRefused when the log or an index can't be opened.
     """
     try:
+        if not is_read_only and (compaction := compact_if_asked(directory.log_path)) is not None:
+            _logger.info("log_compaction", result=compaction)
         log = MeasuredLog(LmdbLog(directory.log_path, read_only=is_read_only))
         runs = LmdbRuns(directory.keys_path)
         cells = LmdbCells(directory.rollups_path)
@@ -119,7 +122,7 @@ async def _run(gateway: Gateway) -> int:
     stop = trio.Event()
     try:
         async with trio.open_nursery() as signals:
-            signals.start_soon(_stop_on_signal, gateway.settings, stop)
+            signals.start_soon(_stop_on_signal, gateway, stop)
             await gateway.meter.run(
                 partial(_serve_http, gateway, stop), on_ready=partial(_ready, gateway)
             )
@@ -236,14 +239,15 @@ def welcome(url: str, *, auth: bool) -> str:
     )
 
 
-async def _stop_on_signal(settings: Settings, stop: trio.Event) -> None:
+async def _stop_on_signal(gateway: Gateway, stop: trio.Event) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
         async for number in received:
             if stop.is_set():
                 _logger.warning("second_signal", signal=signal.Signals(number).name)
                 os._exit(EXIT_STOPPED)
             _logger.info("stopping", signal=signal.Signals(number).name)
-            _exit_hard_after(settings.shutdown_grace_seconds)
+            _exit_hard_after(gateway.settings.shutdown_grace_seconds)
+            gateway.is_stopping = True
             stop.set()
 
 

@@ -22,6 +22,7 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from engine.actors.supervisor import Meter
+from engine.core.times import INSTANT_US_MIN
 from gateway.measured_log import Distribution, MeasuredLog
 from gateway.streams import Streams
 
@@ -55,12 +56,17 @@ DESCRIPTIONS: Final[dict[str, str]] = {
     "recent_keys": "Dedupe keys in memory, not yet in a run on disk.",
     "stored_keys": "Dedupe keys in runs on disk.",
     "shard_counters": "Counters (tenant, metric, customer) in memory, their newest periods.",
+    "operations_open": "Backfills and imports that have not ended.",
+    "operation_rows_total": "Rows of backfills, by what became of them.",
     "late_adjustments": "Adjustments that hold late events.",
     "exports_open": "Streamed exports that are being sent now.",
     "exports_cut_off_total": "Streamed exports that could not be finished.",
     "as_of_answers_total": "Steps of questions about the past that were answered.",
     "as_of_refused_total": "Questions about the past that took too long, or found too many before them.",
     "as_of_waiting": "Questions about the past that wait for their turn.",
+    "erasures_open": "Erasures that were begun and have not ended.",
+    "retention_horizon_timestamp_seconds": "Unix time before which events are refused; 0: none was dropped.",
+    "keeping_failed": "1 while an erasure or retention can't go on; its reason is in the log.",
     "process_uptime_seconds": "Seconds since the server started.",
     "ready": "1 when the server takes events, else 0.",
 }
@@ -196,6 +202,12 @@ class Metrics:
         yield _counter("as_of_answers_total", past.answered)
         yield _counter("as_of_refused_total", past.refused)
         yield _gauge("as_of_waiting", past.waiting)
+        yield _gauge("erasures_open", len(meter.registry.erasures))
+        horizon_us = meter.registry.horizon_us
+        horizon_seconds = 0 if horizon_us <= INSTANT_US_MIN else horizon_us / 1e6
+        yield _gauge("retention_horizon_timestamp_seconds", horizon_seconds)
+        failed = meter.started.eraser.last_error or meter.started.retention.last_error
+        yield _gauge("keeping_failed", 1 if failed else 0)
         events, size_bytes = meter.started.writer.queued
         yield _gauge("queue_events", events)
         yield _gauge("queue_bytes", size_bytes)
@@ -205,6 +217,13 @@ class Metrics:
         yield _gauge(
             "shard_counters", sum(len(table) for s in states for table in s.counters.values())
         )
+        yield _gauge("operations_open", len(meter.registry.operations.open()))
+        rows = CounterMetricFamily(
+            "operation_rows", DESCRIPTIONS["operation_rows_total"], labels=("result",)
+        )
+        for result, count in meter.started.operations.rows.items():
+            rows.add_metric((result,), count)
+        yield rows
         yield _gauge(
             "late_adjustments",
             sum(len(of.by_id) for s in states for of in s.adjustments.values()),

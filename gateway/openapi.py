@@ -28,7 +28,8 @@ TAGS: Final[dict[str, str]] = {
     "mappings": "How a metric is counted.",
     "customers": "What is known of a customer beyond its usage.",
     "adjustments": "Corrections of what was counted, and decisions on late events.",
-    "admin": "API keys, and the trail of all changes.",
+    "erasures": "Take a customer's name out of everything; totals stay.",
+    "admin": "API keys, retention, and the trail of all changes.",
     "system": "Health, metrics, documentation.",
 }
 

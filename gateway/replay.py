@@ -106,7 +106,7 @@ class ReplaySummary(msgspec.Struct, rename="camel", kw_only=True):
     message: str
 
 
-class ReplayView(msgspec.Struct, rename="camel", kw_only=True):
+class ReplayAnswer(msgspec.Struct, rename="camel", kw_only=True):
     """What a replay changes, or changed."""
 
     mode: Mode
@@ -151,7 +151,7 @@ async def replay(call: Call) -> Answer | Problem:
         if not done.was_applied:
             call.gateway.metrics.reaggregated("replay", len(plan.counters))
     else:
-        plan = call.gateway.replays.preview(request)
+        plan = await call.gateway.replays.preview(request)
         if body.expect is not None and body.expect != plan.plan_hash:
             return Problem(409, "the plan is no longer what was reviewed: look at it anew")
     return Answer(_view(call, asked, plan, found, done))
@@ -182,6 +182,8 @@ def _asked(call: Call) -> _Asked | Problem:
         return lateness
     replays = call.gateway.replays
     metrics = sorted(set(body.metrics)) if body.metrics else replays.metrics(call.tenant)
+    if since_us is not None:
+        call.gateway.meter.registry.must_hold(since_us)
     open_only = since_us is None and until_us is None
     start_us = INSTANT_US_MIN if since_us is None else since_us
     end_us = INSTANT_US_END - 1 if until_us is None else until_us
@@ -214,7 +216,7 @@ def _mode(body: ReplayBody) -> Mode | Problem:
 
 def _view(
     call: Call, asked: _Asked, plan: ReplayPlan, found: dict[str, int], done: Applied | None
-) -> ReplayView:
+) -> ReplayAnswer:
     as_string = call.numbers_as_strings
     nothing = MetricChange(0, 0, 0, 0)
     was_applied = done is not None and done.was_applied
@@ -229,7 +231,7 @@ def _view(
     if plan.cursor_us is not None and not was_applied:
         place: list[Any] = [plan.cursor_us, asked.start_us, asked.end_us, asked.request.open_only]
         cursor = encode_cursor(place)
-    return ReplayView(
+    return ReplayAnswer(
         mode=asked.mode,
         tenant_id=asked.request.tenant,
         metrics=asked.metrics,

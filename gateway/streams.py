@@ -18,6 +18,8 @@ from engine.ports import Clock
 
 AT_ONCE_MAX: Final = 4
 SECONDS_MAX: Final = 3600
+SENT_BYTES: Final = 64 << 10
+"""Of a piece, sent at once: whoever takes less than this while a connection may be silent is cut off."""
 _logger = structlog.get_logger("stripemeter.stream")
 
 
@@ -62,6 +64,8 @@ class Stream:
         self._is_running = is_running
         self._deadline_us = clock.monotonic_us() + SECONDS_MAX * 1_000_000
         self._is_open = True
+        self._rest = memoryview(b"")
+        """Made, and not sent yet."""
         streams.open += 1
 
     def __aiter__(self) -> Stream:
@@ -69,12 +73,12 @@ class Stream:
 
     async def __anext__(self) -> bytes:
         """The next piece. Raises StreamCut."""
-        piece = b""
         try:
-            while not piece:  # nothing of a page may match
-                await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint()
+            self._check()
+            while not self._rest:  # nothing of a page may match
+                self._rest = memoryview(await anext(self._pieces))
                 self._check()
-                piece = await anext(self._pieces)
         except StreamCut:
             raise
         except StopAsyncIteration:
@@ -82,7 +86,8 @@ class Stream:
             raise
         except Exception as error:
             raise self._cut(str(error)) from error
-        return piece
+        piece, self._rest = self._rest[:SENT_BYTES], self._rest[SENT_BYTES:]
+        return bytes(piece)
 
     def _check(self) -> None:
         if not self._is_running():

@@ -129,8 +129,8 @@ REPLAY: Final = (
         tenancy="required",
         parameters=(parameters.TENANT, parameters.NUMBERS),
         request=replay.ReplayBody,
-        response=replay.ReplayView,
-        errors=(409,),
+        response=replay.ReplayAnswer,
+        errors=(409, 410),
     ),
 )
 

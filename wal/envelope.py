@@ -81,16 +81,20 @@ def encode_envelope(envelope: Envelope) -> bytes:
 
 def replace_parts(record: StoredRecord, parts: tuple[StoredPart, ...]) -> bytes:
     """The blob of a record with other stored parts under the same envelope (erasing, trimming)."""
-    headers = record.envelope.parts
-    assert len(parts) == len(headers), "an envelope's parts are fixed"
-    for part, header in zip(parts, headers, strict=True):
+    assert len(parts) == len(record.envelope.parts), "an envelope's parts are fixed"
+    return _blob(encode_envelope(record.envelope), parts)
+
+
+def replaced(record: StoredRecord, parts: tuple[StoredPart, ...]) -> bytes:
+    """The same for a log's `replace`: parts that `decode` would refuse, or of another kind, are a bug."""
+    for part, header in zip(parts, record.envelope.parts, strict=False):
         assert part.kind == header.kind, "a part's kind is fixed"
         if part.state == _INTACT:
             assert digest_of(part.data) == header.digest, "an intact part has its original bytes"
         else:
             assert part.state in _REPLACED, part.state
             assert not part.data or part.state == _PSEUDONYM, "only a pseudonymised part has bytes"
-    return _blob(encode_envelope(record.envelope), parts)
+    return replace_parts(record, parts)
 
 
 def trimmed(record: StoredRecord, record_type: int) -> bytes | None:

@@ -64,6 +64,9 @@ def copy_log(
     def work() -> None:
         try:
             environment.copy(str(target), compact=True)
+            (target / DATA_NAME).chmod(
+                0o600
+            )  # LMDB gives it to all; until here its directory kept them out
             _sync_file(target / DATA_NAME)
             sync_directory(target)
         except (lmdb.Error, OSError) as error:

@@ -25,7 +25,7 @@ from threading import Condition
 import lmdb
 
 from wal.anchor import ANCHOR_NAME, APPENDS_BETWEEN_ANCHORS, read_anchor, write_anchor
-from wal.envelope import GENESIS_HASH, decode, replace_parts, seal, trimmed
+from wal.envelope import GENESIS_HASH, decode, replaced, seal, trimmed
 from wal.lmdb_file import (
     COMPACT_NAME,
     create,
@@ -344,7 +344,7 @@ class LmdbLog:
                 stored = cursor.set_key(_KEY.pack(sequence))
                 assert stored, f"no record begins at {sequence}"
                 blob = bytes(cursor.value())
-            rewritten.append((_KEY.pack(sequence), replace_parts(decode(blob, sequence), parts)))
+            rewritten.append((_KEY.pack(sequence), replaced(decode(blob, sequence), parts)))
         if rewritten:
             self._make_room(sum(len(blob) for _, blob in rewritten))
             self._commit(rewritten, appending=False)

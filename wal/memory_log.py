@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import Literal
 
-from wal.envelope import GENESIS_HASH, decode, replace_parts, seal, trimmed
+from wal.envelope import GENESIS_HASH, decode, replaced, seal, trimmed
 from wal.log import (
     Draft,
     Envelope,
@@ -217,7 +217,7 @@ class MemoryLog:
         for sequence, parts in replacements:
             assert sequence in self.disk.durable, f"no record begins at {sequence}"
             record = decode(self.disk.durable[sequence], sequence)
-            rewritten[sequence] = replace_parts(record, parts)
+            rewritten[sequence] = replaced(record, parts)
         if rewritten:
             self._commit(rewritten, self._next_sequence)
 

@@ -16,7 +16,6 @@ import trio
 from engine.actors.administration import By
 from engine.actors.supervisor import Meter
 from engine.core.adjustments import REASONS, Adjustment
-from engine.core.partitions import partition_of
 from engine.core.periods import period_in
 from engine.core.quantities import format_micros, pack
 from engine.core.records import AdjustmentChange, AdjustmentMade, Change
@@ -132,7 +131,7 @@ class Corrections:
         """Adjustments by partition; where the customer is known, of its partition alone."""
         only: int | None = None
         if wanted.tenant is not None and wanted.customer_ref is not None:
-            only = partition_of(wanted.tenant, wanted.customer_ref)
+            only = self._meter.shard_of_customer(wanted.tenant, wanted.customer_ref)[1]
         for shard in self._meter.shards:
             for partition, adjustments in shard.state.adjustments.items():
                 if adjustments.by_id and only in (None, partition):
@@ -171,7 +170,7 @@ class Corrections:
             )
             record = AdjustmentChange(
                 action="create",
-                partition=partition_of(draft.tenant, draft.customer_ref),
+                partition=meter.shard_of_customer(draft.tenant, draft.customer_ref)[1],
                 change=_change(by),
                 tenant_id=draft.tenant,
                 adjustment=made,

@@ -41,11 +41,15 @@ class Stretch(NamedTuple):
 
 def stretches_of(extents: Sequence[Extent], wanted: EventFilter, end: int) -> list[Stretch]:
     """The stretches before `end` that may hold a wanted event, by what the index knows of each."""
-    found = []
+    found: list[Stretch] = []
     for extent in extents:
         summary = extent.summary
-        if wanted.may_match(summary) and summary.from_position < end:
-            found.append(Stretch(summary.from_position, min(end, summary.to_position)))
+        if not wanted.may_match(summary) or summary.from_position >= end:
+            continue
+        first, last = summary.from_position, min(end, summary.to_position)
+        if found and found[-1].end == first:
+            first = found.pop().first
+        found.append(Stretch(first, last))
     return found
 
 
@@ -90,7 +94,8 @@ class EventScan:
             except RecordError as error:
                 message = f"record {record.sequence} can't be used: {error}"
                 raise LogDamaged(message, record.sequence) from error
-            self.position = record.next_sequence
+            # A stretch may end within a record; the next one then begins there.
+            self.position = min(record.next_sequence, stretch.end)
         return found
 
     def _take(

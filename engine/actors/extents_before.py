@@ -50,7 +50,7 @@ class _Cut:
 
     def __init__(self, log: Log, position: int, end: int) -> None:
         self._log = log
-        self._position = position
+        self._first = self._position = position
         self._end = end
         self.batches: list[Batch] = []
 
@@ -65,18 +65,24 @@ class _Cut:
                     f"retention has dropped the events at position {record.sequence}: ask for a later time"
                 )
             for batch in batches_of(record):
-                room = self._end - batch.first_sequence
-                if room > 0:
-                    self.batches.append(batch if len(batch.metrics) <= room else _cut(batch, room))
+                # A stretch may begin and end within a record.
+                first = max(0, self._first - batch.first_sequence)
+                last = min(len(batch.metrics), self._end - batch.first_sequence)
+                if first < last:
+                    self.batches.append(_cut(batch, first, last))
             self._position = record.next_sequence
         return bool(page) and self._position < self._end
 
 
-def _cut(batch: Batch, rows: int) -> Batch:
+def _cut(batch: Batch, first: int, last: int) -> Batch:
+    if (first, last) == (0, len(batch.metrics)):
+        return batch
+    rows = slice(first, last)
     return batch._replace(
-        metrics=batch.metrics[:rows],
-        customers=batch.customers[:rows],
-        micros=batch.micros[:rows],
-        times_us=batch.times_us[:rows],
-        sources=batch.sources[:rows],
+        metrics=batch.metrics[rows],
+        customers=batch.customers[rows],
+        micros=batch.micros[rows],
+        times_us=batch.times_us[rows],
+        sources=batch.sources[rows],
+        first_sequence=batch.first_sequence + first,
     )

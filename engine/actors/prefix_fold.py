@@ -181,14 +181,15 @@ class PrefixFold:
     def _begins_anew(self, record: StoredRecord) -> bool:
         """Whether the fold must begin again, because of what was erased or dropped; then it has. Raises Gone."""
         if (
-            self._survey is not None
-            or record.sequence < self._control_from
+            record.sequence < self._control_from
             or not is_touched(record)
             or self._is_too_old(record)
         ):
             return False
-        found = survey(self._log, record.sequence)
         dropped = is_dropped(record) and record.envelope.record_type == RecordType.EVENTS
+        if self._survey is not None and not dropped:
+            return False
+        found = self._survey or survey(self._log, record.sequence)
         if not dropped and not found.aliases:
             self._survey = found
             return False

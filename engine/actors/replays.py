@@ -10,14 +10,18 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import trio
+
 from engine.actors.administration import By
 from engine.actors.supervisor import Meter
 from engine.core.records import Change, ReplayApply
-from engine.core.replay import ReplayPlan, ReplayRequest, plan
+from engine.core.replay import Planner, ReplayPlan, ReplayRequest
 from engine.core.times import DAY_US, INSTANT_US_END, INSTANT_US_MIN
 from engine.errors import Conflict
 
 _MONTH_US_MAX = 31 * DAY_US
+_SLICE_EVENTS = 500
+"""Late events looked at in one turn: about a millisecond."""
 
 
 class Applied(NamedTuple):
@@ -33,10 +37,23 @@ class Replays:
     def __init__(self, meter: Meter) -> None:
         self._meter = meter
 
-    def preview(self, request: ReplayRequest) -> ReplayPlan:
-        """The plan as of now; everything acknowledged before the call is in it."""
+    async def preview(self, request: ReplayRequest) -> ReplayPlan:
+        """The plan as of its return; everything acknowledged before the call is in it."""
+        planner = await self._looked(request)
+        return planner.plan(shard.state for shard in self._meter.shards)
+
+    async def _looked(self, request: ReplayRequest) -> Planner:
+        """A planner that has looked at everything, in slices; what moves meanwhile it looks at again."""
         assert self._meter.started is not None  # raises while recovering
-        return plan((shard.state for shard in self._meter.shards), request)
+        planner = Planner(request)
+        looked_at = 0
+        for shard in self._meter.shards:
+            for partition in list(shard.state.adjustments):
+                looked_at += planner.look(shard.state, partition)
+                if looked_at >= _SLICE_EVENTS:
+                    looked_at = 0
+                    await trio.lowlevel.checkpoint()
+        return planner
 
     async def apply(self, request: ReplayRequest, expect: str | None, by: By) -> Applied:
         """Plan again and record it, durable and folded on return.
@@ -45,7 +62,9 @@ class Replays:
         """
         meter = self._meter
         async with meter.change_lock:
-            found = self.preview(request)
+            planner = await self._looked(request)
+            # No await from here to the record: the plan is of this moment.
+            found = planner.plan(shard.state for shard in meter.shards)
             if expect is not None and expect != found.plan_hash:
                 if meter.registry.was_applied(request.tenant, expect):
                     return Applied(found._replace(plan_hash=expect), was_applied=True)

@@ -44,6 +44,8 @@ PASS_BYTES_MAX: Final = 1 << 30
 SLICE_BYTES_MAX: Final = 8 << 20
 """Of bodies dropped in one commit: some 10 ms in which no other can be acknowledged."""
 _PAGE_BYTES: Final = 4 << 20
+_COUNTER_BYTES: Final = 100
+"""What a counter takes in a checkpoint: dropping less than it adds is left for another day."""
 _ID_BYTES: Final = 8
 _FIRST_SECONDS: Final = 60.0
 _EVERY_SECONDS: Final = 86_400.0
@@ -100,7 +102,9 @@ class Retention:
             try:
                 await self.finish()
                 if self.days:
-                    await self.apply(self.days, "system:retention")
+                    commit = self._registry.checkpoint
+                    worth_bytes = 0 if commit is None else commit.counters * _COUNTER_BYTES
+                    await self.apply(self.days, "system:retention", worth_bytes=worth_bytes)
                 self.last_error = None
             except (EngineError, LogError) as error:
                 self.last_error = str(error)
@@ -128,8 +132,11 @@ class Retention:
             position = page[-1].next_sequence
         return plan
 
-    async def apply(self, days: int, actor: str) -> list[RetentionPlan]:
-        """Drop all that can be dropped now: the passes it took. Raises Conflict, Unavailable or StorageFull."""
+    async def apply(self, days: int, actor: str, *, worth_bytes: int = 0) -> list[RetentionPlan]:
+        """Drop all that can be dropped now: the passes it took. Raises Conflict, Unavailable or StorageFull.
+
+        A pass that would drop no more than `worth_bytes` waits until there is more.
+        """
         done: list[RetentionPlan] = []
         async with self._busy:
             if self._registry.erasures:
@@ -137,7 +144,7 @@ class Retention:
             # None of them between the plan and the pass: then the state at its position still has the names.
             while not self._registry.erasures:
                 plan = await self.plan(days)
-                if plan.position == plan.first_sequence:
+                if plan.position == plan.first_sequence or plan.size_bytes < worth_bytes:
                     break
                 await self._pass(plan, actor)
                 done.append(plan)
@@ -243,7 +250,6 @@ class Retention:
             if slice_.next_position == position:
                 break
             position = slice_.next_position
-        await self._alone(self._log.compact_at_next_open)
 
     async def _alone(self, work: Callable[[], None]) -> None:
         try:

@@ -195,40 +195,8 @@ class Meter:
             ids=self.ids,
             limits=lambda: EventLimits(self.options.meta_bytes_max, self.registry.horizon_us),
         )
-        as_of = AsOf(
-            self.log,
-            self._snapshots,
-            self.log_id,
-            clock=self.clock,
-            run_blocking=self.run_blocking,
-            published_sequence=lambda: writer.published_sequence,
-        )
-        busy = trio.Lock()
-        retention = Retention(
-            log=self.log,
-            writer=writer,
-            archives=self._archives,
-            registry=self.registry,
-            rules=self.rules,
-            clock=self.clock,
-            ids=self.ids,
-            run_blocking=self.run_blocking,
-            busy=busy,
-            days=self.options.retention_days,
-        )
-        eraser = Eraser(
-            log=self.log,
-            writer=writer,
-            archives=self._archives,
-            registry=self.registry,
-            shards=self.shards,
-            snapshotter=snapshotter,
-            indexer=indexer,
-            retention=retention,
-            ids=self.ids,
-            run_blocking=self.run_blocking,
-            busy=busy,
-        )
+        as_of = self._past(writer)
+        retention, eraser = self._keepers(writer, snapshotter, indexer)
         self._started = _Started(
             writer,
             keys,
@@ -256,6 +224,48 @@ class Meter:
         snapshotter.log_grew(writer.published_sequence)
         self.phase = "ready"
         _logger.info("ready", next_sequence=writer.published_sequence)
+
+    def _past(self, writer: LogWriter) -> AsOf:
+        return AsOf(
+            self.log,
+            self._snapshots,
+            self.log_id,
+            clock=self.clock,
+            run_blocking=self.run_blocking,
+            published_sequence=lambda: writer.published_sequence,
+        )
+
+    def _keepers(
+        self, writer: LogWriter, snapshotter: Snapshotter, indexer: Indexer
+    ) -> tuple[Retention, Eraser]:
+        """Those who take things out of the log: one of them at a time."""
+        busy = trio.Lock()
+        retention = Retention(
+            log=self.log,
+            writer=writer,
+            archives=self._archives,
+            registry=self.registry,
+            rules=self.rules,
+            clock=self.clock,
+            ids=self.ids,
+            run_blocking=self.run_blocking,
+            busy=busy,
+            days=self.options.retention_days,
+        )
+        eraser = Eraser(
+            log=self.log,
+            writer=writer,
+            archives=self._archives,
+            registry=self.registry,
+            shards=self.shards,
+            snapshotter=snapshotter,
+            indexer=indexer,
+            retention=retention,
+            ids=self.ids,
+            run_blocking=self.run_blocking,
+            busy=busy,
+        )
+        return retention, eraser
 
     async def _recover(self) -> tuple[Recovered, KeyIndex]:
         if self.log.head().next_sequence == 0:

@@ -116,7 +116,8 @@ class Adjustment:
 
     def remove(self, sequences: frozenset[int]) -> None:
         """Give events up that a replay has folded; without any left it is superseded."""
-        kept = [event for event in self.events() if event.sequence not in sequences]
+        everything = sequences.issuperset(self.sequences)
+        kept = [] if everything else [e for e in self.events() if e.sequence not in sequences]
         self.sequences, self.times_us, self.quantities = array("q"), array("q"), []
         for event in kept:
             self.add(event)
@@ -170,9 +171,11 @@ LateKey = tuple[CounterKey, bool, str | None]
 class Adjustments:
     """All adjustments of one partition."""
 
-    __slots__ = ("_collecting", "_of_counter", "by_id")
+    __slots__ = ("_collecting", "_of_counter", "by_id", "version")
 
     def __init__(self) -> None:
+        self.version = 0
+        """Grows with every change: who looked before can tell whether it still holds. Not part of `state`."""
         self.by_id: dict[str, Adjustment] = {}
         self._of_counter: dict[CounterKey, list[Adjustment]] = {}
         self._collecting: dict[LateKey, Adjustment] = {}
@@ -209,6 +212,7 @@ class Adjustments:
             self._collecting[late_key] = adjustment
             self._file(adjustment)
         adjustment.add(event)
+        self.version += 1
         return adjustment
 
     def create(self, adjustment: Adjustment) -> None:
@@ -216,7 +220,13 @@ class Adjustments:
         assert adjustment.id not in self.by_id, "an adjustment is made once"
         self._file(adjustment)
 
+    def fold(self, adjustment: Adjustment, sequences: frozenset[int]) -> None:
+        """A replay has folded these events of an adjustment."""
+        adjustment.remove(sequences)
+        self.version += 1
+
     def _file(self, adjustment: Adjustment) -> None:
+        self.version += 1
         self.by_id[adjustment.id] = adjustment
         self._of_counter.setdefault(adjustment.key, []).append(adjustment)
 
@@ -230,6 +240,7 @@ class Adjustments:
             self._of_counter[new_key] = self._of_counter.pop(key)
         for adjustment in affected:
             adjustment.customer_ref, adjustment.note = names[adjustment.customer_ref], None
+        self.version += 1
         for late_key in [k for k in self._collecting if k[0][0] == tenant and k[0][2] in names]:
             (_, metric, name, start_us), auto, operation = late_key
             renamed = ((tenant, metric, names[name], start_us), auto, operation)
@@ -242,6 +253,7 @@ class Adjustments:
             return
         adjustment.status = status
         adjustment.decided_at_us, adjustment.decided_by = at_us, by
+        self.version += 1
 
     def of_counter(self, key: CounterKey) -> Sequence[Adjustment]:
         """A counter's adjustments, oldest first."""

@@ -28,7 +28,8 @@ from engine.core.records import (
     ReplayApply,
     SettingsChange,
 )
-from engine.core.times import INSTANT_US_MIN
+from engine.core.times import INSTANT_US_MIN, format_instant
+from engine.errors import Gone
 
 APPLIED_PLANS_MAX: Final = 1_000
 """Hashes of applied replays kept per tenant: a retry comes within minutes, not a thousand replays later."""
@@ -102,6 +103,14 @@ class Registry:
     def horizon_us(self) -> int:
         """Events older than it are refused: retention has dropped what they would be held against."""
         return INSTANT_US_MIN if self.checkpoint is None else self.checkpoint.horizon_us
+
+    def must_hold(self, since_us: int) -> None:
+        """Raises Gone when events at or after an instant were dropped: an answer without them would be wrong."""
+        if since_us < self.horizon_us:
+            horizon = format_instant(self.horizon_us)
+            raise Gone(
+                f"retention has dropped events before {horizon}: ask for the time since then"
+            )
 
     def _fold_erasure(self, record: EraseChange) -> None:
         match record.action:

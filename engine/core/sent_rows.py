@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from functools import lru_cache
+from hashlib import blake2b
 from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
@@ -26,8 +28,11 @@ from engine.core.events import (
     accept,
     holds_nul,
 )
+from engine.core.partitions import partition_of
+from engine.core.quantities import QuantityError, parse_json
 from engine.core.records import SOURCE_CODES, Row
-from engine.limits import METRIC_CHARS_MAX, NAME_CHARS_MAX
+from engine.core.times import TimeError, parse_instant
+from engine.limits import FUTURE_US_MAX, METRIC_CHARS_MAX, NAME_CHARS_MAX
 
 LINE_BYTES_MAX: Final = 1 << 20
 """Of one row; a longer one is refused, not cut."""
@@ -35,6 +40,7 @@ CELL_CHARS_MAX: Final = 131_072
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=NAME_CHARS_MAX)]
 _Metric = Annotated[str, msgspec.Meta(min_length=1, max_length=METRIC_CHARS_MAX)]
 _NO_QUANTITY: Final = msgspec.Raw()
+_NO_META: Final = msgspec.Raw()
 
 
 class ExactRow(SentEvent, forbid_unknown_fields=True, gc=False, kw_only=True, rename="camel"):
@@ -324,32 +330,81 @@ class TenantRows:
 def all_taken(
     rows: Sequence[SentRow], meant: Meant, now_us: int, limits: EventLimits, *, nul: bool = True
 ) -> tuple[dict[str, TenantRows], list[tuple[int, Refusal]]]:
-    """The good rows by tenant, in their order, and (line, refusal) of the others. As `taken`, at a third less."""
+    """The good rows by tenant, in their order, and (line, refusal) of the others. As `taken`, at half its cost."""
     tenants: dict[str, TenantRows] = {}
     refused: list[tuple[int, Refusal]] = []
-    default, source = meant.tenant, meant.source
-    is_plain = not nul and meant.start_us is None and meant.end_us is None
+    default, latest_us, horizon_us = meant.tenant, now_us + FUTURE_US_MAX, limits.horizon_us
+    is_plain = not nul and meant.start_us is None and meant.end_us is None and meant.only_tenant
     last_tenant, last = None, TenantRows()
     for line, event in rows:
-        if is_plain and type(event) is ExactRow and (event.tenant_id or default) is not None:
+        made: Any = None
+        tenant = None
+        if is_plain and type(event) is ExactRow and event.ts is not None:
             tenant = event.tenant_id or default
-            if default is None or tenant == default or not meant.only_tenant:
-                made: Any = accept(event, tenant, None, now_us, limits, source)  # type: ignore[arg-type]
-            else:
-                made = taken(event, meant, now_us, limits, nul=nul)
-        else:
-            tenant, made = None, taken(event, meant, now_us, limits, nul=nul)
-            if not isinstance(made, Refusal):
-                tenant, made = made
-        if isinstance(made, Refusal):
-            refused.append((line, made))
-            continue
+            if tenant is not None and (default is None or tenant == default):
+                made = _plain(event, event.ts, tenant, meant.source)
+                if made is not None and not horizon_us <= made[3] <= latest_us:
+                    made = None
+        if made is None:
+            made = taken(event, meant, now_us, limits, nul=nul)
+            if isinstance(made, Refusal):
+                refused.append((line, made))
+                continue
+            tenant, made = made
         if tenant != last_tenant:
             assert tenant is not None, "a row that is taken has a tenant"
             last_tenant, last = tenant, tenants.setdefault(tenant, TenantRows())
         last.rows.append(made)
         last.lines.append(line)
     return tenants, refused
+
+
+def _plain(event: ExactRow, ts: str, tenant: str, source: int) -> tuple[Any, ...] | None:
+    """The row of an event without source and meta, as `accept` makes it; None: let that look at it."""
+    if event.source is not None or event.meta != _NO_META:
+        return None
+    try:
+        micros = parse_json(bytes(event.quantity))
+        ts_us = parse_instant(ts)
+    except (QuantityError, TimeError):
+        return None
+    if micros < 0:
+        return None
+    metric, customer, resource = event.metric, event.customer_ref, event.resource_id
+    key_text = event.idempotency_key
+    hasher = _empty_hash()
+    hasher.update(f"{metric}\0{resource or ''}\0{micros}\0{ts_us}\0{0}\0".encode())
+    fingerprint = hasher.digest()
+    if key_text is None:
+        key_text = "auto:" + fingerprint.hex()
+    partition, customers_hash = _customers_hash(tenant, customer)
+    hasher = customers_hash()
+    hasher.update(key_text.encode())
+    key = hasher.digest()
+    return (
+        metric,
+        customer,
+        micros,
+        ts_us,
+        partition,
+        key,
+        fingerprint,
+        source,
+        key_text,
+        resource,
+        None,
+    )
+
+
+_empty_hash = blake2b(digest_size=16).copy
+"""A copy costs two thirds of a new one."""
+
+
+@lru_cache(maxsize=65_536)
+def _customers_hash(tenant: str, customer: str) -> tuple[int, Callable[[], Any]]:
+    """The customer's partition, and what gives a hash that has taken in the text of a key up to the key itself."""
+    prefix = f"{tenant}\0{customer}\0".encode()
+    return partition_of(tenant, customer), blake2b(prefix, digest_size=16).copy
 
 
 SOURCE_OF_BACKFILL: Final = SOURCE_CODES["etl"]

@@ -349,7 +349,8 @@ class ShardState:
         counter = self._counter_at(partition, series, newest, folded.period_start_us, None)
         assert counter is not None, "without a scope no period is closed"
         sequences = frozenset(folded.sequences)
-        adjustments = self.adjustments[partition].of_counter((*series, counter.start_us))
+        own = self.adjustments[partition]
+        adjustments = own.of_counter((*series, counter.start_us))
         waiting = [a for a in adjustments if a.kind == "event" and a.status == "pending"]
         values = [a for a in adjustments if a.after is not None]
         if values:
@@ -359,7 +360,7 @@ class ShardState:
                     if event.sequence > value.sequence and value.after is not None:
                         value.after.add(event.micros, event.ts_us)
         for adjustment in waiting:
-            adjustment.remove(sequences)
+            own.fold(adjustment, sequences)
         counter.merge(Tally.restore(folded.tally))
         counter.updated_at_us = at_us
 

@@ -184,7 +184,10 @@ async def _run(
             entry = {"file": name, "line": line, "error": error}
             errors.write(msgspec.json.encode(entry).decode() + "\n")
 
-    return await Import(files, target, clock, on_progress=bar.advance, on_error=on_error).run()
+    try:
+        return await Import(files, target, clock, on_progress=bar.advance, on_error=on_error).run()
+    finally:
+        files.close()
 
 
 @contextmanager

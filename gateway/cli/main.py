@@ -71,7 +71,17 @@ class CommandGroup(click.Group):
         assert isinstance(command, click.Command), (
             f"{module.__name__}.command is not a click command"
         )
+        _keep_paragraphs(command)
         return command
+
+
+def _keep_paragraphs(command: click.Command) -> None:
+    """Docstrings are raw strings, so click's mark of a paragraph to keep, a backspace, is two characters there."""
+    if command.help is not None:
+        command.help = command.help.replace("\\b\n", "\b\n")
+    if isinstance(command, click.Group):
+        for one in command.commands.values():
+            _keep_paragraphs(one)
 
 
 @click.group(

@@ -47,16 +47,15 @@ async def umbras_things(server: Served) -> dict[str, str]:
         headers=admin,
     )
     assert (mapping.status_code, customer.status_code, key.status_code) == (201, 201, 201)
-    await server.ingest(
-        {
-            "tenantId": "umbra",
-            "metric": "umbras_metric",
-            "customerRef": "umbra-customer",
-            "quantity": 777,
-            "idempotencyKey": "k",
-        },
+    for customer_ref in ("umbra-customer", "umbra-leaver"):
+        event = {"tenantId": "umbra", "metric": "umbras_metric", "customerRef": customer_ref}
+        await server.ingest(event | {"quantity": 777, "idempotencyKey": "k"}, headers=admin)
+    erasure = await server.client.post(
+        "/v1/admin/erasures",
+        json={"tenantId": "umbra", "customerRef": "umbra-leaver"},
         headers=admin,
     )
+    assert erasure.status_code == 202, erasure.text
     backfill = await server.client.post(
         "/v1/events/backfill",
         json={
@@ -71,15 +70,24 @@ async def umbras_things(server: Served) -> dict[str, str]:
         "/v1/events/imports", json={"tenantId": "umbra"}, headers=admin
     )
     assert (backfill.status_code, opened.status_code) == (202, 201)
+    adjustment = await server.client.post(
+        "/v1/adjustments",
+        json={"tenantId": "umbra", "metric": "umbras_metric", "customerRef": "umbra-customer"}
+        | {"periodStart": "2026-01-01", "delta": 777, "reason": "credit"},
+        headers=admin,
+    )
+    assert adjustment.status_code == 201, adjustment.text
     runner = server.gateway.meter.started.operations
     one = runner.find(backfill.json()["operationId"], "umbra", "backfill")
     while one.is_open:
         await trio.sleep(0.001)
     return {
+        "adjustments": adjustment.json()["id"],
         "backfills": one.id,
         "imports": opened.json()["operationId"],
         "mappings": mapping.json()["id"],
         "admin": key.json()["id"],
+        "erasures": erasure.json()["erasureId"],
     }
 
 
@@ -113,6 +121,8 @@ def request_of(route: Route, ids: dict[str, str], tenant: str | None) -> dict[st
                 | ({"tenantId": tenant} if tenant else {})
             ],
         }
+        if route.tag == "adjustments":
+            samples |= {"customerRef": "umbra-customer", "delta": 1}
         body = {name: samples[name] for name in fields if name in samples}
         if tenant is not None and "tenantId" in fields:
             body["tenantId"] = tenant
@@ -178,6 +188,8 @@ async def test_another_tenants_things_are_never_shown_or_changed(
     else:
         body = response.text.replace("umbra-customer", "").replace('"umbras_metric"', "")
         assert not any(word in body for word in ("777", "cus_umbra", '"umbra"'))
+    corrections = server.gateway.corrections
+    assert corrections.adjustment(ids["adjustments"], "umbra").status == "pending"
     registry = server.gateway.meter.registry
     assert [m.id for m in registry.mappings_of("umbra")] == [ids["mappings"]]
     assert registry.api_keys[ids["admin"]].revoked_at_us is None

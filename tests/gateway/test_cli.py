@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -245,3 +246,11 @@ def test_the_doctor_finds_a_missing_and_another_than_the_pinned_library(
         f"hypercorn is {report.libraries['hypercorn']}",
         "no-such is missing",
     ]
+
+
+def test_examples_in_help_are_lines_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("check", "export", "explain", "keys"):
+        assert main([command, "--help"]) == 0
+        shown = capsys.readouterr().out
+        assert "\\b" not in shown
+        assert re.search(rf"Examples:\n +stripemeter {command}", shown), shown

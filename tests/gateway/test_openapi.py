@@ -166,6 +166,7 @@ async def test_what_is_answered_is_what_is_described() -> None:
             template = f"/v1/admin/api-keys/{{id}}/{action}"
             await ask("POST", template, template.replace("{id}", key["id"]))
         await ask_backfills(ask, tenant)
+        await ask_for_keeping(ask, tenant)
         for path in ("/health", "/health/live", "/health/ready", "/metrics", "/docs", "/"):
             await ask("GET", path)
         await ask("GET", "/openapi.json")
@@ -192,6 +193,19 @@ async def ask_for_corrections(ask: Any) -> None:
     for action in ("approve", "revert"):
         await ask("POST", f"/v1/adjustments/{action}", json=tenant | {"dryRun": True})
     await ask("GET", "/v1/audit")
+
+
+async def ask_for_keeping(ask: Any, tenant: dict[str, str]) -> None:
+    """Every route of erasure and retention."""
+    template = "/v1/customers/{customerRef}"
+    for _ in range(2):
+        await ask("DELETE", template, "/v1/customers/c%2F1", params=tenant)
+    made = await ask("POST", "/v1/admin/erasures", json=tenant | {"all": True})
+    await ask("POST", "/v1/admin/erasures", json=tenant)
+    for one in (made["erasureId"], "none"):
+        await ask("GET", "/v1/admin/erasures/{id}", f"/v1/admin/erasures/{one}")
+    await ask("POST", "/v1/admin/retention", json={"days": 30})
+    await ask("POST", "/v1/admin/retention", json={})
 
 
 async def ask_backfills(ask: Any, tenant: dict[str, str]) -> None:

@@ -71,6 +71,32 @@ def _iso(us: int) -> str:
     return format_instant(us)
 
 
+async def test_the_past_of_listing_history_and_export_is_exact_wherever_the_index_is_cut(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("engine.actors.indexer.SEGMENT_EVENTS", 3)
+    async with served() as server:
+        for group in range(6):
+            await server.ingest(*(event(1, idempotencyKey=f"{group}-{n}") for n in range(5)))
+            await get(server, "/v1/events")  # readers make segments
+        listed = await get(server, "/v1/events", limit=100)
+        positions = sorted(one["sequence"] for one in listed["events"])
+        assert len(positions) == 30
+        for number, position in enumerate(positions, 1):
+            listed = await get(server, "/v1/events", limit=100, asOf=position)
+            assert sorted(one["sequence"] for one in listed["events"]) == positions[:number]
+            history = await get(
+                server,
+                "/v1/usage/history",
+                metric="calls",
+                since=f"{JAN_31}T00:00:00Z",
+                asOf=position,
+            )
+            assert history["totals"]["value"] == number
+            lines = (await exported(server, format="jsonl", asOf=position)).splitlines()
+            assert [json.loads(line)["sequence"] for line in lines] == positions[:number]
+
+
 async def test_a_mapping_made_later_is_not_known_before() -> None:
     async with served() as server:
         await server.ingest(event(5, idempotencyKey="a"), event(3, idempotencyKey="b"))
@@ -282,6 +308,15 @@ async def test_a_stream_ends_with_an_error_when_the_server_stops_or_it_takes_too
         await stream.aclose()
         gateway.meter.phase = "ready"
         assert (gateway.streams.open, gateway.streams.cut_off) == (0, 2)
+
+
+async def test_the_head_of_an_export_makes_no_export() -> None:
+    async with served() as server:
+        await server.ingest(event(1, idempotencyKey="a"))
+        response = await server.client.head("/v1/events?tenantId=acme&format=csv")
+        assert response.status_code == 200
+        assert response.headers["content-type"].startswith("text/csv")
+        assert server.gateway.streams.open == 0
 
 
 async def _pieces() -> Any:

@@ -22,7 +22,7 @@ from engine.core.records import (
     decode_control,
     decode_events,
 )
-from wal.log import Log, scan
+from wal.log import Log, StoredRecord, scan
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 Key = tuple[str, str, str, int]
@@ -200,74 +200,93 @@ def _us(at: datetime) -> int:
     return (at - EPOCH) // timedelta(microseconds=1)
 
 
+class Judge:
+    """What the control records say of lateness and closings, read literally."""
+
+    def __init__(self) -> None:
+        self.lateness_us, self.policy = 0, "review"
+        self.closed_us = -(10**18)
+        self.own_lateness: dict[tuple[str, str], int] = {}
+        self.own_closed: dict[tuple[str, str], int] = {}
+
+    def hear(self, control: object) -> None:
+        """Take one control record in."""
+        if isinstance(control, SettingsChange):
+            self.lateness_us, self.policy = control.lateness_us, control.late_policy
+        elif isinstance(control, PeriodClosing):
+            if control.tenant_id is None:
+                self.closed_us = max(self.closed_us, control.end_us)
+                return
+            scope = (control.tenant_id, control.metric or "")
+            before = self.own_closed.get(scope, self.closed_us)
+            self.own_closed[scope] = max(before, control.end_us)
+        elif isinstance(control, MappingChange):
+            mapping = control.mapping
+            scope = (mapping.tenant_id, mapping.metric)
+            if scope not in self.own_lateness:
+                before = self.own_closed.get(scope, -(10**18))
+                self.own_closed[scope] = max(before, self.closed_us)
+            if control.deleted or not mapping.active or mapping.lateness_us is None:
+                self.own_lateness.pop(scope, None)
+            else:
+                self.own_lateness[scope] = mapping.lateness_us
+
+    def is_late(
+        self, scope: tuple[str, str], ts_us: int, end_us: int, watermark: int | None
+    ) -> bool:
+        """Whether an event is older than the window, or its period is closed."""
+        window = self.own_lateness.get(scope, self.lateness_us)
+        frontier = self.own_closed.get(scope, self.closed_us)
+        if scope not in self.own_lateness:
+            frontier = max(self.closed_us, frontier)
+        return end_us <= frontier or (watermark is not None and ts_us < watermark - window)
+
+
 def recount(log: Log) -> Recount:
     """Read the whole log and add everything up. Knows calendar periods only."""
-    result = Recount()
-    lateness_us, policy = 0, "review"
+    result, judge = Recount(), Judge()
     watermarks: dict[Key, int] = {}
-    own_lateness: dict[tuple[str, str], int] = {}
-    closed_us = -(10**18)
-    own_closed: dict[tuple[str, str], int] = {}
     for record in scan(log, 0):
         kind = record.envelope.record_type
-        if kind != RecordType.EVENTS:
-            control = decode_control(kind, record.parts[0].data)
-            if isinstance(control, SettingsChange):
-                lateness_us, policy = control.lateness_us, control.late_policy
-            elif isinstance(control, PeriodClosing):
-                if control.tenant_id is None:
-                    closed_us = max(closed_us, control.end_us)
-                else:
-                    scope = (control.tenant_id, control.metric or "")
-                    own_closed[scope] = max(own_closed.get(scope, closed_us), control.end_us)
-            elif isinstance(control, MappingChange):
-                mapping = control.mapping
-                scope = (mapping.tenant_id, mapping.metric)
-                if scope not in own_lateness:
-                    own_closed[scope] = max(own_closed.get(scope, -(10**18)), closed_us)
-                if control.deleted or not mapping.active or mapping.lateness_us is None:
-                    own_lateness.pop(scope, None)
-                else:
-                    own_lateness[scope] = mapping.lateness_us
-            elif isinstance(control, AdjustmentChange):
-                result.change(control, record.sequence)
-            elif isinstance(control, ReplayApply):
-                result.replay(control)
+        if kind == RecordType.EVENTS:
+            _count(record, result, judge, watermarks)
             continue
-        received_us = record.envelope.received_at_us
-        parts = [p.data for p in record.parts]
-        kinds = [p.kind for p in record.parts]
-        assert kinds == [PartKind.COUNTING, PartKind.ERASABLE] * (len(kinds) // 2)
-        in_record, first = 0, record.sequence
-        for counting, erasable in zip(parts[::2], parts[1::2], strict=True):
-            part = decode_events(counting, erasable)
-            in_record += part.event_count
-            for i in range(part.event_count):
-                metric, customer, micros = part.metrics[i], part.customers[i], part.micros[i]
-                sent_ts = part.times_us[i]
-                ts_us = received_us if sent_ts is None else sent_ts
-                identity = (part.tenant, customer, part.key_texts[i])
-                result.keys.setdefault(identity, []).append((metric, micros, sent_ts))
-                result.events += 1
-                start_us, end_us = month_of(ts_us)
-                key = (part.tenant, metric, customer, start_us)
-                scope = (part.tenant, metric)
-                window = own_lateness.get(scope, lateness_us)
-                frontier = (
-                    own_closed[scope]
-                    if scope in own_lateness
-                    else max(closed_us, own_closed.get(scope, closed_us))
-                )
-                watermark = watermarks.get(key)
-                too_old = watermark is not None and ts_us < watermark - window
-                event = Event(first + i, Fraction(micros, 10**6), ts_us)
-                if end_us <= frontier or too_old:
-                    result.hold(key, event, policy)
-                    continue
-                result.folded.setdefault(key, []).append(event)
-                seen = min(ts_us, received_us)
-                watermarks[key] = seen if watermark is None else max(watermark, seen)
-            first += part.event_count
-        assert in_record == record.envelope.item_count
+        control = decode_control(kind, record.parts[0].data)
+        judge.hear(control)
+        if isinstance(control, AdjustmentChange):
+            result.change(control, record.sequence)
+        elif isinstance(control, ReplayApply):
+            result.replay(control)
     result.sum_up(watermarks)
     return result
+
+
+def _count(record: StoredRecord, result: Recount, judge: Judge, watermarks: dict[Key, int]) -> None:
+    """Add one event group."""
+    received_us = record.envelope.received_at_us
+    parts = [p.data for p in record.parts]
+    kinds = [p.kind for p in record.parts]
+    assert kinds == [PartKind.COUNTING, PartKind.ERASABLE] * (len(kinds) // 2)
+    in_record, first = 0, record.sequence
+    for counting, erasable in zip(parts[::2], parts[1::2], strict=True):
+        part = decode_events(counting, erasable)
+        in_record += part.event_count
+        for i in range(part.event_count):
+            metric, customer, micros = part.metrics[i], part.customers[i], part.micros[i]
+            sent_ts = part.times_us[i]
+            ts_us = received_us if sent_ts is None else sent_ts
+            identity = (part.tenant, customer, part.key_texts[i])
+            result.keys.setdefault(identity, []).append((metric, micros, sent_ts))
+            result.events += 1
+            start_us, end_us = month_of(ts_us)
+            key = (part.tenant, metric, customer, start_us)
+            watermark = watermarks.get(key)
+            event = Event(first + i, Fraction(micros, 10**6), ts_us)
+            if judge.is_late((part.tenant, metric), ts_us, end_us, watermark):
+                result.hold(key, event, judge.policy)
+                continue
+            result.folded.setdefault(key, []).append(event)
+            seen = min(ts_us, received_us)
+            watermarks[key] = seen if watermark is None else max(watermark, seen)
+        first += part.event_count
+    assert in_record == record.envelope.item_count

@@ -7,6 +7,7 @@ SMALL_SNAPSHOT_EVENTS  events between snapshots
 SMALL_RECENT_KEYS   keys in memory before they are merged into a run (merges happen all the time)
 SMALL_QUEUE_EVENTS  the log writer's bound
 SMALL_PAGE_BYTES    the page of recovery
+SMALL_READ_SECONDS  how long a connection may be silent
 CLOCK_FILE          a file with microseconds that are added to the wall clock, read at every look at it
 SMALL_CLOSER_SECONDS  how often it is looked whether a period closes
 SLOW_PHASE          recovery, snapshot, merge or commit: waits SLOW_MS before and after each of its steps, and says so
@@ -149,6 +150,8 @@ def apply(environ: dict[str, str]) -> None:
         step_clock(Path(environ["CLOCK_FILE"]))
     if "SMALL_CLOSER_SECONDS" in environ:
         period_closer._EVERY_SECONDS = float(environ["SMALL_CLOSER_SECONDS"])  # type: ignore[misc]
+    if "SMALL_READ_SECONDS" in environ:
+        composition._IDLE_SECONDS_MAX = int(environ["SMALL_READ_SECONDS"])  # type: ignore[misc]
     if "SMALL_PAGE_BYTES" in environ:
         recovery._PAGE_BYTES = int(environ["SMALL_PAGE_BYTES"])
     if phase := environ.get("SLOW_PHASE"):

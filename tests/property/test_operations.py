@@ -45,14 +45,30 @@ steps = st.lists(
     ),
     max_size=14,
 )
+DAY_US = 24 * HOUR_US
 NEWEST_FIRST = [
+    ("rows", None, [("b", -9 * DAY_US)]),
     ("begin", "op_1", []),
-    ("rows", "op_1", [("a", 0)]),
+    ("rows", "op_1", [("a", -DAY_US), ("a", -2 * DAY_US)]),
     ("restart", None, []),
-    ("rows", None, [("b", 5), ("a", 1)]),
-    ("rows", "op_1", [("a", -10 * HOUR_US), ("b", -9 * HOUR_US)]),
+    ("rows", None, [("b", -3 * DAY_US), ("a", -DAY_US)]),
+    (
+        "rows",
+        "op_1",
+        [
+            ("a", -3 * DAY_US),
+            ("b", -9 * DAY_US - LATENESS_US),
+            ("b", -9 * DAY_US - LATENESS_US - 1),
+        ],
+    ),
     ("end", "op_1", []),
-    ("rows", None, [("a", -10 * HOUR_US)]),
+    ("rows", None, [("a", -2 * DAY_US)]),
+]
+CLOSED_MEANWHILE = [
+    ("rows", None, [("a", -40 * DAY_US)]),
+    ("begin", "op_1", []),
+    ("close", None, []),
+    ("rows", "op_1", [("a", -40 * DAY_US), ("b", -DAY_US)]),
 ]
 
 
@@ -109,6 +125,7 @@ def restarted(state: ShardState) -> ShardState:
 
 @given(steps=steps, data=st.randoms(use_true_random=False))
 @example(steps=NEWEST_FIRST, data=random.Random(0))
+@example(steps=CLOSED_MEANWHILE, data=random.Random(0))
 def test_an_operations_rows_are_judged_by_the_watermarks_at_its_start(
     steps: list[Any], data: random.Random
 ) -> None:

@@ -136,7 +136,7 @@ async def _replay(world: World, meter: Meter, ledger: Corrected) -> None:
         open_only=rng.random() < 0.5,
     )
     replays = Replays(meter)
-    preview = replays.preview(request)
+    preview = await replays.preview(request)
     await trio.sleep(rng.choice((0, 0, 0.05)))
     try:
         done = await replays.apply(request, preview.plan_hash, BY)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from engine.actors import event_scan
@@ -33,6 +35,9 @@ def test_every_event_comes_once_in_log_order_however_the_log_is_cut(
         stretches = [Stretch(cuts[0], cuts[1]), Stretch(cuts[2], cuts[3])]
         inside = [s for s in every if any(first <= s < last for first, last in stretches)]
         assert scanned(past, stretches, ScanFilter()) == inside
+        edges = [0, *cuts, end]  # an extent of the index may end within a group
+        adjacent = [Stretch(*pair) for pair in pairwise(edges)]
+        assert scanned(past, adjacent, ScanFilter()) == every
         for tenant in TENANTS:
             own = [one.sequence for one in past.events.logged if one.sent.tenant == tenant]
             assert scanned(past, [Stretch(0, end)], ScanFilter(tenant)) == own

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from engine.actors.prefix_fold import PrefixFold
 from engine.actors.supervisor import Meter
 from engine.actors.tenant_parts import tenant_parts
 from engine.core.erasing import stable_pseudonyms
+from engine.core.queries import EventsQuery
 from engine.core.records import RecordType
 from engine.core.times import DAY_US
 from engine.errors import NotFound, StartRefused
@@ -118,6 +120,12 @@ async def test_an_erased_customer_is_nowhere_and_every_total_stays(rng: Random) 
         await meter.started.retention.apply(30, "test")
         await meter.started.snapshotter.take()
         before = state_of(meter)
+        indexer = meter.started.indexer
+        indexer._chunk_events = 8  # else nothing would be in the index's store
+        indexer._wake.set()
+        await indexer.settled()
+        indexed = dict(place.cells.data)
+        assert len(indexed) > 1
         held = place.everything()
         assert NAME.encode() in held
         assert STRIPE_NAME.encode() in held
@@ -126,7 +134,11 @@ async def test_an_erased_customer_is_nowhere_and_every_total_stays(rng: Random) 
         assert after == state_of_renamed(before, names)
         with pytest.raises(NotFound):
             await erase(meter)
-        await meter.started.indexer.settled()
+        await indexer.settled()
+        assert indexer.rebuilt_because == "a customer was erased"
+        assert len(place.cells.data) > 1
+        query = EventsQuery(tenant="acme", customer_ref=NAME)
+        assert (await indexer.events(query)).total == 0
     left = place.everything()
     assert names[NAME].encode() in left
     assert NAME.encode() not in left
@@ -276,6 +288,27 @@ async def test_planted_an_edited_copy_of_an_erased_part_is_damage(rng: Random) -
     part = record.parts[1]._replace(data=edited)
     log.replace([Replacement(record.sequence, (record.parts[0], part, *record.parts[2:]))])
     assert len(problems(place)) == 1
+
+
+async def test_a_prefix_over_erased_and_dropped_records_is_the_same_state(rng: Random) -> None:
+    place = Place()
+    await fill(place, rng)
+    async with place.running() as meter:
+        await meter.started.retention.apply(30, "test")
+        await erase(meter)
+        fold = PrefixFold(meter.log, meter.log.head().next_sequence)
+        while fold.run_slice():
+            pass
+        live: dict[Any, Any] = {}
+        for shard in meter.shards:
+            for partition, table in shard.state.counters.items():
+                live |= {(partition, *series): one.state() for series, one in table.items()}
+        folded = {
+            (partition, *series): one.state()
+            for partition, table in fold.state.counters.items()
+            for series, one in table.items()
+        }
+        assert folded == live
 
 
 def copy_of(place: Place) -> Place:

@@ -44,6 +44,7 @@ def test_a_copy_holds_every_record_and_goes_on_as_a_log(tmp_path: Path) -> None:
     copy.close()
     log.close()
     LmdbLog(tmp_path / "copy").close()
+    assert (tmp_path / "copy" / "data.mdb").stat().st_mode & 0o777 == 0o600
 
 
 def test_another_process_copies_while_this_one_appends_and_grows_the_map(tmp_path: Path) -> None:

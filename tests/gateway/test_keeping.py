@@ -1,0 +1,149 @@
+"""Erasure and retention over HTTP, and their commands' ways of saying no."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import trio
+
+from engine.core.times import DAY_US, format_instant
+from tests.helpers.served import Served, served
+from tests.helpers.server import command
+
+
+def event(customer: str, key: str, quantity: int = 3, **more: object) -> dict[str, object]:
+    return {
+        "tenantId": "acme",
+        "metric": "calls",
+        "customerRef": customer,
+        "quantity": quantity,
+        "idempotencyKey": key,
+        **more,
+    }
+
+
+async def completed(server: Served, erasure_id: str) -> None:
+    with trio.fail_after(5):
+        while True:
+            response = await server.client.get(f"/v1/admin/erasures/{erasure_id}")
+            assert response.status_code == 200, response.text
+            if response.json()["status"] == "completed":
+                return
+            await trio.sleep(0.001)
+
+
+async def test_a_deleted_customer_is_gone_from_every_answer_and_its_usage_is_not() -> None:
+    async with served() as server:
+        await server.client.put(
+            "/v1/customers/anna", json={"tenantId": "acme", "stripeCustomerId": "cus_1"}
+        )
+        await server.ingest(event("anna", "a", meta={"who": "anna"}), event("bob", "b"))
+        response = await server.client.delete("/v1/customers/anna", params={"tenantId": "acme"})
+        assert response.status_code == 202, response.text
+        body = response.json()
+        assert (body["status"], body["customers"]) == ("processing", 1)
+        await completed(server, body["erasureId"])
+        for path in ("/v1/customers", "/v1/events", "/v1/adjustments"):
+            found = await server.client.get(path, params={"tenantId": "acme"})
+            assert found.status_code == 200
+            assert "anna" not in found.text, path
+            assert "cus_1" not in found.text, path
+        usage = await server.client.get(
+            "/v1/usage/current", params={"tenantId": "acme", "customerRef": body["pseudonym"]}
+        )
+        assert usage.json()["metrics"][0]["current"] == 3
+        again = await server.client.delete("/v1/customers/anna", params={"tenantId": "acme"})
+        assert again.status_code == 404
+        retried = await server.ingest(event("anna", "a", meta={"who": "anna"}))
+        assert retried["duplicates"] == 1
+        other = await server.client.put(
+            "/v1/customers/zoe", json={"tenantId": "umbra", "stripeCustomerId": "cus_1"}
+        )
+        assert other.status_code == 201, "an erased customer owns no Stripe customer"
+
+
+async def test_a_departing_tenants_customers_are_erased_at_once() -> None:
+    async with served() as server:
+        await server.ingest(event("anna", "a"), event("bob", "b"))
+        await server.ingest(event("anna", "a") | {"tenantId": "umbra"})
+        response = await server.client.post(
+            "/v1/admin/erasures", json={"tenantId": "acme", "all": True}
+        )
+        assert (response.status_code, response.json()["customers"]) == (202, 2)
+        await completed(server, response.json()["erasureId"])
+        listed = await server.client.get("/v1/events", params={"tenantId": "acme"})
+        names = {one["customerRef"] for one in listed.json()["events"]}
+        assert len(names) == 2
+        assert not names & {"anna", "bob"}
+        kept = await server.client.get("/v1/events", params={"tenantId": "umbra"})
+        assert [one["customerRef"] for one in kept.json()["events"]] == ["anna"]
+
+
+@pytest.mark.parametrize("body", [{}, {"all": True, "customerRef": "anna"}])
+async def test_an_erasure_is_of_one_customer_or_of_all(body: dict[str, object]) -> None:
+    async with served() as server:
+        response = await server.client.post("/v1/admin/erasures", json={"tenantId": "acme"} | body)
+        assert response.status_code == 400
+
+
+async def test_an_open_import_holds_an_erasure_up() -> None:
+    async with served() as server:
+        await server.ingest(event("anna", "a"))
+        await server.client.post("/v1/events/imports", json={"tenantId": "acme"})
+        response = await server.client.delete("/v1/customers/anna", params={"tenantId": "acme"})
+        assert response.status_code == 409
+        assert "under way" in response.json()["detail"]
+
+
+async def test_retention_says_what_it_would_drop_drops_it_and_refuses_what_is_older() -> None:
+    async with served() as server:
+        await server.ingest(event("anna", "old"))
+        counted = format_instant(server.clock.us + 1_000_000)
+        server.clock.us += 2_000_000
+        await server.ingest(event("anna", "old, too"))
+        server.clock.us += 100 * DAY_US
+        await server.gateway.meter.started.closer.close_due()
+        await server.ingest(event("anna", "new", 4))
+        unset = await server.client.post("/v1/admin/retention", json={})
+        assert unset.status_code == 400
+        first = await server.client.post("/v1/admin/retention", json={"days": 60})
+        assert (first.json()["events"], first.json()["archives"]) == (2, [])
+        done = await server.client.post("/v1/admin/retention", json={"days": 60, "dryRun": False})
+        assert done.json()["events"] == 2
+        assert len(done.json()["archives"]) == 1
+        horizon = done.json()["horizon"]
+        old = format_instant(server.clock.us - 90 * DAY_US)
+        refused = await server.ingest(event("anna", "older", ts=old))
+        assert horizon in refused["results"][0]["error"]
+        listed = await server.client.get("/v1/events", params={"tenantId": "acme"})
+        assert [one["id"] for one in listed.json()["events"]] == ["new"]
+        asked = {"tenantId": "acme", "metric": "calls", "interval": "day"}
+        for since, status in ((horizon, 200), (old, 410)):
+            history = await server.client.get("/v1/usage/history", params=asked | {"since": since})
+            assert history.status_code == status, history.text
+            replay = await server.client.post(
+                "/v1/replay", json={"tenantId": "acme", "since": since}
+            )
+            assert replay.status_code == status, replay.text
+        then = await server.client.get(
+            "/v1/usage/current", params={"tenantId": "acme", "customerRef": "anna", "asOf": counted}
+        )
+        assert then.status_code == 410
+
+
+def test_commands_say_what_is_missing(tmp_path: Path) -> None:
+    directory = tmp_path / "data"
+    for arguments, status, words in (
+        (["erase", "--tenant", "acme"], 2, "--customer"),
+        (["erase", "--tenant", "acme", "--all", "--yes"], 1, "there is no log"),
+        (["retention"], 2, "--days"),
+        (["retention", "--days", "30"], 1, "there is no log"),
+        (["backup", str(tmp_path / "b")], 1, "there is no log"),
+        (["restore", str(tmp_path / "b")], 1, "not a backup"),
+        (["compact"], 1, "there is no log"),
+    ):
+        done = command([*arguments, "--data-dir", str(directory)], directory)
+        assert done.returncode == status, done.stderr
+        assert words in done.stderr
+        assert "Traceback" not in done.stderr
