@@ -121,7 +121,8 @@ def measure(parent: Path, auth: str, options: argparse.Namespace) -> list[dict[s
                 for _ in range(options.repeat):
                     cell = Cell(batch, connections, "unique")
                     results += [way.ingest(cell, options.seconds) for way in ways]
-        results += [way.usage(16, options.seconds) for way in ways]
+        if not options.sustained:
+            results += [way.usage(16, options.seconds) for way in ways]
     return results
 
 

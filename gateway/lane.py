@@ -102,14 +102,17 @@ class LaneServer(ContainedTCPServer):
             self._scope.cancel()
 
     def _stop_reading(self) -> None:
-        """Let the reader see the end of file. A request that has just arrived is still answered, as after a cancel it were not."""
+        """Let the reader see the end of file; cancelled, it would drop a request that has just arrived."""
         with suppress(OSError):  # it has closed by itself
             self.stream.socket.shutdown(SHUT_RD)
 
     def drain(self) -> None:
         """The server stops: end what is idle, let the rest be the connection's last answer."""
         if not self._is_ours:
-            if isinstance(self.protocol.protocol, H11Protocol):
+            wrapper = getattr(
+                self, "protocol", None
+            )  # there is none before the end of a TLS handshake
+            if wrapper is not None and isinstance(wrapper.protocol, H11Protocol):
                 self._make_last()
         elif self.phase is Phase.IDLE:
             self._stop_reading()
@@ -223,9 +226,8 @@ class LaneServer(ContainedTCPServer):
                     assert head.refusal is not None
                     await self._refuse(head.refusal, head)
             if buffer:
-                await (
-                    trio.lowlevel.checkpoint()
-                )  # one client's many requests are not everybody's wait
+                # One client's many requests are not everybody's wait.
+                await trio.lowlevel.checkpoint()
 
     async def _more_of_head(self, buffer: bytes) -> bytes:
         """The buffer with more bytes. Raises _Gone at its end."""
@@ -299,9 +301,8 @@ class LaneServer(ContainedTCPServer):
             left -= len(data)
             self.deadline = inf
             await self.protocol.handle(RawData(data))
-        while (
-            self._is_lent
-        ):  # read on meanwhile: more requests wait, the end of file is a disconnect
+        # Read on meanwhile: more requests wait, and the end of file is a disconnect.
+        while self._is_lent:
             with trio.CancelScope() as self._loan_wait:
                 if len(rest) >= RECEIVE_BYTES:
                     await trio.sleep_forever()

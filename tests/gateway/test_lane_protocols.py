@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 from pathlib import Path
@@ -62,6 +63,22 @@ async def test_tls_with_and_without_h2_goes_to_hypercorn(
         base = f"https://127.0.0.1:{server.port}"
         async with httpx.AsyncClient(base_url=base, http2=http2, verify=context) as client:
             await use(client, "HTTP/2" if http2 else "HTTP/1.1")
+
+
+async def test_a_stop_in_the_midst_of_a_tls_handshake_is_orderly(
+    certificate: tuple[str, str],
+) -> None:
+    def secure(config: Any) -> None:
+        config.certfile, config.keyfile = certificate
+
+    async with listening("on", secure) as server:
+        stream = await server.connect()
+        await stream.send_all(b"\x16\x03\x01")
+        await trio.sleep(0.1)
+        server.stop.set()
+        with trio.fail_after(10), contextlib.suppress(trio.BrokenResourceError):
+            assert await stream.receive_some(100) == b""
+        await stream.aclose()
 
 
 async def test_http2_with_prior_knowledge_goes_to_hypercorn() -> None:
