@@ -1,6 +1,7 @@
 -- Load for the ingest endpoint: batches of events with unique keys, or every second one a key sent before.
 --
--- Arguments after `--`: run (makes the keys of this run its own), batch, "unique" or "half", customers, metrics.
+-- Arguments after `--`: run (makes the keys of this run its own), batch, "unique" or "half", customers, metrics,
+-- and optionally an API key.
 -- A key fixes the whole event, so that sending it again is a duplicate and not a reused key. One wrk thread makes
 -- about a million events a second: everything that does not change from event to event is made once.
 
@@ -36,6 +37,9 @@ function init(arguments)
   wrk.method = "POST"
   wrk.path = "/v1/events/ingest"
   wrk.headers["Content-Type"] = "application/json"
+  if arguments[6] then
+    wrk.headers["Authorization"] = "Bearer " .. arguments[6]
+  end
 end
 
 function request()
@@ -61,8 +65,8 @@ end
 
 function done(summary, latency, requests)
   io.write(string.format(
-    'RESULT {"requests":%d,"microseconds":%d,"p50_us":%d,"p99_us":%d,"max_us":%d,"not_2xx":%d,"socket_errors":%d}\n',
-    summary.requests, summary.duration, latency:percentile(50), latency:percentile(99), latency.max,
+    'RESULT {"requests":%d,"microseconds":%d,"p50_us":%d,"p99_us":%d,"p999_us":%d,"max_us":%d,"not_2xx":%d,"socket_errors":%d}\n',
+    summary.requests, summary.duration, latency:percentile(50), latency:percentile(99), latency:percentile(99.9), latency.max,
     summary.errors.status,
     summary.errors.connect + summary.errors.read + summary.errors.write + summary.errors.timeout))
 end

@@ -47,6 +47,7 @@ def wrk(
         "requests_per_second": round(result["requests"] / (result["microseconds"] / 1e6)),
         "p50_ms": round(result["p50_us"] / 1e3, 2),
         "p99_ms": round(result["p99_us"] / 1e3, 2),
+        "p999_ms": round(result["p999_us"] / 1e3, 2),
         "max_ms": round(result["max_us"] / 1e3, 2),
         "not_2xx": result["not_2xx"],
         "socket_errors": result["socket_errors"],

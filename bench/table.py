@@ -26,6 +26,10 @@ INGEST: Final = (
     "stored", "batch", "connections", "duplicates", "events_per_second", "p50_ms", "p99_ms",
     "server_cpu_us_per_event", "server_memory_mib",
 )  # fmt: skip
+LANE: Final = (
+    "what", "server", "auth", "connections", "events_per_second", "p50_ms", "p99_ms", "p999_ms",
+    "server_cpu_us_per_event",
+)  # fmt: skip
 COLUMNS: Final[dict[str, tuple[str, ...]]] = {
     "ingest": INGEST,
     "ingest-targets": INGEST,
@@ -38,6 +42,8 @@ COLUMNS: Final[dict[str, tuple[str, ...]]] = {
     ),
     "memory": ("counters", "bytes_per_counter", "keys", "ram_bytes_per_key"),
     "indexer": ("indexer", "events_per_second", "p99_ms", "server_cpu_us_per_event"),
+    "lane": LANE,
+    "lane-sustained": LANE,
     "floor": ("server", "connections", "events_per_second", "p50_ms", "p99_ms", "server_cpu_us_per_event"),
     "engine_path": ("batch", "requests_at_once", "cpu_us_per_event_p10", "cpu_us_per_event_median"),
 }  # fmt: skip

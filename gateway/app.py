@@ -7,6 +7,7 @@ goes wrong is a problem, and a defect says nothing of its inside. It must not kn
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -15,14 +16,12 @@ from quart import Request, Response, request
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
-from engine.errors import EngineError
-from gateway.auth import Identity
+from gateway.answering import Asked, answer_route, rendered
 from gateway.context import Gateway
 from gateway.decoding import check_json_headers, decode_body
 from gateway.ingest_decoding import too_large
-from gateway.parameters import parse_query
-from gateway.problems import INTERNAL_DETAIL, TITLES, Problem, problem_for
-from gateway.routes import Answer, Call, Route
+from gateway.problems import INTERNAL_DETAIL, TITLES, Problem
+from gateway.routes import Answer, Route
 from gateway.table import ROUTES
 
 BODY_SECONDS_MAX: Final = 10
@@ -30,8 +29,6 @@ REQUEST_ID_KEY: Final = "stripemeter.request_id"
 ROUTE_KEY: Final = "stripemeter.route"
 """Where the ASGI scope holds the request's id and, once it is known, its route's template."""
 _logger = structlog.get_logger("stripemeter.http")
-_encode = msgspec.json.Encoder().encode
-_RECOVERING: Final = Problem(503, "the server is recovering; retry", retry_after_seconds=2)
 
 
 def create_app(gateway: Gateway) -> QuartTrio:
@@ -62,75 +59,30 @@ def _view(gateway: Gateway, route: Route) -> Callable[..., Awaitable[Response]]:
     async def view(**path: str) -> Response:
         found: Request = request._get_current_object()  # type: ignore[attr-defined]  # noqa: SLF001 - the proxy costs a look-up at every touch
         found.scope[ROUTE_KEY] = route.path  # type: ignore[typeddict-unknown-key]
-        answer = await _answer(gateway, route, decoder, found, path)
+        asked = Asked(
+            _latin_1(found.headers.get("authorization")),
+            _latin_1(found.headers.get("x-api-key")),
+            found.query_string,
+            request_id_of(found),
+        )
+        answer = await answer_route(
+            gateway, route, asked, path, partial(_body, gateway, decoder, found)
+        )
         if found.method == "HEAD" and isinstance(answer, Answer):
             answer = await _without_stream(answer)
-        return _respond(answer, request_id_of(found))
+        return _respond(answer, asked.request_id)
 
     return view
+
+
+def _latin_1(text: str | None) -> bytes | None:
+    """A header's value as it was sent."""
+    return None if text is None else text.encode("latin-1")
 
 
 def request_id_of(found: Request) -> str:
     """The request's id, as the outer application gave it."""
     return str(found.scope.get(REQUEST_ID_KEY, "none"))
-
-
-async def _answer(
-    gateway: Gateway,
-    route: Route,
-    decoder: msgspec.json.Decoder[Any] | None,
-    found: Request,
-    path: dict[str, str],
-) -> Answer | Problem:
-    """From a request to what is answered."""
-    assert route.handler is not None, "ingest is served ahead of Quart"
-    now_us = gateway.clock.now_us()
-    identity = _identify(gateway, route, found, now_us)
-    if isinstance(identity, Problem):
-        return identity
-    # What is open to everybody is open to probes and browsers, which add parameters of their own.
-    query_string = b"" if route.scope is None else found.query_string
-    query = parse_query(query_string, route.parameters, now_us)
-    if isinstance(query, Problem):
-        return query
-    body = await _body(gateway, decoder, found)
-    if isinstance(body, Problem):
-        return body
-    tenant = _tenant(gateway, route, identity, query, body)
-    if isinstance(tenant, Problem):
-        return tenant
-    call = Call(
-        gateway=gateway,
-        identity=identity,
-        tenant=tenant,
-        path=path,
-        query=query,
-        body=body,
-        now_us=now_us,
-        request_id=request_id_of(found),
-    )
-    try:
-        answer: Answer | Problem = await route.handler(call)
-    except EngineError as error:
-        return problem_for(error)
-    return answer
-
-
-def _identify(gateway: Gateway, route: Route, found: Request, now_us: int) -> Identity | Problem:
-    """Who asks, if the route is open to them."""
-    if route.scope is None:
-        return Identity(None, frozenset(), "anonymous", None)
-    authorization, x_api_key = found.headers.get("authorization"), found.headers.get("x-api-key")
-    identity = gateway.access.identify(
-        None if authorization is None else authorization.encode("latin-1"),
-        None if x_api_key is None else x_api_key.encode("latin-1"),
-        now_us,
-    )
-    if isinstance(identity, Problem):
-        return identity
-    if not gateway.access.allows(identity, route.scope):
-        return Problem(403, f"the API key lacks the scope {route.scope}")
-    return _RECOVERING if gateway.meter.phase == "recovering" else identity
 
 
 async def _body(
@@ -146,36 +98,11 @@ async def _body(
     return decode_body(bytes(data), decoder, gateway.settings.max_json_depth)
 
 
-def _tenant(
-    gateway: Gateway, route: Route, identity: Identity, query: dict[str, Any], body: Any
-) -> str | Problem | None:
-    """The tenant that a request is about; None: the identity's, of all tenants."""
-    if route.tenancy == "none":
-        return identity.tenant
-    in_query, in_body = query.get("tenantId"), getattr(body, "tenant_id", None)
-    if in_body is msgspec.UNSET:
-        in_body = None
-    if in_query is not None and in_body is not None and in_query != in_body:
-        message = "differs between the query and the body"
-        return Problem(400, f"tenantId {message}", errors=(("tenantId", message),))
-    requested = in_query or in_body
-    if route.tenancy == "optional" and requested is None:
-        return identity.tenant
-    return gateway.access.tenant_for(identity, requested)
-
-
 def _respond(answer: Answer | Problem, request_id: str) -> Response:
-    if isinstance(answer, Problem):
-        headers = answer.headers()
-        return _response(answer.body(request_id), answer.status, headers)
-    headers = [*answer.headers]
-    if isinstance(answer.body, AsyncIterator):
-        headers.append(("content-type", answer.content_type))
-        return _streamed(answer.body, answer.status, headers)
-    body = answer.body if isinstance(answer.body, bytes) else _encode(answer.body)
-    if body:
-        headers.append(("content-type", answer.content_type))
-    return _response(body, answer.status, headers)
+    status, headers, body = rendered(answer, request_id)
+    if isinstance(body, bytes):
+        return _response(body, status, headers)
+    return _streamed(body, status, headers)
 
 
 def _response(body: bytes, status: int, headers: list[tuple[str, str]]) -> Response:

@@ -7,7 +7,7 @@ when it is taken out. It must not know what is served.
 from __future__ import annotations
 
 from math import inf
-from typing import Any
+from typing import Any, Final
 
 import h11
 import hypercorn.protocol
@@ -18,6 +18,7 @@ from hypercorn.events import Closed, Event, RawData
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.tcp_server import MAX_RECV, TCPServer
 
+CLOSE_SECONDS_MAX: Final = 5.0
 _logger = structlog.get_logger("stripemeter.server")
 
 
@@ -53,7 +54,7 @@ class RepairedH11(H11Protocol):
 
 
 class ContainedTCPServer(TCPServer):
-    """A connection whose failure is its own, and whose answer may take longer than its client is silent.
+    """A connection whose failure is its own, that closes when it says so, and whose answer may take its time.
 
     In Hypercorn an exception in one connection ends the whole server; and `read_timeout` counts from the last byte
     that the client sent, so that it cuts off every download that takes longer. Here it counts from the last byte in
@@ -64,8 +65,16 @@ class ContainedTCPServer(TCPServer):
     """When bytes last left, on trio's clock."""
 
     async def protocol_send(self, event: Event) -> None:
-        """Send what the protocol says."""
-        await super().protocol_send(event)
+        """Send what the protocol says. A connection that is to be closed is closed.
+
+        Quart ends the task that closes it, at the disconnect it has just been told of: without the shield
+        `Connection: close` is promised and not kept, and the connection stays until the client goes.
+        """
+        if isinstance(event, Closed):
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_SECONDS_MAX):
+                await super().protocol_send(event)
+        else:
+            await super().protocol_send(event)
         self._sent_at = trio.current_time()
 
     async def _read_data(self) -> None:

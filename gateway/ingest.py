@@ -92,6 +92,11 @@ class IngestHeaders(NamedTuple):
     operation: str | None = None
     """The import that the events are rows of."""
 
+    def of(self, request_id: str) -> IngestHeaders:
+        """The same, of a request."""
+        content_type, encoding, key, tenant, _, operation = self
+        return IngestHeaders(content_type, encoding, key, tenant, request_id, operation)
+
 
 class _TenantRows:
     """A tenant's accepted rows of the request, with the index of each in the request."""
@@ -266,8 +271,23 @@ class Ingest:
         return 200
 
     async def _serve(self, scope: Scope, receive: Receive, request_id: str) -> bytes | Problem:
-        gateway = self._gateway
         found = dict(scope["headers"])
+        admitted = self.admit(found, read_headers(found, scope["query_string"]), request_id)
+        if isinstance(admitted, Problem):
+            return admitted
+        body = await read_body(receive, self._body_limits.body_bytes_max)
+        if isinstance(body, Problem):
+            return body
+        return await self.answer(body, *admitted)
+
+    def admit(
+        self, found: Mapping[bytes, bytes], headers: IngestHeaders | Problem, request_id: str
+    ) -> tuple[Identity, IngestHeaders] | Problem:
+        """Whether to read the body at all: who asks and what they ask for, else the problem.
+
+        `found` has lower-case names; `headers` is what `read_headers` made of it.
+        """
+        gateway = self._gateway
         identity = gateway.access.identify(
             found.get(b"authorization"), found.get(b"x-api-key"), gateway.clock.now_us()
         )
@@ -275,7 +295,6 @@ class Ingest:
             return identity
         if not gateway.access.allows(identity, _SCOPE):
             return Problem(403, f"the API key lacks the scope {_SCOPE}")
-        headers = _headers(found, scope["query_string"], request_id)
         if isinstance(headers, Problem):
             return headers
         if identity.tenant is not None and headers.query_tenant not in (None, identity.tenant):
@@ -284,10 +303,7 @@ class Ingest:
         limit = self._body_limits.body_bytes_max
         if declared is not None and declared.isdigit() and int(declared) > limit:
             return Problem(413, too_large(limit), close=True)
-        body = await read_body(receive, limit)
-        if isinstance(body, Problem):
-            return body
-        return await self.answer(body, identity, headers)
+        return identity, headers.of(request_id)
 
 
 async def read_body(receive: Receive, bytes_max: int) -> bytes | Problem:
@@ -310,9 +326,8 @@ async def read_body(receive: Receive, bytes_max: int) -> bytes | Problem:
     return Problem(408, detail, close=True)
 
 
-def _headers(
-    found: Mapping[bytes, bytes], query_string: bytes, request_id: str
-) -> IngestHeaders | Problem:
+def read_headers(found: Mapping[bytes, bytes], query_string: bytes) -> IngestHeaders | Problem:
+    """What the headers and the query say about the body; of no request yet. The same input gives the same."""
     content_type = (
         found.get(b"content-type", b"").partition(b";")[0].strip().lower().decode("latin-1")
     )
@@ -344,7 +359,7 @@ def _headers(
         found.get(b"content-encoding"),
         key_text,
         tenant,
-        request_id,
+        "",
         None if operation is None else operation.decode("latin-1"),
     )
 

@@ -30,6 +30,10 @@ from gateway.auth import Access
 from gateway.context import Gateway
 from gateway.data_directory import DataDirectory
 from gateway.hypercorn_repairs import repair
+from gateway.lane import LaneServer
+from gateway.lane_answers import LaneAnswers
+from gateway.lane_internals import difference, put_in
+from gateway.lane_watch import Watch, connections_max
 from gateway.logging_setup import adopt_hypercorn
 from gateway.measured_log import MeasuredLog
 from gateway.metrics import Metrics
@@ -152,19 +156,22 @@ def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
 
 async def _serve_http(gateway: Gateway, stop: trio.Event) -> None:
-    repair()
     config = http_config(gateway.settings)
     async with trio.open_nursery() as nursery:
-        try:
-            urls = await nursery.start(
-                partial(
-                    hypercorn.trio.serve,
-                    create_asgi(gateway),
-                    config,
-                    shutdown_trigger=stop.wait,
-                    mode="asgi",
-                )
+        install_server(gateway, config, stop, nursery)
+
+        async def until_stopped(task_status: trio.TaskStatus[list[str]]) -> None:
+            await hypercorn.trio.serve(
+                create_asgi(gateway),
+                config,
+                shutdown_trigger=stop.wait,
+                mode="asgi",
+                task_status=task_status,
             )
+            nursery.cancel_scope.cancel()
+
+        try:
+            urls = await nursery.start(until_stopped)
         except* OSError as group:
             where = f"{gateway.settings.host}:{gateway.settings.port}"
             reason = getattr(first_of(group), "strerror", None)
@@ -174,6 +181,23 @@ async def _serve_http(gateway: Gateway, stop: trio.Event) -> None:
             raise StartRefused(message) from None
         gateway.urls = tuple(urls)
         _logger.info("listening", urls=list(urls))
+
+
+def install_server(
+    gateway: Gateway, config: hypercorn.Config, stop: trio.Event, nursery: trio.Nursery
+) -> None:
+    """Repair Hypercorn and, where it is on and fits, put the fast lane into it."""
+    repair()
+    if gateway.settings.fast_lane == "off":
+        return
+    reason = difference()
+    if reason is not None:
+        _logger.warning("fast_lane_off", reason=reason)
+        return
+    answers = LaneAnswers(gateway, partial(config.response_headers, "h11"))
+    watch = Watch(connections_max(), on_look=answers.flush)
+    nursery.start_soon(watch.run, stop)
+    put_in(LaneServer, answers, watch, gateway.settings.max_body_bytes)
 
 
 def http_config(settings: Settings) -> hypercorn.Config:

@@ -21,6 +21,7 @@ from gateway import (
     parameters,
     usage,
 )
+from gateway.around import INGEST_PATH, USAGE_PATH
 from gateway.ingest import IngestResponse
 from gateway.ingest_decoding import CLOUD_EVENT, CLOUD_EVENT_BATCH
 from gateway.ingest_document import IngestBody
@@ -31,7 +32,6 @@ from gateway.table_corrections import ADJUSTMENTS, AUDIT, REPLAY
 from gateway.table_imports import BACKFILLS, IMPORTS
 from gateway.table_keeping import KEEPING
 
-INGEST_PATH: Final = "/v1/events/ingest"
 _PAGE_POLICY: Final = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; "
     "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -120,7 +120,7 @@ _EVENTS = (
 _USAGE = (
     Route(
         method="GET",
-        path="/v1/usage/current",
+        path=USAGE_PATH,
         handler=usage.current,
         tag="usage",
         summary="What a customer has used in the running period",

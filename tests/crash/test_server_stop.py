@@ -24,6 +24,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.lmdb]
 
 EXIT_STOPPED, EXIT_REFUSED, EXIT_SETTINGS = 0, 1, 2
 GRACE_SECONDS = 1.0
+ASKS_MAX = 400_000
+"""More than all buffers on the way hold."""
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -84,7 +86,7 @@ def stuck_readers(server: Server, count: int) -> list[socket.socket]:
         one.settimeout(0.5)
         sockets.append(one)
         try:
-            for _ in range(400):
+            for _ in range(ASKS_MAX):
                 one.sendall(ask)
         except OSError:
             continue  # both directions are full: exactly what is wanted

@@ -10,7 +10,8 @@ import pytest
 import structlog
 import trio
 
-from gateway.asgi import HEADERS_MAX, create_asgi, refusal
+from gateway.asgi import create_asgi
+from gateway.framing import HEADERS_MAX, refusal
 from tests.helpers.served import Served, served
 
 EVENT = {"tenantId": "a", "metric": "m", "customerRef": "c", "quantity": 1, "idempotencyKey": "k"}

@@ -51,6 +51,7 @@ def test_with_nothing_set_every_default_is_the_documented_one() -> None:
         log_level="info",
         log_format="auto",
         shutdown_grace_seconds=10.0,
+        fast_lane="on",
     )
 
 
@@ -278,6 +279,6 @@ def test_the_table_of_settings_is_well_formed_markdown() -> None:
 
 
 def test_a_reserved_name_does_not_stop_the_start_and_is_named() -> None:
-    environ = {"STRIPEMETER_FAST_LANE": "off", "STRIPEMETER_URL": "http://127.0.0.1:3000"}
+    environ = {"STRIPEMETER_SIMULATOR": "off", "STRIPEMETER_URL": "http://127.0.0.1:3000"}
     assert config.load(environ, None, {}).port == 3000
-    assert config.ignored(environ, None, {}) == ["STRIPEMETER_FAST_LANE", "STRIPEMETER_URL"]
+    assert config.ignored(environ, None, {}) == ["STRIPEMETER_SIMULATOR", "STRIPEMETER_URL"]
