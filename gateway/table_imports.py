@@ -92,6 +92,7 @@ IMPORTS: Final = (
         request=imports.ImportBody,
         response=imports.ImportView,
         status=201,
+        errors=(409,),
     ),
     Route(
         method="GET",

@@ -138,7 +138,7 @@ class OperationRunner:
     async def start_import(self, tenant: str, asked: Asked, change: Change) -> Operation:
         """The open import of the same files, to be gone on with, else a new one that has begun.
 
-        `tenant` empty: rows of any tenant. Raises Unavailable when too many are open.
+        `tenant` empty: rows of any tenant. Raises Conflict when too many are open.
         """
         async with self._lock:
             waiting = [one for one in self._operations().open() if one.kind == IMPORT]
@@ -147,10 +147,7 @@ class OperationRunner:
                 if asked.identity and same == (tenant, asked.historic, asked.identity):
                     return one
             if len(waiting) >= IMPORTS_OPEN_MAX:
-                raise Unavailable(
-                    f"{IMPORTS_OPEN_MAX} imports are open; finish or cancel one of them",
-                    retry_after_seconds=10,
-                )
+                raise Conflict(f"{IMPORTS_OPEN_MAX} imports are open; finish one of them first")
             created = self._created(IMPORT, tenant, asked, change)
             begun = msgspec.structs.replace(
                 created, action="begin", payload=payload_of(Progress(at_us=asked.at_us))

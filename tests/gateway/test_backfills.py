@@ -277,3 +277,24 @@ async def test_folding_into_closed_periods_needs_the_scope_of_corrections() -> N
                 "/v1/events/imports", json={"historic": True}, headers=bearer(key)
             )
             assert response.status_code == status, response.text
+
+
+async def test_a_ninth_open_import_is_a_conflict_and_room_is_made_by_finishing_one() -> None:
+    async with served() as server:
+        opened = [
+            await server.client.post(
+                "/v1/events/imports", json={"tenantId": "acme", "identity": str(n)}
+            )
+            for n in range(9)
+        ]
+        assert [response.status_code for response in opened] == [201] * 8 + [409]
+        name = opened[0].json()["operationId"]
+        await server.client.post(
+            f"/v1/events/imports/{name}/finish",
+            json={"processedEvents": 0},
+            params={"tenantId": "acme"},
+        )
+        again = await server.client.post(
+            "/v1/events/imports", json={"tenantId": "acme", "identity": "later"}
+        )
+        assert again.status_code == 201
