@@ -109,9 +109,8 @@ class LaneServer(ContainedTCPServer):
     def drain(self) -> None:
         """The server stops: end what is idle, let the rest be the connection's last answer."""
         if not self._is_ours:
-            wrapper = getattr(
-                self, "protocol", None
-            )  # there is none before the end of a TLS handshake
+            # There is none before the end of a TLS handshake.
+            wrapper = getattr(self, "protocol", None)
             if wrapper is not None and isinstance(wrapper.protocol, H11Protocol):
                 self._make_last()
         elif self.phase is Phase.IDLE:
