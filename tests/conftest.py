@@ -22,7 +22,7 @@ os.environ["STRIPEMETER_VERIFY"] = "1"
 # The machine is shared and a deadline would fail on its load, not on our code.
 _SHARED = {"deadline": None, "print_blob": True, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("dev", max_examples=50, **_SHARED)
-settings.register_profile("ci", max_examples=200, **_SHARED)
+settings.register_profile("ci", max_examples=100, **_SHARED)
 settings.register_profile("soak", max_examples=10_000, **_SHARED)
 settings.load_profile(
     os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") == "true" else "dev")
