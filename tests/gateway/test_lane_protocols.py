@@ -121,13 +121,13 @@ async def test_a_stream_is_whole_and_the_connection_comes_back() -> None:
         base = f"http://127.0.0.1:{server.port}"
         limits = httpx.Limits(max_connections=1)
         async with httpx.AsyncClient(base_url=base, limits=limits, timeout=20) as client:
-            events = [EVENT | {"idempotencyKey": f"k{n}"} for n in range(500)]
+            events = [EVENT | {"customerRef": f"c{n}"} for n in range(500)]
             await client.post("/v1/events/ingest", json={"events": events})
-            export = await client.get("/v1/events/export?tenantId=a&format=jsonl")
-            if export.status_code == 200:
-                assert len(export.text.splitlines()) >= 500
-            usage = await client.get("/v1/usage/current?tenantId=a&customerRef=c")
-            assert usage.json()["metrics"][0]["count"] == 500
+            stream = await client.get("/v1/usage/counters?tenantId=a")
+            assert stream.headers["transfer-encoding"] == "chunked"
+            assert len(stream.text.splitlines()) == 500
+            usage = await client.get("/v1/usage/current?tenantId=a&customerRef=c7")
+            assert usage.json()["metrics"][0]["count"] == 1
 
 
 async def test_what_hypercorn_answers_while_the_server_stops_is_whole_and_says_close(
