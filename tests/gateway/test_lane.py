@@ -405,16 +405,16 @@ async def test_descriptors_are_freed_however_connections_end(rng: Random) -> Non
 
 @pytest.mark.slow
 async def test_a_hundred_slow_clients_do_not_keep_a_good_one_waiting() -> None:
-    await slow_clients(100)
+    await check_a_good_client_beside(100)
 
 
 @pytest.mark.soak
 async def test_a_thousand_slow_clients_do_not_keep_a_good_one_waiting() -> None:
     lane_watch.connections_max()
-    await slow_clients(1000)
+    await check_a_good_client_beside(1000)
 
 
-async def slow_clients(many: int) -> None:
+async def check_a_good_client_beside(many: int) -> None:
     """A good client's 99th percentile with them is within twice that without, or a few milliseconds."""
 
     async def good(server: Listening, tag: str) -> float:

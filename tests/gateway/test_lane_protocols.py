@@ -38,7 +38,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     return str(directory / "cert.pem"), str(directory / "key.pem")
 
 
-async def use(client: httpx.AsyncClient, version: str) -> None:
+async def check_use(client: httpx.AsyncClient, version: str) -> None:
     """One client's life: count an event twice, read it back."""
     for expected in ("accepted", "duplicate"):
         answer = await client.post("/v1/events/ingest", json={"events": [EVENT]})
@@ -62,7 +62,7 @@ async def test_tls_with_and_without_h2_goes_to_hypercorn(
     async with listening("on", secure) as server:
         base = f"https://127.0.0.1:{server.port}"
         async with httpx.AsyncClient(base_url=base, http2=http2, verify=context) as client:
-            await use(client, "HTTP/2" if http2 else "HTTP/1.1")
+            await check_use(client, "HTTP/2" if http2 else "HTTP/1.1")
 
 
 async def test_a_stop_in_the_midst_of_a_tls_handshake_is_orderly(
@@ -85,7 +85,7 @@ async def test_http2_with_prior_knowledge_goes_to_hypercorn() -> None:
     async with listening("on") as server:
         base = f"http://127.0.0.1:{server.port}"
         async with httpx.AsyncClient(base_url=base, http1=False, http2=True) as client:
-            await use(client, "HTTP/2")
+            await check_use(client, "HTTP/2")
 
 
 async def test_an_http_client_keeps_one_connection_over_all_ways() -> None:
@@ -93,7 +93,7 @@ async def test_an_http_client_keeps_one_connection_over_all_ways() -> None:
         base = f"http://127.0.0.1:{server.port}"
         limits = httpx.Limits(max_connections=1)
         async with httpx.AsyncClient(base_url=base, limits=limits) as client:
-            await use(client, "HTTP/1.1")
+            await check_use(client, "HTTP/1.1")
 
             async def pieces() -> Any:
                 yield b'{"events": [{"tenantId": "a", "metric": "m", "customerRef": "c", '
@@ -121,13 +121,13 @@ async def test_a_stream_is_whole_and_the_connection_comes_back() -> None:
         base = f"http://127.0.0.1:{server.port}"
         limits = httpx.Limits(max_connections=1)
         async with httpx.AsyncClient(base_url=base, limits=limits, timeout=20) as client:
-            events = [EVENT | {"idempotencyKey": f"k{n}"} for n in range(500)]
+            events = [EVENT | {"customerRef": f"c{n}"} for n in range(500)]
             await client.post("/v1/events/ingest", json={"events": events})
-            export = await client.get("/v1/events/export?tenantId=a&format=jsonl")
-            if export.status_code == 200:
-                assert len(export.text.splitlines()) >= 500
-            usage = await client.get("/v1/usage/current?tenantId=a&customerRef=c")
-            assert usage.json()["metrics"][0]["count"] == 500
+            stream = await client.get("/v1/usage/counters?tenantId=a")
+            assert stream.headers["transfer-encoding"] == "chunked"
+            assert len(stream.text.splitlines()) == 500
+            usage = await client.get("/v1/usage/current?tenantId=a&customerRef=c7")
+            assert usage.json()["metrics"][0]["count"] == 1
 
 
 async def test_what_hypercorn_answers_while_the_server_stops_is_whole_and_says_close(

@@ -77,17 +77,19 @@ async def listening(
         settings.graceful_timeout = 3.0
         if config is not None:
             config(settings)
-        install_server(running.gateway, settings, stop, nursery)
 
         async def serve(task_status: trio.TaskStatus[list[str]]) -> None:
-            await hypercorn.trio.serve(
-                create_asgi(running.gateway),
-                settings,
-                shutdown_trigger=stop.wait,
-                mode="asgi",
-                task_status=task_status,
-            )
-            nursery.cancel_scope.cancel()
+            # In a nursery of its own: a server that stops must not cancel the test that stopped it.
+            async with trio.open_nursery() as inner:
+                install_server(running.gateway, settings, stop, inner)
+                await hypercorn.trio.serve(
+                    create_asgi(running.gateway),
+                    settings,
+                    shutdown_trigger=stop.wait,
+                    mode="asgi",
+                    task_status=task_status,
+                )
+                inner.cancel_scope.cancel()
 
         urls = await nursery.start(serve)
         yield Listening(running, int(urls[0].rpartition(":")[2]), stop, settings)
