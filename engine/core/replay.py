@@ -106,7 +106,10 @@ class _Part(NamedTuple):
     counters: list[ReplayedCounter]
     changes: dict[str, MetricChange]
     superseded: list[str]
-    watermark_us: int | None
+    seen: list[Counter]
+    """The counters that were there."""
+    stamp: int | None
+    """What `_stamp` was; None: what is planned does not change with the events that these counters fold."""
 
 
 class Planner:
@@ -125,7 +128,7 @@ class Planner:
     def look(self, state: ShardState, partition: int) -> int:
         """Look at one partition of a state; how many late events it has."""
         found = _late(state, partition, self._request)
-        part = _part(state.adjustments[partition].version, found, self._request, None)
+        part = _part(state.adjustments[partition].version, found, None)
         self._parts[partition] = part
         return part.late_events
 
@@ -134,8 +137,8 @@ class Planner:
         states = list(states)
         for state in states:
             for partition, adjustments in state.adjustments.items():
-                seen = self._parts.get(partition)
-                if seen is None or not self._is_steady or seen.version != adjustments.version:
+                part = self._parts.get(partition)
+                if part is None or not self._is_steady or _has_moved(part, adjustments.version):
                     self.look(state, partition)
         until_us = None
         parts = self._parts
@@ -147,10 +150,10 @@ class Planner:
             ]
             until_us = _cut([one for _, _, found in every for one in found])
             parts = {
-                partition: _part(version, found, self._request, until_us)
-                for partition, version, found in every
+                partition: _part(version, found, until_us) for partition, version, found in every
             }
-        return _joined([parts[partition] for partition in sorted(parts)], until_us)
+        ordered = [parts[partition] for partition in sorted(parts)]
+        return _joined(ordered, until_us, self._request.watermark_us)
 
 
 def plan(states: Iterable[ShardState], request: ReplayRequest) -> ReplayPlan:
@@ -158,32 +161,44 @@ def plan(states: Iterable[ShardState], request: ReplayRequest) -> ReplayPlan:
     return Planner(request).plan(states)
 
 
-def _joined(parts: Sequence[_Part], until_us: int | None) -> ReplayPlan:
+def _stamp(seen: Sequence[Counter], looked_at: int) -> int:
+    """Grows with every event that the counters fold; below 0 while one of those looked at is not there yet."""
+    return sum(counter.count for counter in seen) if len(seen) == looked_at else -1
+
+
+def _has_moved(part: _Part, version: int) -> bool:
+    """Whether a partition must be looked at again."""
+    if part.version != version:
+        return True
+    return part.stamp is not None and (
+        part.stamp < 0 or part.stamp != _stamp(part.seen, len(part.seen))
+    )
+
+
+def _joined(parts: Sequence[_Part], until_us: int | None, given_us: int | None) -> ReplayPlan:
     changes: dict[str, MetricChange] = {}
     for part in parts:
         for metric, more in part.changes.items():
             old = changes.get(metric, MetricChange(0, 0, 0, 0))
             changes[metric] = MetricChange(*map(add, old, more))
     counters = [counter for part in parts for counter in part.counters]
-    watermarks_us = [part.watermark_us for part in parts if part.watermark_us is not None]
+    newest_us = max((c.watermark_us for part in parts for c in part.seen), default=None)
     return ReplayPlan(
         tuple(counters),
         changes,
         tuple(one for part in parts for one in part.superseded),
         _hash(counters),
         until_us,
-        max(watermarks_us, default=None),
+        newest_us if given_us is None else given_us,
     )
 
 
-def _part(
-    version: int, found: Sequence[_Found], request: ReplayRequest, until_us: int | None
-) -> _Part:
+def _part(version: int, found: Sequence[_Found], until_us: int | None) -> _Part:
     """What is planned for the counters of one partition, in order of key; of events before `until_us` alone."""
-    part = _Part(version, sum(_waiting(one) for one in found), [], {}, [], request.watermark_us)
-    watermarks_us = [one.counter.watermark_us for one in found if one.counter is not None]
-    if request.watermark_us is None:
-        part = part._replace(watermark_us=max(watermarks_us, default=None))
+    seen = [one.counter for one in found if one.counter is not None]
+    follows_events = len(seen) != len(found) or any(_aggregation(one) != "sum" for one in found)
+    stamp = _stamp(seen, len(found)) if follows_events else None
+    part = _Part(version, sum(_waiting(one) for one in found), [], {}, [], seen, stamp)
     last_series: tuple[str, str, str] | None = None
     for one in found:
         waiting = 0
@@ -295,10 +310,15 @@ def _tally(rows: Rows) -> Tally:
     return tally
 
 
+def _aggregation(one: _Found) -> str:
+    tenant, metric, _customer, start_us = one.key
+    return one.state.rules.aggregation(tenant, metric, start_us)
+
+
 def _delta(one: _Found, rows: Rows, tally: Tally) -> int:
     """By how much what counts moves."""
-    tenant, metric, _customer, start_us = one.key
-    aggregation = one.state.rules.aggregation(tenant, metric, start_us)
+    start_us = one.key[3]
+    aggregation = _aggregation(one)
     if aggregation == "sum":
         return tally.sum
     adjustments = one.state.adjustments[one.partition].of_counter(one.key)

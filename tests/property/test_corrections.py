@@ -20,6 +20,8 @@ from engine.core.records import (
     AdjustmentMade,
     Change,
     ControlRecord,
+    Mapping,
+    MappingChange,
     PartKind,
     PeriodClosing,
     RecordType,
@@ -415,6 +417,19 @@ def test_what_moved_after_a_look_is_looked_at_again(
     for step in moved:  # no closing: it waits for the lock that a replay holds
         step(machine)
     assert planner.plan([machine.state]) == machine.plan(request)
+
+
+def test_an_event_in_time_moves_what_a_plan_says_of_a_counter() -> None:
+    machine = Machine("review").begin()
+    mapping = Mapping(id="map_1", tenant_id="acme", metric="calls", aggregation="max")
+    machine.control(MappingChange(mapping=mapping, change=Change(actor="test")))
+    machine.events([("calls", "a", "5", 0), ("calls", "a", "9", -LATENESS_US - HOUR_US)])
+    planner = looked(machine)
+    machine.events([("calls", "a", "8", 0)])
+    plan = planner.plan([machine.state])
+    assert plan.watermark_us == machine.received_us
+    assert plan.changes["calls"].delta_micros == 1_000_000, "9 instead of 8, no longer of 5"
+    assert plan == machine.plan(EVERYTHING)
 
 
 def looked(machine: Machine) -> Planner:
