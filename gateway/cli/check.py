@@ -6,19 +6,17 @@ open is refused, since that server reads and verifies its own records. It must n
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
 import msgspec
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from engine import config
 from engine.errors import StartRefused
 from gateway.data_directory import DataDirectory
 from gateway.environment import read_outside
 from gateway.log_check import LogReport, Seen, check
+from gateway.progress import byte_progress
 from wal.check import PROBLEMS_MAX
 
 
@@ -53,20 +51,10 @@ def command(data_dir: str | None, *, as_json: bool) -> int:
 
 
 def _check_with_progress(log_path: Path) -> LogReport:
-    console = Console(file=sys.stderr)
-    with Progress(
-        TextColumn("checking"),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ) as bar:
-        task = bar.add_task("", total=None)
+    with byte_progress() as show:
 
         def advance(seen: Seen) -> None:
-            bar.update(task, completed=seen.stored_bytes, total=seen.bytes_in_all)
+            show("checking", seen.stored_bytes, seen.bytes_in_all)
 
         return check(log_path, advance)
 
