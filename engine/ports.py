@@ -6,9 +6,19 @@ The log's port is `wal.log.Log`, the key index is `wal.key_index`, snapshots are
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
+from engine.core.billing import (
+    Destination,
+    Outcome,
+    Proven,
+    PushRequest,
+    Reading,
+    Resolved,
+    Unread,
+    Unresolved,
+)
 from engine.errors import EngineError
 
 ResultT = TypeVar("ResultT")
@@ -39,6 +49,47 @@ class Ids(Protocol):
 
     def token(self, size_bytes: int) -> bytes:
         """That many unpredictable bytes."""
+        ...
+
+
+class Billing(Protocol):
+    """One key's way to Stripe. Nothing here raises for what Stripe or the network does: that is in the answer.
+
+    Safe to call from many tasks at once; each call may be cancelled, and then nothing is known of what it asked.
+    """
+
+    async def prove(self) -> Proven | Unread:
+        """Which account and mode the key belongs to."""
+        ...
+
+    async def send(self, requests: Sequence[PushRequest], attempts: Sequence[int]) -> list[Outcome]:
+        """Send each request once; its outcome at the same index.
+
+        All are of one driver; more than one only for `stream` (at most 100). `attempts[i]` counts the stored
+        answers (5xx) this request got before: the idempotency key is `identifier:attempt`.
+        """
+        ...
+
+    async def resolve(self, destination: Destination) -> Resolved | Unresolved:
+        """What a destination is, always asked anew: who calls keeps the answer."""
+        ...
+
+    async def read(
+        self,
+        resolved: Resolved,
+        customer: str,
+        start_s: int,
+        end_s: int,
+        connect_account: str | None,
+    ) -> Reading | Unread:
+        """What the summary holds in [start_s, end_s), both whole minutes, of a meter.
+
+        Of an item (legacy): `total_usage` of the billing period that holds `start_s`.
+        """
+        ...
+
+    async def cancel(self, request: PushRequest) -> Outcome:
+        """Cancel a delivered event by its identifier, within 24 h. `Delivered`: it is cancelled."""
         ...
 
 
