@@ -11,8 +11,8 @@ from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 
+from engine.core.configured import Change
 from engine.core.operations import BACKFILL, Asked, Operation
-from engine.core.records import Change
 from engine.core.sent_rows import HeaderRefused, count_csv
 from engine.core.times import TimeError, parse_date, parse_instant
 from gateway.problems import Problem, wrong_fields

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import msgspec
 
-from engine.core.records import Customer
+from engine.core.configured import Customer
 from engine.core.times import TimeError, parse_instant
 from engine.errors import Unavailable
 from gateway import parameters

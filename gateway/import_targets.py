@@ -22,9 +22,9 @@ from engine.actors.group import Marks
 from engine.actors.log_writer import ACCEPTED, CONFLICT, DUPLICATE, Offer
 from engine.actors.supervisor import Meter
 from engine.config import Settings
+from engine.core.configured import Change
 from engine.core.events import KEY_REUSED, EventLimits
 from engine.core.operations import ERROR_CHARS_MAX, Asked, Operation, Progress, RowError
-from engine.core.records import Change
 from engine.core.sent_rows import Meant, SentRow, all_taken
 from engine.errors import Unavailable
 from gateway import collector

@@ -16,9 +16,9 @@ from engine.actors.recovery import genesis_drafts, read_genesis
 from engine.config import Settings
 from engine.core import api_keys
 from engine.core.api_keys import NewKey
+from engine.core.configured import Change
 from engine.core.records import (
     ApiKeyChange,
-    Change,
     PartKind,
     RecordError,
     RecordType,

@@ -13,8 +13,8 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from engine.core.configured import Mapping
 from engine.core.quantities import QuantityError, parse_json, to_json
-from engine.core.records import Mapping
 from engine.errors import Conflict
 from gateway import parameters
 from gateway.problems import Problem, wrong_fields

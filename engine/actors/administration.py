@@ -15,17 +15,10 @@ import msgspec
 from engine.actors.supervisor import Meter
 from engine.core import api_keys
 from engine.core.api_keys import NewKey
+from engine.core.configured import Change, Customer, CustomerChange, Mapping, MappingChange
 from engine.core.counters import AGGREGATIONS
 from engine.core.periods import next_boundary
-from engine.core.records import (
-    ApiKeyChange,
-    Change,
-    ControlRecord,
-    Customer,
-    CustomerChange,
-    Mapping,
-    MappingChange,
-)
+from engine.core.records import ApiKeyChange, ControlRecord
 from engine.core.stripe_owners import StripeOwners
 from engine.core.times import INSTANT_US_END
 from engine.errors import Conflict, NotFound, Refused

@@ -16,9 +16,10 @@ import trio
 from engine.actors.administration import By
 from engine.actors.supervisor import Meter
 from engine.core.adjustments import REASONS, Adjustment
+from engine.core.configured import Change
 from engine.core.periods import period_in
 from engine.core.quantities import format_micros, pack
-from engine.core.records import AdjustmentChange, AdjustmentMade, Change
+from engine.core.records import AdjustmentChange, AdjustmentMade
 from engine.core.times import DAY_US, INSTANT_US_END, format_date, format_instant
 from engine.errors import Conflict, NotFound, Refused
 from engine.limits import METRIC_CHARS_MAX, NAME_CHARS_MAX, QUANTITY_MICROS_LIMIT

@@ -21,6 +21,7 @@ import trio
 from engine.actors.group import Marks
 from engine.actors.log_writer import CONFLICT, DUPLICATE, LogWriter
 from engine.actors.shard import Shard
+from engine.core.configured import Change
 from engine.core.events import KEY_REUSED, EventLimits, Refusal
 from engine.core.operations import (
     BACKFILL,
@@ -35,7 +36,7 @@ from engine.core.operations import (
     RowError,
     payload_of,
 )
-from engine.core.records import Change, OperationChange
+from engine.core.records import OperationChange
 from engine.core.sent_rows import (
     SOURCE_OF_BACKFILL,
     HeaderRefused,

@@ -14,7 +14,8 @@ import trio
 
 from engine.actors.administration import By
 from engine.actors.supervisor import Meter
-from engine.core.records import Change, ReplayApply
+from engine.core.configured import Change
+from engine.core.records import ReplayApply
 from engine.core.replay import Planner, ReplayPlan, ReplayRequest
 from engine.core.times import DAY_US, INSTANT_US_END, INSTANT_US_MIN
 from engine.errors import Conflict

@@ -15,7 +15,8 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from engine.core.records import ApiKey, ApiKeyChange, Change
+from engine.core.configured import Change
+from engine.core.records import ApiKey, ApiKeyChange
 from engine.core.registry import Registry
 from engine.errors import Conflict, NotFound, Refused
 from engine.limits import NAME_CHARS_MAX

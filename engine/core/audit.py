@@ -16,14 +16,13 @@ from zlib import crc32
 import msgspec
 import numpy as np
 
+from engine.core.configured import CustomerChange, MappingChange
 from engine.core.keeping import CheckpointChange, EraseChange, RestoreChange
 from engine.core.records import (
     AdjustmentChange,
     ApiKeyChange,
     ControlRecord,
-    CustomerChange,
     Genesis,
-    MappingChange,
     OperationChange,
     PeriodClosing,
     ReplayApply,

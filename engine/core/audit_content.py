@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
+from engine.core.configured import CustomerChange, MappingChange
 from engine.core.keeping import CheckpointChange, EraseChange, RestoreChange
 from engine.core.quantities import to_json, unpack_ext
 from engine.core.records import (
@@ -18,9 +19,7 @@ from engine.core.records import (
     AdjustmentMade,
     ApiKeyChange,
     ControlRecord,
-    CustomerChange,
     Genesis,
-    MappingChange,
     OperationChange,
     PeriodClosing,
     ReplayApply,

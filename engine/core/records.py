@@ -16,6 +16,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 
+from engine.core.configured import Change, CustomerChange, MappingChange
 from engine.core.keeping import KEEPING_TYPES, KeepingRecord
 from engine.core.quantities import pack, unpack_ext
 
@@ -285,65 +286,6 @@ class SettingsChange(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
     lateness_us: int
     late_policy: str
     actor: str
-
-
-class Mapping(msgspec.Struct, frozen=True, rename="camel", kw_only=True, omit_defaults=True):
-    """How a metric of a tenant is counted and, later, billed."""
-
-    id: str
-    tenant_id: str
-    metric: str
-    aggregation: str = "sum"
-    period: str = "calendar"
-    lateness_us: int | None = None
-    unit: str | None = None
-    active: bool = True
-    stripe_account: str | None = None
-    price_id: str | None = None
-    subscription_item_id: str | None = None
-    meter_event_name: str | None = None
-    driver: str = "meter"
-    currency: str | None = None
-    shadow: bool = False
-    created_at_us: int = 0
-    updated_at_us: int = 0
-
-
-class Change(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
-    """Who changed something, and when it takes effect."""
-
-    actor: str
-    request_id: str | None = None
-    effective_from_us: int | None = None
-    """From which instant period and aggregation hold; None: always, nothing was counted before."""
-
-
-class MappingChange(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
-    """A mapping was created, changed or deleted (`deleted` true; `mapping` is what it was)."""
-
-    mapping: Mapping
-    change: Change
-    deleted: bool = False
-
-
-class Customer(msgspec.Struct, frozen=True, rename="camel", kw_only=True, omit_defaults=True):
-    """What is known of a customer beyond its usage."""
-
-    tenant_id: str
-    customer_ref: str
-    stripe_customer_id: str | None = None
-    subscription_items: dict[str, str] = {}
-    billing_anchor_us: int | None = None
-    test_clock: str | None = None
-    created_at_us: int = 0
-    updated_at_us: int = 0
-
-
-class CustomerChange(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
-    """A customer was created or changed."""
-
-    customer: Customer
-    change: Change
 
 
 class ApiKey(msgspec.Struct, frozen=True, rename="camel", kw_only=True, omit_defaults=True):

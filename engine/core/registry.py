@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
+from engine.core.configured import Customer, CustomerChange, Mapping, MappingChange
 from engine.core.keeping import CheckpointChange, EraseChange, RestoreChange
 from engine.core.operations import Operation, Operations
 from engine.core.records import (
@@ -18,11 +19,7 @@ from engine.core.records import (
     ApiKey,
     ApiKeyChange,
     ControlRecord,
-    Customer,
-    CustomerChange,
     Genesis,
-    Mapping,
-    MappingChange,
     OperationChange,
     PeriodClosing,
     ReplayApply,

@@ -11,15 +11,10 @@ from typing import Final, NamedTuple, TypeVar
 
 import msgspec
 
+from engine.core.configured import CustomerChange, MappingChange
 from engine.core.keeping import EraseChange
 from engine.core.periods import PeriodKind, Schedule, Segment
-from engine.core.records import (
-    ControlRecord,
-    CustomerChange,
-    MappingChange,
-    PeriodClosing,
-    SettingsChange,
-)
+from engine.core.records import ControlRecord, PeriodClosing, SettingsChange
 from engine.core.times import INSTANT_US_MIN
 
 ALWAYS_US: Final = INSTANT_US_MIN

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from engine.core.records import Customer
+from engine.core.configured import Customer
 
 _Ref = tuple[str, str]
 

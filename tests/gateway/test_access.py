@@ -10,7 +10,8 @@ import pytest
 import trio
 
 from engine.core.api_keys import KEY_CHARS, RESOURCES, SCOPES, granted
-from engine.core.records import ApiKeyChange, Change
+from engine.core.configured import Change
+from engine.core.records import ApiKeyChange
 from gateway.auth import CREDENTIAL_BYTES_MAX, Identity, pepper_of
 from gateway.problems import Problem
 from gateway.rate_limit import RateLimiter

@@ -6,7 +6,8 @@ from typing import Any
 
 from engine.core import audit
 from engine.core.audit import AuditQuery, AuditTrail
-from engine.core.records import AdjustmentChange, Change, SettingsChange
+from engine.core.configured import Change
+from engine.core.records import AdjustmentChange, SettingsChange
 from tests.helpers.served import ADMIN_KEY, Served, bearer, served
 
 TENANT = {"tenantId": "acme"}

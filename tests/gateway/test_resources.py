@@ -9,12 +9,8 @@ from typing import Any
 
 import pytest
 
-from engine.core.records import (
-    CustomerChange,
-    MappingChange,
-    PartKind,
-    decode_control,
-)
+from engine.core.configured import CustomerChange, MappingChange
+from engine.core.records import PartKind, decode_control
 from tests.helpers.served import START_US, Served, served
 from wal.log import scan
 from wal.memory_log import MemoryLog

@@ -8,11 +8,11 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from engine.core.configured import Change
 from engine.core.quantities import pack
 from engine.core.records import (
     AdjustmentChange,
     AdjustmentMade,
-    Change,
     ControlRecord,
     ReplayApply,
     ReplayedCounter,

@@ -14,8 +14,8 @@ import msgspec
 import trio
 
 from engine.actors.supervisor import Meter, MeterOptions
+from engine.core.configured import Change, Customer, CustomerChange, Mapping, MappingChange
 from engine.core.events import EventLimits, Refusal, SentEvent, accept
-from engine.core.records import Change, Customer, CustomerChange, Mapping, MappingChange
 from engine.core.times import DAY_US, format_instant
 from engine.ports import ResultT
 from tests.helpers.served import CountedIds, SetClock

@@ -8,16 +8,14 @@ from hashlib import blake2b
 from typing import Any
 
 from engine.core.adjustments import Adjustments
+from engine.core.configured import Change, Mapping, MappingChange
 from engine.core.counters import Counter
 from engine.core.partitions import HASH_NAME, partition_of
 from engine.core.records import (
     AdjustmentChange,
     AdjustmentMade,
-    Change,
     ControlRecord,
     Genesis,
-    Mapping,
-    MappingChange,
     PartKind,
     PeriodClosing,
     RecordType,

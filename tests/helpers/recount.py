@@ -11,9 +11,9 @@ from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 from typing import Any
 
+from engine.core.configured import MappingChange
 from engine.core.records import (
     AdjustmentChange,
-    MappingChange,
     PartKind,
     PeriodClosing,
     RecordType,

@@ -12,16 +12,14 @@ from hypothesis import strategies as st
 from engine.actors.shard import encode_partition, restore_partition
 from engine.core import replay
 from engine.core.adjustments import Adjustment, effective_value
+from engine.core.configured import Change, Mapping, MappingChange
 from engine.core.counters import Tally
 from engine.core.partitions import partition_of
 from engine.core.quantities import pack, unpack_ext
 from engine.core.records import (
     AdjustmentChange,
     AdjustmentMade,
-    Change,
     ControlRecord,
-    Mapping,
-    MappingChange,
     PartKind,
     PeriodClosing,
     RecordType,

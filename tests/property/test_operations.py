@@ -14,14 +14,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from engine.actors.shard import encode_partition, restore_partition
+from engine.core.configured import Change
 from engine.core.quantities import unpack_ext
-from engine.core.records import (
-    Change,
-    OperationChange,
-    PeriodClosing,
-    SettingsChange,
-    columns,
-)
+from engine.core.records import OperationChange, PeriodClosing, SettingsChange, columns
 from engine.core.rules import Rules
 from engine.core.shard_state import ShardState
 from engine.limits import PARTITIONS

@@ -18,8 +18,8 @@ import trio.testing
 
 from engine.actors.log_writer import ACCEPTED, CONFLICT
 from engine.actors.supervisor import Meter, MeterOptions
+from engine.core.configured import Change, Mapping, MappingChange
 from engine.core.events import EventLimits, Refusal, SentEvent, accept, key_hash
-from engine.core.records import Change, Mapping, MappingChange
 from engine.core.times import format_instant
 from engine.errors import EngineError, StartRefused, Unavailable
 from engine.ports import Fatal, ResultT

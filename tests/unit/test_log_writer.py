@@ -13,8 +13,8 @@ import trio.testing
 from engine.actors import log_writer
 from engine.actors.log_writer import ACCEPTED, CONFLICT, DUPLICATE, LogWriter
 from engine.actors.shard import Shard
+from engine.core.configured import Change, Mapping, MappingChange
 from engine.core.partitions import shard_of
-from engine.core.records import Change, Mapping, MappingChange
 from engine.core.shard_state import ShardState
 from engine.errors import StorageFull, Unavailable
 from engine.limits import PARTITIONS

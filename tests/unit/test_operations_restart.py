@@ -11,8 +11,8 @@ import trio
 
 from engine.actors.group import Marks
 from engine.actors.supervisor import Meter, MeterOptions
+from engine.core.configured import Change
 from engine.core.operations import Asked
-from engine.core.records import Change
 from tests.helpers.served import START_US, CountedIds, SetClock, run_inline
 from tests.property.test_fold import HOUR_US, row
 from wal.archive import MemoryArchives

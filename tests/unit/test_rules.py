@@ -5,16 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from engine.core.closings import anchored_end, due_closing
+from engine.core.configured import Change, Customer, CustomerChange, Mapping, MappingChange
 from engine.core.periods import period_in
-from engine.core.records import (
-    Change,
-    Customer,
-    CustomerChange,
-    Mapping,
-    MappingChange,
-    PeriodClosing,
-    SettingsChange,
-)
+from engine.core.records import PeriodClosing, SettingsChange
 from engine.core.rules import ALWAYS_US, DEFAULT_LATENESS_US, Rules
 from engine.core.times import parse_instant
 
