@@ -2,6 +2,7 @@
 
 Time, threads and ids are parameters, so that a simulation can own them; the real ones are in the composition root.
 The log's port is `wal.log.Log`, the key index is `wal.key_index`, snapshots are `wal.snapshot`.
+It must not know what fills a port, nor that Stripe has a library.
 """
 
 from __future__ import annotations

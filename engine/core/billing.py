@@ -70,8 +70,8 @@ class RetryLater(NamedTuple):
     """It was certainly not applied by this attempt; the same bytes may go again."""
 
     reason: str
-    after_seconds: float | None = None
-    """What Stripe asked for (`Retry-After`); None: the caller's own backoff."""
+    after_us: int | None = None
+    """Microseconds that Stripe asked for (`Retry-After`); None: the caller's own backoff."""
     is_account_wide: bool = False
     """Another request of the account would meet the same: an outage, a rate limit."""
 
@@ -141,7 +141,7 @@ class Unresolved(NamedTuple):
     """Stripe could not be asked, or answered a 5xx: ask again."""
     is_stopped: bool = False
     """It existed and is gone: a deleted customer, an ended subscription, an archived meter."""
-    after_seconds: float | None = None
+    after_us: int | None = None
 
 
 class Reading(NamedTuple):
@@ -155,7 +155,7 @@ class Unread(NamedTuple):
     """The summary could not be read."""
 
     reason: str
-    after_seconds: float | None = None
+    after_us: int | None = None
 
 
 def same_units(left: str | int, right: str | int) -> bool:
