@@ -71,7 +71,9 @@ class Eraser:
         ids: Ids,
         run_blocking: RunBlocking,
         busy: trio.Lock,
+        asking: trio.Lock,
     ) -> None:
+        """`asking` is held by whoever asks for an operation, until it is recorded."""
         self._log = log
         self._writer = writer
         self._archives = archives
@@ -83,6 +85,7 @@ class Eraser:
         self._ids = ids
         self._run_blocking = run_blocking
         self._busy = busy
+        self._asking = asking
         self._wake = trio.Event()
         self._ended = trio.Event()
         self.last_error: str | None = None
@@ -132,27 +135,36 @@ class Eraser:
         if unknown or not customers:
             who = f"customer {unknown[0]!r}" if unknown else "any customer"
             raise NotFound(f"nothing is known of {who}: it was erased, or never there")
-        for operation in self._registry.operations.open():
-            if operation.tenant_id in (tenant, ""):
-                raise Conflict(
-                    f"operation {operation.id} is under way and may hold the customer's name: wait for its end"
-                )
         names = {name: self._pseudonym(tenant, name, secret) for name in customers}
         erasure_id = "era_" + self._ids.token(ID_BYTES).hex()
         pairs = list(names.items())
-        await self._writer.append_controls(
-            [
-                EraseChange(
-                    action="begin",
-                    erasure_id=erasure_id,
-                    tenant_id=tenant,
-                    actor=actor,
-                    request_id=request_id,
-                    names=dict(pairs[start : start + NAMES_PER_RECORD_MAX]),
-                )
-                for start in range(0, len(pairs), NAMES_PER_RECORD_MAX)
-            ]
-        )
+        begins = [
+            EraseChange(
+                action="begin",
+                erasure_id=erasure_id,
+                tenant_id=tenant,
+                actor=actor,
+                request_id=request_id,
+                names=dict(pairs[start : start + NAMES_PER_RECORD_MAX]),
+            )
+            for start in range(0, len(pairs), NAMES_PER_RECORD_MAX)
+        ]
+        try:
+            # Not waited for: on a failing disk it may be held for long, and an operation is open then.
+            self._asking.acquire_nowait()
+        except trio.WouldBlock:
+            raise Conflict(
+                "an operation is being recorded and may hold the customer's name: retry"
+            ) from None
+        try:
+            for operation in self._registry.operations.open():
+                if operation.tenant_id in (tenant, ""):
+                    raise Conflict(
+                        f"operation {operation.id} is under way and may hold the customer's name: wait for its end"
+                    )
+            await self._writer.append_controls(begins)
+        finally:
+            self._asking.release()
         self._wake.set()
         return Begun(erasure_id, names)
 

@@ -315,7 +315,7 @@ class LogWriter:
         except LogError as error:
             self._committing = None
             self.last_error = str(error)
-            group.fail(_as_engine_error(error))
+            group.fail(as_engine_error(error))
             if isinstance(error, LogStateUnknown):
                 raise Fatal(str(error)) from error
             return
@@ -405,7 +405,8 @@ def assert_reads_back(part: TenantEvents, counting: bytes, erasable: bytes) -> N
         assert same, f"column {name} of a group does not survive its encoding"
 
 
-def _as_engine_error(error: LogError) -> EngineError:
+def as_engine_error(error: LogError) -> EngineError:
+    """A failure of the log as who asked for the work is told it."""
     match error:
         case LogFull():
             return StorageFull(str(error))

@@ -91,8 +91,8 @@ class OperationRunner:
         self._clock = clock
         self._ids = ids
         self._limits = limits
-        self._lock = trio.Lock()
-        """From a check to the record that it allows."""
+        self.asking = trio.Lock()
+        """Held from a check to the record that it allows. While it is free, every operation is in `operations`."""
         self._wake = trio.Event()
         self._cancelling: set[str] = set()
         self._ended = trio.Event()
@@ -123,7 +123,7 @@ class OperationRunner:
         self, tenant: str, asked: Asked, rows: bytes, change: Change
     ) -> Operation:
         """Record that a backfill is wanted; it runs when those before it are done. Raises Unavailable."""
-        async with self._lock:
+        async with self.asking:
             waiting = self._operations().open()
             held = sum(len(one.rows) for one in waiting)
             if len(waiting) >= OPERATIONS_OPEN_MAX or held + len(rows) > OPEN_ROWS_BYTES_MAX:
@@ -141,7 +141,7 @@ class OperationRunner:
 
         `tenant` empty: rows of any tenant. Raises Conflict when too many are open.
         """
-        async with self._lock:
+        async with self.asking:
             waiting = [one for one in self._operations().open() if one.kind == IMPORT]
             for one in waiting:
                 same = (one.tenant_id, one.asked.historic, one.asked.identity)
@@ -174,7 +174,7 @@ class OperationRunner:
         if not operation.is_open:
             return
         self._cancelling.add(operation.id)
-        async with self._lock:
+        async with self.asking:
             if operation.status == "pending":
                 await self._end(operation, "cancelled", self._progress_of(operation), change)
         self._wake.set()
@@ -205,7 +205,7 @@ class OperationRunner:
 
     async def note_progress(self, operation: Operation, progress: Progress, change: Change) -> None:
         """Record how far an import has come: every row before its cursor is durable. Raises Conflict."""
-        async with self._lock:
+        async with self.asking:
             if not operation.is_open:
                 raise Conflict(f"import {operation.id} has ended; start another one")
             await self._append(operation, "progress", progress, change)
@@ -217,7 +217,7 @@ class OperationRunner:
         assert status in ("completed", "failed", "cancelled")
         self._ending.add(operation.id)
         try:
-            async with self._lock:
+            async with self.asking:
                 while self._sending.get(operation.id):
                     await self._sent.wait()
                 if operation.is_open:
@@ -253,7 +253,7 @@ class OperationRunner:
 
     async def _run_backfill(self, operation: Operation) -> None:
         """Run one backfill from where it is to its end; a failing disk is waited for."""
-        async with self._lock:
+        async with self.asking:
             if not operation.is_open:
                 return
             if operation.status == "pending":

@@ -17,7 +17,7 @@ import structlog
 import trio
 
 from engine.actors.kept import NOTHING_KNOWN, is_dropped
-from engine.actors.log_writer import LogWriter
+from engine.actors.log_writer import LogWriter, as_engine_error
 from engine.actors.recovery import (
     AUDIT_SECTION,
     CONTROL_SECTION,
@@ -256,6 +256,8 @@ class Retention:
             await self._writer.alone_with_log(work)
         except LogStateUnknown as error:
             raise Fatal(str(error)) from error
+        except LogError as error:
+            raise as_engine_error(error) from error
 
     async def _blocking(self, work: Callable[[], ResultT]) -> ResultT:
         try:

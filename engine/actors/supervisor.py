@@ -196,7 +196,7 @@ class Meter:
             limits=lambda: EventLimits(self.options.meta_bytes_max, self.registry.horizon_us),
         )
         as_of = self._past(writer)
-        retention, eraser = self._keepers(writer, snapshotter, indexer)
+        retention, eraser = self._keepers(writer, snapshotter, indexer, operations.asking)
         self._started = _Started(
             writer,
             keys,
@@ -236,7 +236,7 @@ class Meter:
         )
 
     def _keepers(
-        self, writer: LogWriter, snapshotter: Snapshotter, indexer: Indexer
+        self, writer: LogWriter, snapshotter: Snapshotter, indexer: Indexer, asking: trio.Lock
     ) -> tuple[Retention, Eraser]:
         """Those who take things out of the log: one of them at a time."""
         busy = trio.Lock()
@@ -264,6 +264,7 @@ class Meter:
             ids=self.ids,
             run_blocking=self.run_blocking,
             busy=busy,
+            asking=asking,
         )
         return retention, eraser
 

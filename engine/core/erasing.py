@@ -8,7 +8,7 @@ text, Stripe's ids) is gone. It must not know where parts are stored.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from itertools import count
 from typing import Any, Final
@@ -174,7 +174,8 @@ def nameless(data: bytes) -> bytes:
 class Aliases:
     """Pseudonyms of erasures that are not done: what a fold must read in a name's place before their `begin`.
 
-    Half of the customer's parts may be replaced, half not: folded as they are, one customer would be two.
+    Half of the customer's parts may be replaced, half not: folded as they are, one customer would be two. A pseudonym
+    that is erased in its turn (a tenant departs meanwhile) stands for the name too: the last one is what is read.
     """
 
     def __init__(self) -> None:
@@ -191,14 +192,21 @@ class Aliases:
 
     def at(self, tenant: str, sequence: int) -> dict[str, str]:
         """Name to pseudonym for a record of a tenant at a position."""
+        of_tenant = self._of_tenant.get(tenant, {})
         found: dict[str, str] = {}
-        for name, entries in self._of_tenant.get(tenant, {}).items():
-            for before_sequence, pseudonym in entries:
-                if sequence < before_sequence:
-                    found[name] = pseudonym
-                    break
+        for name in of_tenant:
+            known_as, position = name, sequence
+            while (step := _next_step(of_tenant.get(known_as, ()), position)) is not None:
+                position, known_as = step
+            if known_as != name:
+                found[name] = known_as
         return found
 
     def tenants(self) -> list[str]:
         """Tenants that have any."""
         return list(self._of_tenant)
+
+
+def _next_step(entries: Sequence[tuple[int, str]], position: int) -> tuple[int, str] | None:
+    """The first renaming after a position: where it is, and to what."""
+    return next((entry for entry in entries if position < entry[0]), None)

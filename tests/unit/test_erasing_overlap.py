@@ -1,0 +1,127 @@
+"""Erasures and operations that overlap: one customer is never counted as two, and no row is taken from who still runs."""
+
+from __future__ import annotations
+
+from random import Random
+
+import msgspec
+import pytest
+import trio
+
+from engine.actors import eraser as eraser_module
+from engine.actors.supervisor import Meter
+from engine.core.configured import Change
+from engine.core.erasing import Aliases
+from engine.core.operations import Asked
+from engine.errors import Conflict, StorageFull
+from tests.helpers.keeping import NAME, Place, fill, kill_after, state_of
+from wal.memory_log import Operation, Verdict
+from wal.memory_runs import MemoryRuns
+
+
+def test_a_pseudonym_that_is_erased_in_its_turn_stands_for_the_name_too() -> None:
+    aliases = Aliases()
+    aliases.add("acme", {"anna": "p1"}, 10)
+    aliases.add("acme", {"p1": "p2", "anna": "q"}, 20)
+    assert aliases.at("acme", 9) == {"anna": "p2", "p1": "p2"}
+    assert aliases.at("acme", 15) == {"anna": "q", "p1": "p2"}
+    assert aliases.at("acme", 25) == {}
+
+
+async def test_a_tenant_that_departs_while_a_customer_is_erased_keeps_its_totals_when_killed_anywhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(eraser_module, "PARTS_PER_RECORD_MAX", 3)
+
+    async def erase_both(meter: Meter) -> None:
+        eraser = meter.started.eraser
+        first = await eraser.begin("acme", [NAME], secret=None, actor="test", request_id=None)
+        everyone = eraser.customers_of("acme")
+        assert first.names[NAME] in everyone
+        last = await eraser.begin("acme", everyone, secret=None, actor="test", request_id=None)
+        await eraser.ended(last.erasure_id)
+
+    killed = True
+    for operations in range(4, 400, 7):
+        place = Place()
+        await fill(place, Random(operations), months=2, events=25)
+        async with place.running() as meter:
+            before = sums_of(meter)
+        killed = await kill_after(place, operations, erase_both)
+        place.snapshots.files.clear()
+        place.runs = MemoryRuns()
+        async with place.running() as meter:
+            assert sums_of(meter) == before
+            for erasure_id in list(meter.registry.erasures):
+                await meter.started.eraser.ended(erasure_id)
+            assert sums_of(meter) == before
+        if not killed:
+            break
+    assert not killed, "the last round must reach the end"
+
+
+def sums_of(meter: Meter) -> list[tuple[object, ...]]:
+    """The counters whoever they belong to: an erasure changes names alone."""
+    counters = state_of(meter)["counters"]
+    return sorted(
+        (partition, metric, start_us, repr(row))
+        for (partition, _, metric, _, start_us), row in counters.items()
+    )
+
+
+async def test_an_erasure_waits_for_a_backfill_that_is_being_asked_for() -> None:
+    place = Place()
+    await fill(place, Random(1), months=1, events=10)
+    outcomes: list[str] = []
+    async with place.running() as meter:
+
+        async def ask() -> None:
+            rows = [{"metric": "calls", "customerRef": NAME, "quantity": 1, "idempotencyKey": "b"}]
+            asked = Asked(at_us=place.clock.now_us(), rows_total=1)
+            runner = meter.started.operations
+            operation = await runner.ask_backfill(
+                "acme", asked, msgspec.json.encode(rows), Change(actor="test")
+            )
+            while operation.is_open:
+                await trio.sleep(0.01)
+            outcomes.append(operation.status)
+
+        async def erase() -> None:
+            try:
+                await meter.started.eraser.begin(
+                    "acme", [NAME], secret=None, actor="test", request_id=None
+                )
+            except Conflict:
+                outcomes.append("conflict")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            await trio.lowlevel.checkpoint()
+            nursery.start_soon(erase)
+    assert outcomes == ["conflict", "completed"]
+
+
+async def test_a_disk_that_is_full_while_bodies_are_dropped_is_said_as_such(rng: Random) -> None:
+    place = Place()
+    await fill(place, rng)
+    async with place.running() as meter:
+        retention = meter.started.retention
+        drop, full = retention.drop, False
+
+        def fault(_operation: Operation) -> Verdict:
+            return "full" if full else "ok"
+
+        async def drop_on_a_full_disk() -> None:
+            nonlocal full
+            full = True
+            try:
+                await drop()
+            finally:
+                full = False
+
+        place.disk.fault = fault
+        retention.drop = drop_on_a_full_disk  # type: ignore[method-assign]
+        with pytest.raises(StorageFull):
+            await retention.apply(30, "test")
+        retention.drop = drop  # type: ignore[method-assign]
+        await retention.finish()
