@@ -41,8 +41,8 @@ class PartitionRequest:
 
 ShardMessage = FoldWork | PartitionRequest
 _encode = msgspec.msgpack.Encoder().encode
-_ROWS_OF_THREE = Struct(">BBI")
-"""msgpack: an array of two, the first of which is an array with a 32-bit length."""
+_ROWS_OF_FOUR = Struct(">BBI")
+"""msgpack: an array of four, the first of which is an array with a 32-bit length."""
 SLICE_ROWS: Final = 2000
 """Series of a snapshot encoded in one turn: some 3 ms. Fewer would stall the others less and keep this shard's events
 waiting for more turns of theirs."""
@@ -93,22 +93,22 @@ class Shard:
 
 
 def encode_partition(state: ShardState, partition: int) -> bytes:
-    """A partition's section of a snapshot: msgpack of (rows, adjustments, marks)."""
+    """A partition's section of a snapshot: msgpack of (rows, adjustments, marks, historic)."""
     return b"".join(partition_chunks(state, partition))
 
 
 def partition_chunks(state: ShardState, partition: int) -> Iterator[bytes]:
     """The section piece by piece; a piece is some milliseconds of work, all of them together are the section."""
-    yield _ROWS_OF_THREE.pack(0x93, 0xDD, len(state.counters[partition]))
+    yield _ROWS_OF_FOUR.pack(0x94, 0xDD, len(state.counters[partition]))
     for rows in state.partition_rows(partition, SLICE_ROWS):
         header_bytes = 1 if len(rows) < 16 else 3
         yield _encode(rows)[header_bytes:]
-    adjustments, marks = state.partition_corrections(partition)
-    yield _encode(adjustments)
-    yield _encode(marks)
+    for rows in state.partition_corrections(partition):
+        yield _encode(rows)
 
 
 def restore_partition(state: ShardState, partition: int, data: bytes, ext_hook: Any) -> None:
     """Put a section of a snapshot back. Raises msgspec.MsgspecError or ValueError on other bytes."""
-    rows, adjustments, marks = msgspec.msgpack.decode(data, ext_hook=ext_hook)
-    state.restore_partition(partition, rows, adjustments, marks)
+    # One of an older version has no historic sums.
+    rows, adjustments, marks, *rest = msgspec.msgpack.decode(data, ext_hook=ext_hook)
+    state.restore_partition(partition, rows, adjustments, marks, *rest)

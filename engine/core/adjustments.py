@@ -171,13 +171,15 @@ LateKey = tuple[CounterKey, bool, str | None]
 class Adjustments:
     """All adjustments of one partition."""
 
-    __slots__ = ("_collecting", "_of_counter", "by_id", "version")
+    __slots__ = ("_collecting", "_of_counter", "_periods", "by_id", "version")
 
     def __init__(self) -> None:
         self.version = 0
         """Grows with every change: who looked before can tell whether it still holds. Not part of `state`."""
         self.by_id: dict[str, Adjustment] = {}
         self._of_counter: dict[CounterKey, list[Adjustment]] = {}
+        self._periods: dict[tuple[str, str, str], dict[int, None]] = {}
+        """Per series, the starts of the periods that have adjustments."""
         self._collecting: dict[LateKey, Adjustment] = {}
 
     def hold(
@@ -229,6 +231,7 @@ class Adjustments:
         self.version += 1
         self.by_id[adjustment.id] = adjustment
         self._of_counter.setdefault(adjustment.key, []).append(adjustment)
+        self._periods.setdefault(adjustment.key[:3], {})[adjustment.start_us] = None
 
     def rename(self, tenant: str, names: dict[str, str]) -> None:
         """Let customers go by their pseudonyms; what a person wrote about them (`note`) goes."""
@@ -238,6 +241,8 @@ class Adjustments:
         for key in {adjustment.key for adjustment in affected}:
             new_key = (tenant, key[1], names[key[2]], key[3])
             self._of_counter[new_key] = self._of_counter.pop(key)
+            if (periods := self._periods.pop(key[:3], None)) is not None:
+                self._periods[new_key[:3]] = periods
         for adjustment in affected:
             adjustment.customer_ref, adjustment.note = names[adjustment.customer_ref], None
         self.version += 1
@@ -258,6 +263,11 @@ class Adjustments:
     def of_counter(self, key: CounterKey) -> Sequence[Adjustment]:
         """A counter's adjustments, oldest first."""
         return self._of_counter.get(key, ())
+
+    def of_series(self, series: tuple[str, str, str]) -> Iterator[Adjustment]:
+        """A customer's adjustments of a metric, of all periods."""
+        for start_us in self._periods.get(series, ()):
+            yield from self._of_counter[*series, start_us]
 
     def counters(self) -> Iterator[CounterKey]:
         """Counters that have adjustments."""

@@ -130,6 +130,8 @@ class Resolved(NamedTuple):
     period_end_s: int | None = None
     """The item's running billing period; None: not known, there is no item."""
     item_created_s: int | None = None
+    api_version: str = ""
+    """The version of Stripe's API that pushes to it are written for."""
 
 
 class Unresolved(NamedTuple):

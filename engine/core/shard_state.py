@@ -24,7 +24,7 @@ from engine.core.counters import Counter, Tally
 from engine.core.keeping import EraseChange
 from engine.core.partitions import partition_of
 from engine.core.periods import period_in
-from engine.core.quantities import unpack_ext
+from engine.core.quantities import pack_total, unpack_ext
 from engine.core.records import (
     AdjustmentChange,
     ControlRecord,
@@ -74,6 +74,8 @@ class ShardState:
         """Per operation, the watermark each counter had at its start, kept when the counter's first moves."""
         self.counted: dict[int, dict[str, list[int]]] = {p: {} for p in self.counters}
         """Per operation under way, [rows taken, of them late]: exact whatever was sent twice around a crash."""
+        self.historic: dict[int, dict[CounterKey, int]] = {p: {} for p in self.counters}
+        """Micros that historic imports folded into closed periods: counted, and never pushed."""
         self.metrics: dict[str, set[str]] = {}
         """Metrics seen per tenant: what a customer's usage is looked up by."""
         self._names: dict[str, str] = {}
@@ -131,7 +133,7 @@ class ShardState:
                     if counter is not None:
                         table[self._names[tenant], self._names[metric], pseudonym] = counter
             self.adjustments[partition].rename(tenant, own)
-            for marks in self.marks[partition].values():
+            for marks in (*self.marks[partition].values(), self.historic[partition]):
                 for key in [k for k in marks if k[0] == tenant and k[2] in own]:
                     marks[key[0], key[1], own[key[2]], key[3]] = marks.pop(key)
 
@@ -187,6 +189,10 @@ class ShardState:
                 held = self._hold(partition, series, event, received_at_us, operation)
                 late.append(Late(index, held))
                 continue
+            if is_historic and counter.end_us <= closed_until_us:
+                key = (*series, counter.start_us)
+                own = self.historic[partition]
+                own[key] = own.get(key, 0) + micros
             # No min() and max() here: each costs as much as finding the counter.
             if counter.count == 0 or micros > counter.max:
                 counter.max = micros
@@ -400,8 +406,8 @@ class ShardState:
                 pending_count(adjustments),
             )
 
-    def partition_state(self, partition: int) -> tuple[list[Any], list[Any], list[Any]]:
-        """A partition's counters, adjustments and operations' marks as plain rows, for a snapshot or a comparison.
+    def partition_state(self, partition: int) -> tuple[list[Any], list[Any], list[Any], list[Any]]:
+        """A partition's counters, adjustments, operations' marks and historic sums as plain rows.
 
         The order is that of first appearance, so it is not canonical: compare sorted.
         """
@@ -425,8 +431,8 @@ class ShardState:
         if rows:
             yield rows
 
-    def partition_corrections(self, partition: int) -> tuple[list[Any], list[Any]]:
-        """The rows of its adjustments, and of the marks of operations under way."""
+    def partition_corrections(self, partition: int) -> tuple[list[Any], list[Any], list[Any]]:
+        """The rows of its adjustments, of the marks of operations under way, and of historic sums."""
         counted = self.counted[partition]
         marks = [
             (
@@ -436,7 +442,8 @@ class ShardState:
             )
             for operation in sorted(self.marks[partition].keys() | counted.keys())
         ]
-        return self.adjustments[partition].state(), marks
+        historic = [(key, pack_total(sum_)) for key, sum_ in self.historic[partition].items()]
+        return self.adjustments[partition].state(), marks, historic
 
     def adopt(self, other: ShardState, partitions: Iterable[int]) -> None:
         """Take partitions over from another state, which must not be used for them again."""
@@ -445,12 +452,18 @@ class ShardState:
             self.adjustments[partition] = other.adjustments[partition]
             self.marks[partition] = other.marks[partition]
             self.counted[partition] = other.counted[partition]
+            self.historic[partition] = other.historic[partition]
         self.operations = set(other.operations)
         self.metrics = {tenant: set(metrics) for tenant, metrics in other.metrics.items()}
         self._names = dict(other._names)
 
     def restore_partition(
-        self, partition: int, rows: Sequence[Any], adjustments: Sequence[Any], marks: Sequence[Any]
+        self,
+        partition: int,
+        rows: Sequence[Any],
+        adjustments: Sequence[Any],
+        marks: Sequence[Any],
+        historic: Sequence[Any] = (),
     ) -> None:
         """Put back what `partition_state` gave; the partition must be empty."""
         assert not self.counters[partition], "a partition is restored once"
@@ -470,6 +483,7 @@ class ShardState:
             self._scope(adjustment.tenant, adjustment.metric)
             if adjustment.after is not None:
                 self._watch(partition, adjustment)
+        self.historic[partition] = {tuple(key): sum_ for key, sum_ in historic}
         for operation, of, counted in marks:
             self.marks[partition][operation] = {tuple(key): mark for key, mark in of}
             if counted is not None:

@@ -1,0 +1,358 @@
+"""What was pushed: a fold of intents, outcomes and decisions, per lane and target.
+
+Rules it keeps: acknowledged units move only by an outcome or a decision that is in the log; a lane has at most one
+unresolved intent, and a quarantined one counts as unresolved; what a minute of a lane holds is remembered for the newest
+minutes, since reading back compares it; a restore from a backup makes every baseline of a period that had begun
+doubtful. It must not know clocks, counters, Stripe's answers, or what will be pushed next.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from engine.core.configured import MappingChange
+from engine.core.keeping import RestoreChange
+from engine.core.push_records import (
+    CarryInto,
+    Lane,
+    PushDecision,
+    PushIntent,
+    PushOutcome,
+    Role,
+    Target,
+)
+from engine.core.times import MINUTE_US
+
+MINUTES_REMEMBERED_MAX: Final = 256
+"""Per target; older ones are taken for used."""
+DELIVERED_MAX: Final = 100_000
+"""Identifiers kept for Stripe's reports, which come within hours; with their targets about 40 MB."""
+TARGETS_PER_LANE_MAX: Final = 64
+
+
+class Refusal(msgspec.Struct, frozen=True, array_like=True):
+    """The last answer that a target's intents were refused with, and how many times in a row."""
+
+    reason: str
+    code: str | None
+    is_target_wide: bool
+    at_us: int
+    count: int
+
+
+class Acknowledged(msgspec.Struct, frozen=True, array_like=True):
+    """An intent that was delivered, as far as a report about it needs it."""
+
+    target: Target
+    number: int
+    units: int
+    minute: int
+
+
+class TargetState(msgspec.Struct):
+    """One target's ledger. Units are whole; beyond int64 a plan refuses them."""
+
+    target: Target
+    pushed: int = 0
+    """Acknowledged, or taken for it by a baseline."""
+    carried: dict[CarryInto, int] = {}
+    """Units of it that decisions settled elsewhere."""
+    carried_in: int = 0
+    """Units due here on top of the period's own use."""
+    kept_micros: str = "0"
+    """What erased customers had used; wide, hence text."""
+    finalized_at_us: int | None = None
+    """When Stripe finalized its invoice, if it said so."""
+    minutes: dict[int, int] = {}
+    """Minute (of unix time) to units acknowledged with it, for the newest minutes used."""
+    floor_minute: int = -1
+    """Minutes up to it may have been used and are not remembered."""
+    last_intent_at_us: int = 0
+    refusal: Refusal | None = None
+
+    @property
+    def carried_out(self) -> int:
+        """All that was settled elsewhere."""
+        return sum(self.carried.values())
+
+    def is_used(self, minute: int) -> bool:
+        """Whether a minute is taken, or may be."""
+        return minute <= self.floor_minute or minute in self.minutes
+
+    def acknowledged_in(self, minute: int) -> int | None:
+        """Units acknowledged with a timestamp in this minute; None: not remembered."""
+        return None if minute <= self.floor_minute else self.minutes.get(minute, 0)
+
+    def add_minute(self, minute: int, units: int) -> None:
+        """A minute holds that much more."""
+        self.minutes[minute] = self.minutes.get(minute, 0) + units
+        if len(self.minutes) > MINUTES_REMEMBERED_MAX:
+            oldest = min(self.minutes)
+            del self.minutes[oldest]
+            self.floor_minute = max(self.floor_minute, oldest)
+
+
+class LaneState(msgspec.Struct):
+    """One lane's ledger."""
+
+    lane: Lane
+    role: Role = "main"
+    baseline_start_us: int | None = None
+    """Start of the first period that is pushed; None: no baseline yet."""
+    doubt: str | None = None
+    """Why the baseline must be taken again for periods that began before `doubt_until_us`."""
+    doubt_until_us: int = 0
+    awaits: PushDecision | None = None
+    """A baseline that was read and waits for a person."""
+    numbers: dict[int, int] = {}
+    """Period start to the highest intent number."""
+    open: PushIntent | None = None
+    quarantine: str | None = None
+    """Why the open intent waits for a person."""
+    stopped: str | None = None
+    series: set[tuple[str, str]] = set()
+    """(tenant, metric) that were pushed here."""
+    targets: dict[str, TargetState] = {}
+    """By `target_key`, oldest first."""
+    forgotten_until_us: int = -(1 << 62)
+    """Periods that began before it are not remembered, and nothing of them is pushed."""
+
+    def minutes_used(self, start_us: int) -> list[TargetState]:
+        """The targets of one period: they share their lane's minutes."""
+        return [state for state in self.targets.values() if state.target.start_us == start_us]
+
+
+def target_key(target: Target) -> str:
+    """A target's key within its lane."""
+    return f"{target.start_us}:{target.scale}"
+
+
+class PushLedger:
+    """Everything pushed, as of the records folded so far."""
+
+    def __init__(self) -> None:
+        self.lanes: dict[Lane, LaneState] = {}
+        self.delivered: dict[str, Acknowledged] = {}
+        """By identifier, the newest acknowledged intents: what reports may name."""
+        self.frozen: dict[tuple[bytes, int], list[tuple[int, str]]] = {}
+        """(series, period start) to (cutover's instant, micros so far), in order."""
+        self.was_shadow: set[tuple[str, str]] = set()
+        self._active: dict[str, tuple[str, str, Role]] = {}
+        """Mapping id to what it spoke for when it was last active."""
+        self._ended: dict[tuple[str, str, Role], int] = {}
+        """(tenant, metric, role) to when pushing ended last."""
+        self.restored_at_us = 0
+
+    # Reading.
+
+    def lane(self, lane: Lane) -> LaneState | None:
+        """A lane's ledger, if anything was ever recorded of it."""
+        return self.lanes.get(lane)
+
+    def target(self, target: Target) -> TargetState | None:
+        """A target's ledger, if anything was ever recorded of it."""
+        state = self.lanes.get(target.lane)
+        return None if state is None else state.targets.get(target_key(target))
+
+    def ended_at_us(self, tenant: str, metric: str, role: Role) -> int | None:
+        """When pushing of a metric in a role ended last (its mapping was taken away); None: never."""
+        return self._ended.get((tenant, metric, role))
+
+    # Folding.
+
+    def fold(self, record: object, received_at_us: int) -> None:
+        """Take a record in; those that move no ledger are passed over."""
+        match record:
+            case PushIntent():
+                self._fold_intent(record, received_at_us)
+            case PushOutcome():
+                self._fold_outcome(record, received_at_us)
+            case PushDecision():
+                self._fold_decision(record)
+            case MappingChange():
+                self._fold_mapping(record, received_at_us)
+            case RestoreChange():
+                self.restored_at_us = received_at_us
+                for state in self.lanes.values():
+                    _doubt(state, "the log was restored from a backup", received_at_us)
+            case _:
+                pass
+
+    def _at(self, target: Target) -> tuple[LaneState, TargetState]:
+        lane = self.lanes.get(target.lane)
+        if lane is None:
+            lane = self.lanes[target.lane] = LaneState(target.lane)
+        key = target_key(target)
+        state = lane.targets.get(key)
+        if state is None:
+            state = lane.targets[key] = TargetState(target)
+            if len(lane.targets) > TARGETS_PER_LANE_MAX:
+                _forget_oldest(lane)
+        return lane, state
+
+    def _fold_intent(self, record: PushIntent, received_at_us: int) -> None:
+        lane, state = self._at(record.target)
+        assert lane.open is None, "a lane has one unresolved intent"
+        lane.open = record
+        lane.role = record.role
+        lane.numbers[record.target.start_us] = record.number
+        if record.tenant_id:
+            lane.series.add((record.tenant_id, record.metric))
+        state.last_intent_at_us = received_at_us
+
+    def _fold_outcome(self, record: PushOutcome, received_at_us: int) -> None:
+        lane, state = self._at(record.target)
+        if record.result in ("rejected", "cancelled"):
+            self._undo(record)
+            return
+        intent = lane.open
+        assert intent is not None, "an outcome is of an open intent"
+        assert intent.number == record.number
+        assert intent.target == record.target
+        if record.result == "quarantined":
+            lane.quarantine = record.reason or "nobody knows whether it was applied"
+            return
+        lane.open, lane.quarantine = None, None
+        if record.result == "delivered":
+            units = int(intent.to_units) - int(intent.from_units)
+            if intent.request.driver == "usage_record":
+                state.pushed = int(intent.request.value)
+            else:
+                # Not `to_units`: what was rejected while this one was under way stays rejected.
+                state.pushed += units
+            minute = intent.request.timestamp_s * 1_000_000 // MINUTE_US
+            state.add_minute(minute, units)
+            state.refusal = None
+            self._remember(intent, Acknowledged(intent.target, intent.number, units, minute))
+        elif record.result == "refused":
+            count = 1 if state.refusal is None else state.refusal.count + 1
+            state.refusal = Refusal(
+                record.reason or "", record.code, record.is_target_wide, received_at_us, count
+            )
+
+    def _remember(self, intent: PushIntent, acknowledged: Acknowledged) -> None:
+        self.delivered[intent.request.identifier] = acknowledged
+        if len(self.delivered) > DELIVERED_MAX:
+            del self.delivered[next(iter(self.delivered))]
+
+    def _undo(self, record: PushOutcome) -> None:
+        """What was acknowledged is not there: it was rejected later, or cancelled."""
+        for identifier, known in self.delivered.items():
+            if (known.target, known.number) == (record.target, record.number):
+                state = self._at(known.target)[1]
+                state.pushed -= known.units
+                if not known.minute <= state.floor_minute:
+                    state.add_minute(known.minute, -known.units)
+                del self.delivered[identifier]
+                return
+
+    def _fold_decision(self, record: PushDecision) -> None:
+        if record.kind == "freeze":
+            for digest, start_us, micros in record.rows:
+                self.frozen.setdefault((digest, start_us), []).append((record.at_us, micros))
+            return
+        if record.kind in ("stop", "resume"):
+            assert record.lane is not None
+            stopped = self.lanes.setdefault(record.lane, LaneState(record.lane))
+            stopped.stopped = (record.because or "stopped") if record.kind == "stop" else None
+            return
+        assert record.target is not None, "the other decisions are about a target"
+        lane, state = self._at(record.target)
+        match record.kind:
+            case "baseline" | "await":
+                lane.role = record.role
+                if record.tenant_id:
+                    lane.series.add((record.tenant_id, record.metric))
+                lane.awaits = record if record.kind == "await" else None
+                if record.kind == "baseline":
+                    state.pushed = int(record.units)
+                    lane.baseline_start_us = record.target.start_us
+                    lane.doubt = None
+            case "carry":
+                assert record.into is not None
+                units = int(record.units)
+                state.carried[record.into] = state.carried.get(record.into, 0) + units
+                if record.into == "current":
+                    into = msgspec.structs.replace(
+                        record.target, start_us=record.at_us, end_us=record.until_us
+                    )
+                    self._at(into)[1].carried_in += units
+            case "finalize":
+                state.finalized_at_us = record.at_us
+            case _:  # keep; the others are dealt with above
+                state.kept_micros = str(int(state.kept_micros) + int(record.micros))
+
+    def _fold_mapping(self, record: MappingChange, received_at_us: int) -> None:
+        mapping = record.mapping
+        before = self._active.pop(mapping.id, None)
+        role: Role = "shadow" if mapping.shadow else "main"
+        now = (mapping.tenant_id, mapping.metric, role)
+        if mapping.active and not record.deleted:
+            self._active[mapping.id] = now
+            if mapping.shadow:
+                self.was_shadow.add((mapping.tenant_id, mapping.metric))
+        else:
+            now = ("", "", role)
+        if before is not None and before != now:
+            self._ended[before] = received_at_us
+            for state in self.lanes.values():
+                if state.role == before[2] and before[:2] in state.series:
+                    _doubt(state, "its mapping was taken away for a time", received_at_us)
+
+    # Snapshots.
+
+    def state(self) -> bytes:
+        """Everything as bytes for a snapshot; `restore` takes it back."""
+        return msgspec.msgpack.encode(
+            _Saved(
+                list(self.lanes.values()),
+                list(self.delivered.items()),
+                list(self.frozen.items()),
+                sorted(self.was_shadow),
+                list(self._active.items()),
+                list(self._ended.items()),
+                self.restored_at_us,
+            )
+        )
+
+    @staticmethod
+    def restore(data: bytes) -> PushLedger:
+        """A ledger from the bytes that `state` gave. Raises msgspec.MsgspecError on other bytes."""
+        saved = msgspec.msgpack.decode(data, type=_Saved)
+        ledger = PushLedger()
+        ledger.lanes = {state.lane: state for state in saved.lanes}
+        ledger.delivered = dict(saved.delivered)
+        ledger.frozen = dict(saved.frozen)
+        ledger.was_shadow = set(saved.was_shadow)
+        ledger._active = dict(saved.active)
+        ledger._ended = dict(saved.ended)
+        ledger.restored_at_us = saved.restored_at_us
+        return ledger
+
+
+class _Saved(msgspec.Struct, array_like=True):
+    lanes: list[LaneState]
+    delivered: list[tuple[str, Acknowledged]]
+    frozen: list[tuple[tuple[bytes, int], list[tuple[int, str]]]]
+    was_shadow: list[tuple[str, str]]
+    active: list[tuple[str, tuple[str, str, Role]]]
+    ended: list[tuple[tuple[str, str, Role], int]]
+    restored_at_us: int
+
+
+def _doubt(lane: LaneState, because: str, at_us: int) -> None:
+    lane.doubt, lane.doubt_until_us = because, at_us
+    lane.awaits = None
+
+
+def _forget_oldest(lane: LaneState) -> None:
+    """Drop the oldest period's targets; one that has an intent under way stays, with all after it."""
+    oldest = min(state.target.start_us for state in lane.targets.values())
+    if lane.open is not None and lane.open.target.start_us == oldest:
+        return
+    for key in [key for key, state in lane.targets.items() if state.target.start_us == oldest]:
+        del lane.targets[key]
+    lane.numbers.pop(oldest, None)
+    lane.forgotten_until_us = max(lane.forgotten_until_us, oldest + 1)

@@ -1,0 +1,470 @@
+"""What to push next, how, and when not: the plan. Pure, so that a simulation can ask it everything.
+
+Rules it keeps (the design's section 4): an intent is planned only where every condition holds that makes it right,
+and the reason is a sentence where one does not; a delta never spans a boundary and is never pushed after finalization;
+what may have left is resent as the same bytes for 23 hours and read back afterwards; what nobody can know waits for a
+person; a target is never pushed below zero. It must not know tasks, the log, or Stripe's library.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Final, Literal, NamedTuple
+
+import msgspec
+
+from engine.core.billing import UNITS_DIGITS_MAX, PushRequest, Resolved, same_units
+from engine.core.push_ledger import LaneState, PushLedger, TargetState
+from engine.core.push_records import (
+    BaselineChoice,
+    OutcomeProof,
+    OutcomeResult,
+    PushDecision,
+    PushIntent,
+    PushOutcome,
+    Role,
+    Target,
+    identifier_of,
+)
+from engine.core.times import HOUR_US, MINUTE_US
+from engine.limits import MICROS_PER_UNIT
+
+SENDING_US_MAX: Final = 23 * HOUR_US
+"""Identifiers are unique for at least 24 hours: later a resend could count twice."""
+READ_AFTER_US: Final = HOUR_US
+"""From the last attempt to the first reading, and between two readings that find nothing."""
+PAST_US_MAX: Final = 34 * 24 * HOUR_US
+"""Stripe takes timestamps of 35 days; a day's room."""
+REFUSED_RETRY_US: Final = 300_000_000
+REFUSED_RETRY_US_MAX: Final = 6 * HOUR_US
+VALUE_MAX: Final = 10**UNITS_DIGITS_MAX - 1
+UNITS_MAX: Final = (1 << 63) - 1
+
+Standing = Literal[
+    "current",
+    "due",
+    "in_flight",
+    "held",
+    "awaiting_baseline",
+    "refused",
+    "quarantined",
+    "stopped",
+    "finalized",
+]
+
+
+class TargetView(NamedTuple):
+    """What is known of a target beside its ledger: how much was used, and how to push it."""
+
+    target: Target
+    local_micros: int
+    """Sum of its counters' own aggregates, with what erased customers had."""
+    newest_event_us: int
+    resolved: Resolved
+    driver: Literal["meter", "usage_record", "stream"]
+    connect_account: str | None
+    role: Role
+    tenant: str
+    metric: str
+    grace_us: int
+    baseline: BaselineChoice | None = None
+    """What the mapping says to a Stripe that already holds something."""
+    hold: str | None = None
+    """Why it must not be pushed now, in words."""
+    may_decrease: bool = True
+    """False: not all that belongs to it could be resolved, so less than before proves nothing."""
+
+
+class Planned(NamedTuple):
+    """A target's numbers and what stands against pushing it. `due` is 0 where nothing is to be pushed."""
+
+    billable: int
+    pushed: int
+    due: int
+    standing: Standing
+    reason: str | None
+    at_us: int | None
+    """When it may go; None: not by itself."""
+
+
+def billable_units(local_micros: int, scale: str) -> int:
+    """floor(local x scale) in whole units, never below 0."""
+    scaled = Fraction(local_micros, MICROS_PER_UNIT) * Fraction(scale)
+    return max(0, scaled.numerator // scaled.denominator)
+
+
+def remainder_text(local_micros: int, scale: str) -> Fraction:
+    """What floor takes off, in units: shown, and billed once it makes a whole one."""
+    scaled = Fraction(local_micros, MICROS_PER_UNIT) * Fraction(scale)
+    return scaled - scaled.numerator // scaled.denominator if scaled > 0 else Fraction(0)
+
+
+def finalization_us(target: Target, state: TargetState | None, grace_us: int) -> int:
+    """When the target's invoice takes nothing more in."""
+    if state is not None and state.finalized_at_us is not None:
+        return state.finalized_at_us
+    return target.end_us + grace_us
+
+
+def due_units(view: TargetView, state: TargetState | None) -> int:
+    """Billable minus pushed, with what was carried in and out; may be negative."""
+    own = billable_units(view.local_micros, view.target.scale)
+    if state is None:
+        return own
+    return own + state.carried_in - state.carried_out - state.pushed
+
+
+def plan(
+    view: TargetView,
+    lane: LaneState | None,
+    state: TargetState | None,
+    *,
+    now_us: int,
+    interval_us: int,
+) -> Planned:
+    """A target's numbers, and whether and when its difference goes. The lane's open intent goes first."""
+    target = view.target
+    own = billable_units(view.local_micros, target.scale)
+    billable = own + (state.carried_in if state is not None else 0)
+    pushed = state.pushed if state is not None else 0
+    due = due_units(view, state)
+
+    def planned(standing: Standing, reason: str | None, at_us: int | None = None) -> Planned:
+        return Planned(billable, pushed, due, standing, reason, at_us)
+
+    if lane is not None and lane.open is not None and lane.open.target == target:
+        if lane.quarantine is not None:
+            return planned("quarantined", lane.quarantine)
+        return planned("in_flight", None)
+    if due == 0:
+        return planned("current", None)
+    if lane is not None and lane.stopped is not None:
+        return planned("stopped", lane.stopped)
+    if now_us >= finalization_us(target, state, view.grace_us):
+        return planned(
+            "finalized", "its invoice is final: decide how to carry the difference forward"
+        )
+    if (reason := _against(view, lane, billable, due, now_us)) is not None:
+        return planned("held", reason)
+    if lane is not None and lane.awaits is not None and lane.awaits.target == target:
+        return planned("awaiting_baseline", lane.awaits.because)
+    if lane is not None and lane.quarantine is not None:
+        return planned("held", "another intent of its lane is in quarantine")
+    at_us = _ready_at_us(view, state, now_us, interval_us)
+    if state is not None and state.refusal is not None:
+        refusal = state.refusal
+        wait_us = min(REFUSED_RETRY_US << min(refusal.count - 1, 16), REFUSED_RETRY_US_MAX)
+        if now_us < refusal.at_us + wait_us:
+            return planned("refused", refusal.reason, refusal.at_us + wait_us)
+    return planned("due", None, at_us)
+
+
+def _against(
+    view: TargetView, lane: LaneState | None, billable: int, due: int, now_us: int
+) -> str | None:
+    """A sentence that says why a target is not pushed now, or None."""
+    target = view.target
+    if view.hold is not None:
+        return view.hold
+    if now_us < target.start_us:
+        return "its period has not begun"
+    if lane is not None:
+        if target.start_us < lane.forgotten_until_us:
+            return "its period is too long past"
+        if lane.baseline_start_us is not None and target.start_us < lane.baseline_start_us:
+            return "its period is before the baseline: pushing began with a later one"
+    if billable > UNITS_MAX:
+        return "its total is larger than Stripe can hold"
+    if due < 0 and not view.may_decrease:
+        return (
+            "it would decrease, and not everything that belongs to it could be resolved at Stripe"
+        )
+    if target.end_us <= now_us - PAST_US_MAX:
+        return "its period is further back than Stripe takes usage"
+    return None
+
+
+def _ready_at_us(view: TargetView, state: TargetState | None, now_us: int, interval_us: int) -> int:
+    """When its next intent may be made: paced, except the one that flushes the period's end."""
+    last_us = 0 if state is None else state.last_intent_at_us
+    end_us = view.target.end_us
+    paced_us = last_us + interval_us
+    at_us = min(paced_us, max(end_us, last_us)) if last_us < end_us else paced_us
+    first_minute_us = first_minute(view) * MINUTE_US
+    return max(at_us, first_minute_us) if now_us < first_minute_us else at_us
+
+
+def first_minute(view: TargetView) -> int:
+    """The first whole minute of the period, or of the item's life in it."""
+    start_us = view.target.start_us
+    if view.resolved.item_created_s is not None:
+        start_us = max(start_us, view.resolved.item_created_s * 1_000_000)
+    return -(-start_us // MINUTE_US)
+
+
+def choose_minute(view: TargetView, of_period: list[TargetState], now_us: int) -> int | None:
+    """The newest free minute of the lane not after the newest event's; a used one when none is free.
+
+    None: no whole minute of the period has begun. `of_period`: the lane's targets of this period.
+    """
+    lowest = first_minute(view)
+    highest = min(view.target.end_us // MINUTE_US - 1, now_us // MINUTE_US)
+    lowest = max(lowest, -(-(now_us - PAST_US_MAX) // MINUTE_US))
+    if highest < lowest:
+        return None
+    wanted = min(max(view.newest_event_us // MINUTE_US, lowest), highest)
+    minute = wanted
+    while minute >= lowest and any(state.is_used(minute) for state in of_period):
+        minute -= 1
+        if wanted - minute > 10_000:
+            break
+    return minute if minute >= lowest and not any(s.is_used(minute) for s in of_period) else wanted
+
+
+def make_intent(
+    view: TargetView, ledger: PushLedger, *, log_id: bytes, epoch: int, now_us: int
+) -> PushIntent | None:
+    """The next intent of a target whose plan says that it is due; None: no whole minute to put it in yet."""
+    target = view.target
+    lane = ledger.lane(target.lane)
+    state = ledger.target(target)
+    assert lane is None or lane.open is None, "a lane has one unresolved intent"
+    of_period = [] if lane is None else lane.minutes_used(target.start_us)
+    minute = choose_minute(view, of_period, now_us)
+    if minute is None:
+        return None
+    number = 1 if lane is None else lane.numbers.get(target.start_us, 0) + 1
+    pushed = 0 if state is None else state.pushed
+    delta = due_units(view, state)
+    delta = max(-VALUE_MAX, min(VALUE_MAX, delta))
+    delta = max(delta, -pushed)
+    is_total = view.driver == "usage_record"
+    resolved = view.resolved
+    return PushIntent(
+        target=target,
+        number=number,
+        from_units=str(pushed),
+        to_units=str(pushed + delta),
+        request=PushRequest(
+            driver=view.driver,
+            identifier=identifier_of(log_id, epoch, target.lane, target.start_us, number),
+            value=str(pushed + delta if is_total else delta),
+            # A total is set at one fixed instant, so that it replaces the one before.
+            timestamp_s=(first_minute(view) if is_total else minute) * 60,
+            api_version=resolved.api_version,
+            event_name=resolved.event_name,
+            customer=target.lane.customer,
+            customer_key=resolved.customer_key,
+            value_key=resolved.value_key,
+            item=resolved.item if is_total else None,
+            connect_account=view.connect_account,
+        ),
+        first_sent_at_us=now_us,
+        role=view.role,
+        tenant_id=view.tenant,
+        metric=view.metric,
+    )
+
+
+# An open intent.
+
+
+class Attempts(msgspec.Struct):
+    """What this process knows of an open intent's sending. After a start nothing is known: `Attempts.unknown`."""
+
+    left_at_us: int | None = None
+    """Since when it may have left; None: it certainly never did."""
+    has_left: bool = False
+    """It may have left at some time, even if it was proven since that it did not arrive."""
+    last_us: int = 0
+    """When it may have left last."""
+    stored: int = 0
+    """Answers of its that the idempotency key would replay."""
+    tries: int = 0
+    """Attempts since something else than "later" was answered: the backoff's exponent."""
+    next_try_us: int = 0
+    absent_at_us: int | None = None
+    """When its minute was first read without it."""
+
+    @staticmethod
+    def unknown(intent: PushIntent) -> Attempts:
+        """Of an intent found in the log: it may have left ever since it was recorded."""
+        at_us = intent.first_sent_at_us
+        return Attempts(left_at_us=at_us, has_left=True, last_us=at_us)
+
+
+class Send(NamedTuple):
+    """Send the request now, as it is."""
+
+
+class Wait(NamedTuple):
+    """Nothing to do before this instant."""
+
+    until_us: int
+
+
+class ReadBack(NamedTuple):
+    """Read the intent's minute at Stripe, then ask `judge_reading`."""
+
+
+class Close(NamedTuple):
+    """It is known, or settled, what became of the intent: record it."""
+
+    result: OutcomeResult
+    proof: OutcomeProof
+    reason: str | None = None
+
+
+OpenStep = Send | Wait | ReadBack | Close
+
+
+def next_for_open(
+    intent: PushIntent, attempts: Attempts, *, finalized_us: int, now_us: int
+) -> OpenStep:
+    """What to do with an intent that has no outcome yet."""
+    is_final = now_us >= finalized_us
+    if attempts.left_at_us is None:
+        if is_final:
+            return Close("withdrawn", "never left", "the invoice was final before it could be sent")
+        return Wait(attempts.next_try_us) if now_us < attempts.next_try_us else Send()
+    is_total = intent.request.driver == "usage_record"
+    too_late = now_us >= attempts.left_at_us + SENDING_US_MAX and not is_total
+    if not is_final and not too_late:
+        return Wait(attempts.next_try_us) if now_us < attempts.next_try_us else Send()
+    read_at_us = attempts.last_us + READ_AFTER_US
+    if attempts.absent_at_us is not None:
+        read_at_us = attempts.absent_at_us + READ_AFTER_US
+    read_at_us = max(read_at_us, attempts.next_try_us)
+    return Wait(read_at_us) if now_us < read_at_us else ReadBack()
+
+
+def judge_reading(
+    intent: PushIntent,
+    attempts: Attempts,
+    *,
+    reading: str,
+    acknowledged: int | None,
+    is_visible: bool,
+    finalized_us: int,
+    now_us: int,
+) -> OpenStep:
+    """What a reading of the intent's minute (or of the item's total) says; `attempts` is brought up to it.
+
+    `acknowledged`: units known to be in that minute without it. `is_visible`: a push acknowledged later on the same
+    account was found in its own summary, so the summaries have got that far.
+    """
+    units = int(intent.to_units) - int(intent.from_units)
+    if intent.request.driver == "usage_record":
+        if same_units(reading, intent.request.value):
+            return Close("delivered", "reading")
+        return Close("quarantined", "reading", f"Stripe holds {reading} for the item's period")
+    if acknowledged is None:
+        return Close("quarantined", "reading", "its minute is too long past to be compared")
+    if same_units(reading, acknowledged + units):
+        return Close("delivered", "reading")
+    if not same_units(reading, acknowledged):
+        return Close(
+            "quarantined",
+            "reading",
+            f"its minute holds {reading} at Stripe, with {acknowledged} acknowledged and {units} in doubt",
+        )
+    if attempts.absent_at_us is None:
+        attempts.absent_at_us = now_us
+        return Wait(now_us + READ_AFTER_US)
+    if not is_visible:
+        attempts.next_try_us = now_us + READ_AFTER_US
+        return Wait(attempts.next_try_us)
+    if now_us >= finalized_us:
+        return Close("withdrawn", "reading", "it never arrived, and the invoice is final")
+    # Twice absent while later ones are there: the same identifier may go again, for another 23 hours.
+    attempts.left_at_us, attempts.absent_at_us = None, None
+    attempts.next_try_us = now_us
+    return Send()
+
+
+def outcome(intent: PushIntent, close: Close) -> PushOutcome:
+    """The record of a close."""
+    return PushOutcome(
+        target=intent.target,
+        number=intent.number,
+        result=close.result,
+        proof=close.proof,
+        reason=close.reason,
+    )
+
+
+# Baselines.
+
+
+class BaselineNeed(NamedTuple):
+    """Why Stripe must be read before a target is pushed; `person`: even an empty reading waits for a decision."""
+
+    because: str
+    person: bool
+
+
+def baseline_need(view: TargetView, ledger: PushLedger) -> BaselineNeed | None:
+    """Whether a baseline comes before a target's next intent; None: it has one that holds."""
+    target = view.target
+    lane = ledger.lane(target.lane)
+    if lane is not None and lane.baseline_start_us is not None:
+        if lane.doubt is not None and target.start_us < lane.doubt_until_us:
+            return BaselineNeed(lane.doubt, person=True)
+        return None
+    if ledger.restored_at_us > target.start_us:
+        return BaselineNeed("the log was restored from a backup within the period", person=True)
+    of_metric = (view.tenant, view.metric)
+    shadow_us = ledger.ended_at_us(*of_metric, "shadow")
+    if view.role == "main" and shadow_us is not None and shadow_us > target.start_us:
+        return BaselineNeed("its mapping was in shadow mode within the period", person=True)
+    ended_us = ledger.ended_at_us(*of_metric, view.role)
+    if ended_us is not None and ended_us > target.start_us:
+        return BaselineNeed("its mapping was taken away within the period", person=True)
+    return BaselineNeed("nothing was pushed to it before", person=False)
+
+
+def baseline_range(view: TargetView, now_us: int) -> tuple[int, int]:
+    """(start, end) in unix seconds of what is read: whole minutes that hold the period so far."""
+    start = view.target.start_us // MINUTE_US
+    end = min(-(-view.target.end_us // MINUTE_US), now_us // MINUTE_US + 1)
+    return start * 60, max(end, start + 1) * 60
+
+
+def baseline_decision(
+    view: TargetView,
+    state: TargetState | None,
+    need: BaselineNeed,
+    reading: str,
+    *,
+    choice: BaselineChoice | None = None,
+    actor: str = "system:pusher",
+    request_id: str | None = None,
+) -> PushDecision:
+    """The baseline that a reading and a choice make; without a choice where one is needed: `await`.
+
+    Nothing at Stripe and nothing doubtful: all of the period is due.
+    """
+    is_empty = same_units(reading, 0)
+    if choice is None:
+        choice = view.baseline
+    if choice is None and is_empty and not need.person:
+        choice = "period"
+    common = PushDecision(
+        kind="await",
+        actor=actor,
+        request_id=request_id,
+        target=view.target,
+        reading=reading,
+        because=f"{need.because}; Stripe held {reading} when it was read",
+        role=view.role,
+        tenant_id=view.tenant,
+        metric=view.metric,
+    )
+    if choice is None:
+        return common
+    units = 0 if state is None else state.pushed
+    if choice == "now":
+        units = billable_units(view.local_micros, view.target.scale)
+    elif choice == "stripe":
+        units = int(Fraction(reading))
+    return msgspec.structs.replace(common, kind="baseline", choice=choice, units=str(units))
