@@ -1,10 +1,10 @@
 """The eraser: takes a customer's name out of the log, the archives, the snapshots and the index.
 
 The order: a `begin` record (from now on the customer goes by a pseudonym), then slice by slice a `replace` record that
-names both digests of each part and only then the parts themselves, then the checkpoint and the archives, then the
-names in the `begin` records, then what is derived, then `end`. Killed at any moment, the next start goes on: each step
-may be done twice. Rules it keeps: no key, partition or total changes; what comes in under the name after `begin`
-belongs to a new customer. It must not know HTTP or files.
+names both digests of each part and only then the parts themselves, then the checkpoint, the archives and the snapshots
+that are older, then the names in the `begin` records, then what is derived (snapshots had those too), then `end`.
+Killed at any moment, the next start goes on: each step may be done twice. Rules it keeps: no key, partition or total
+changes; what comes in under the name after `begin` belongs to a new customer. It must not know HTTP or files.
 """
 
 from __future__ import annotations
@@ -208,6 +208,8 @@ class Eraser:
                 begins = await self._replace_all(erasure)
                 await self._renew_checkpoint()
                 await self._rewrite_archives(erasure)
+                # A snapshot from before `begin` is folded on from rightly only while `begin` has the names.
+                await self._snapshotter.renew()
                 await self._replace(erasure, "forget", begins)
             else:  # a crash after `forget`
                 await self._replace_begins(erasure)

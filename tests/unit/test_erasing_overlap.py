@@ -11,7 +11,7 @@ import trio
 from engine.actors import eraser as eraser_module
 from engine.actors.supervisor import Meter
 from engine.core.configured import Change
-from engine.core.erasing import Aliases
+from engine.core.erasing import Aliases, stable_pseudonyms
 from engine.core.operations import Asked
 from engine.errors import Conflict, StorageFull
 from tests.helpers.keeping import NAME, Place, fill, kill_after, state_of
@@ -42,7 +42,7 @@ async def test_a_tenant_that_departs_while_a_customer_is_erased_keeps_its_totals
         await eraser.ended(last.erasure_id)
 
     killed = True
-    for operations in range(4, 400, 7):
+    for operations in range(4, 2000, 29):
         place = Place()
         await fill(place, Random(operations), months=2, events=25)
         async with place.running() as meter:
@@ -67,6 +67,34 @@ def sums_of(meter: Meter) -> list[tuple[object, ...]]:
         (partition, metric, start_us, repr(row))
         for (partition, _, metric, _, start_us), row in counters.items()
     )
+
+
+async def test_a_snapshot_older_than_an_erasure_never_brings_the_name_back_when_killed_anywhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(eraser_module, "PARTS_PER_RECORD_MAX", 3)
+
+    async def erase(meter: Meter) -> None:
+        begun = await meter.started.eraser.begin(
+            "acme", [NAME], secret=b"secret", actor="test", request_id=None
+        )
+        await meter.started.eraser.ended(begun.erasure_id)
+
+    pseudonym = next(stable_pseudonyms("acme", NAME, b"secret"))
+    killed = True
+    for operations in range(4, 1000, 11):
+        place = Place()
+        await fill(place, Random(operations), months=2, events=25)
+        async with place.running() as meter:
+            await meter.started.snapshotter.take()
+            named, renamed = state_of(meter), state_of(meter, {NAME: pseudonym})
+        killed = await kill_after(place, operations, erase)
+        async with place.running() as meter:
+            is_begun = bool(meter.registry.erasures or meter.registry.erased)
+            assert state_of(meter) == (renamed if is_begun else named)
+        if not killed:
+            break
+    assert not killed, "the last round must reach the end"
 
 
 async def test_an_erasure_waits_for_a_backfill_that_is_being_asked_for() -> None:
