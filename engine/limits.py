@@ -43,6 +43,31 @@ LISTING_LIMIT_MAX: Final = 100
 CLOCK_JUMP_US_MAX: Final = 300 * 1_000_000
 """A wall clock that moves more than 5 minutes against the monotonic one holds all period closings."""
 
+# Calls to Stripe. An answer that does not come is not a refusal: what is unknown is asked again, so waits may be short.
+STRIPE_CONNECTIONS_MAX: Final = 64
+"""Sockets to Stripe at once. At 100 ms an answer they carry 640 calls/s."""
+STRIPE_CONNECT_SECONDS: Final = 10
+STRIPE_ANSWER_SECONDS: Final = 30
+"""From the request's first byte to the answer's last. Stripe's own library waits 80 s, and a lane with it."""
+STRIPE_SLOT_SECONDS: Final = 10
+"""How long a call waits for a free connection."""
+STRIPE_IDLE_SECONDS: Final = 30
+"""A connection unused for longer is not trusted."""
+STRIPE_ANSWER_BYTES_MAX: Final = 4 << 20
+"""A page of 100 prices with tiers is below 1 MiB."""
+STRIPE_RETRY_AFTER_SECONDS_MAX: Final = 3600
+"""A longer `Retry-After` is a slip, or an outage that ends sooner."""
+STRIPE_PAGES_MAX: Final = 100
+"""Pages of 100 that are followed in one list."""
+STRIPE_STREAM_EVENTS_MAX: Final = 100
+"""Events in one request to the meter event stream: Stripe's own bound."""
+STRIPE_SESSIONS_MAX: Final = 64
+"""Stream sessions kept at once, one a connected account."""
+STRIPE_RESOLUTIONS_MAX: Final = 50_000
+"""Destinations whose resolution is remembered; about 600 bytes each."""
+STRIPE_REASON_CHARS_MAX: Final = 500
+"""Of Stripe's words in a reason: it is kept in the log."""
+
 assert QUEUE_EVENTS_MAX >= BATCH_EVENTS_MAX, "a whole batch must fit into an empty queue"
 assert QUEUE_BYTES_MAX >= 4 * BODY_BYTES_MAX
 assert SHARDS_MAX <= PARTITIONS, "a shard without a partition has nothing to do"

@@ -1,0 +1,158 @@
+"""What we read of Stripe's objects, as strict structs: each only the fields that are used here.
+
+Rules it keeps: unknown fields are ignored, since Stripe adds some at any time; a missing or odd field makes the answer
+unreadable, never a default that means something. A decimal stays the text that Stripe sent.
+It must not know where an object came from, nor what is decided by it.
+"""
+
+from __future__ import annotations
+
+from typing import Generic, TypeVar
+
+import msgspec
+
+ObjectT = TypeVar("ObjectT")
+
+
+class Account(msgspec.Struct, frozen=True):
+    """`GET /v1/account`."""
+
+    id: str
+
+
+class Balance(msgspec.Struct, frozen=True):
+    """`GET /v1/balance`: the shortest object that says live or test."""
+
+    livemode: bool
+
+
+class CustomerMapping(msgspec.Struct, frozen=True):
+    """Of a meter."""
+
+    event_payload_key: str
+
+
+class Aggregation(msgspec.Struct, frozen=True):
+    """Of a meter."""
+
+    formula: str
+
+
+class Meter(msgspec.Struct, frozen=True):
+    """`billing.meter`."""
+
+    id: str
+    event_name: str
+    status: str
+    default_aggregation: Aggregation
+    customer_mapping: CustomerMapping
+    value_settings: CustomerMapping
+    event_time_window: str | None = None
+
+
+class Recurring(msgspec.Struct, frozen=True):
+    """Of a price."""
+
+    usage_type: str
+    meter: str | None = None
+
+
+class Price(msgspec.Struct, frozen=True):
+    """`price`."""
+
+    id: str
+    currency: str
+    recurring: Recurring | None = None
+
+
+class Item(msgspec.Struct, frozen=True):
+    """`subscription_item`; its period lies here since 2025-03-31.basil."""
+
+    id: str
+    subscription: str
+    price: Price
+    created: int
+    current_period_start: int | None = None
+    current_period_end: int | None = None
+
+
+class Subscription(msgspec.Struct, frozen=True):
+    """`subscription`; the period lies here before basil."""
+
+    id: str
+    customer: str
+    status: str
+    current_period_start: int | None = None
+    current_period_end: int | None = None
+
+
+class Customer(msgspec.Struct, frozen=True):
+    """`customer`."""
+
+    id: str
+    deleted: bool = False
+
+
+class MeterSummary(msgspec.Struct, frozen=True):
+    """`billing.meter_event_summary`."""
+
+    id: str
+    aggregated_value: msgspec.Raw
+    """The number's own text."""
+
+
+class SummaryPeriod(msgspec.Struct, frozen=True):
+    """Of a usage record summary; None: without an end on that side."""
+
+    start: int | None = None
+    end: int | None = None
+
+
+class UsageSummary(msgspec.Struct, frozen=True):
+    """`usage_record_summary` of one period."""
+
+    id: str
+    total_usage: int
+    period: SummaryPeriod
+
+
+class MeterEvent(msgspec.Struct, frozen=True):
+    """`billing.meter_event`, the answer to a new one."""
+
+    identifier: str
+
+
+class UsageRecord(msgspec.Struct, frozen=True):
+    """`usage_record`, the answer to `set`."""
+
+    quantity: int
+    subscription_item: str
+
+
+class Adjustment(msgspec.Struct, frozen=True):
+    """`billing.meter_event_adjustment`."""
+
+    status: str
+
+
+class StreamSession(msgspec.Struct, frozen=True):
+    """`v2.billing.meter_event_session`. Both times are by Stripe's clock."""
+
+    authentication_token: str
+    created: str
+    expires_at: str
+
+
+class TestClock(msgspec.Struct, frozen=True):
+    """`test_helpers.test_clock`; `status` is `ready`, `advancing` or `internal_failure`."""
+
+    id: str
+    frozen_time: int
+    status: str
+
+
+class Page(msgspec.Struct, Generic[ObjectT], frozen=True):
+    """One page of a v1 list."""
+
+    data: list[ObjectT]
+    has_more: bool

@@ -1,0 +1,48 @@
+"""One HTTP exchange with Stripe: the port, and the two ways in which it can fail.
+
+Rules it keeps: a failure says whether the request may have left. "It surely did not" is only said when no byte of it
+was given to the network; every doubt is `AnswerLost`. A message names what happened and where, never a header.
+It must not know what is asked, nor what an answer means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
+
+
+class Answer(NamedTuple):
+    """What came back, whole."""
+
+    status: int
+    headers: Mapping[str, str]
+    """Names in lower case."""
+    body: bytes
+
+
+class WireFailure(Exception):
+    """No whole answer came. `str(failure)` is for an operator and holds no secret."""
+
+
+class NeverLeft(WireFailure):
+    """No byte of the request was given to the network: there was no connection to give it to."""
+
+
+class AnswerLost(WireFailure):
+    """The request may have been read by the other side; its answer did not come whole."""
+
+
+class Wire(Protocol):
+    """A pool of connections. Safe for many tasks at once; an exchange may be cancelled at any point."""
+
+    name: str
+
+    async def exchange(
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes
+    ) -> Answer:
+        """The whole answer, of whatever status. Raises NeverLeft or AnswerLost. Never sends twice."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close all connections that are not in use."""
+        ...
