@@ -27,7 +27,7 @@ MACHINE_PATHS = re.compile(
 )
 VAGUE_FILES = {"utils.py", "util.py", "helpers.py", "helper.py", "common.py", "misc.py", "base.py"}
 VAGUE_CLASS = re.compile(r"(Manager|Helper|Handler|Util|Utils)$")
-NO_FLOATS = ("engine/core",)
+NO_FLOATS = ("engine/core", "engine/pricing")
 
 
 def python_files(*folders: str) -> list[Path]:
