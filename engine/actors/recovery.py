@@ -31,6 +31,7 @@ from engine.actors.shard import restore_partition
 from engine.core.audit import AuditTrail
 from engine.core.keeping import CheckpointChange
 from engine.core.partitions import HASH_NAME
+from engine.core.push_state import PushState
 from engine.core.quantities import unpack_ext
 from engine.core.records import (
     FINGERPRINT_BYTES,
@@ -61,6 +62,7 @@ from wal.snapshot import SnapshotStore
 CONTROL_SECTION = 0
 RULES_SECTION = 1
 AUDIT_SECTION = 2
+PUSH_SECTION = 3
 PARTITION_SECTION = 100
 """Section numbers in a snapshot; partition p is PARTITION_SECTION + p."""
 _PAGE_BYTES = 4 << 20
@@ -83,6 +85,7 @@ class Recovered(NamedTuple):
 
     registry: Registry
     audit: AuditTrail
+    push: PushState
     rules: Rules
     state: ShardState
     """All partitions; the supervisor deals them out to the shards."""
@@ -106,6 +109,8 @@ class Fold:
         """The keys of every record before it were given to the index."""
         self.registry = Registry()
         self.audit = AuditTrail()
+        self.push = PushState()
+        self.has_push = False
         self.state = ShardState(range(PARTITIONS))
         self.control_from = 0
         self.partition_from = [0] * PARTITIONS
@@ -122,10 +127,19 @@ class Fold:
             self.state.rules = Rules.restore(data)
         elif section_id == AUDIT_SECTION:
             self.audit = AuditTrail.restore(data)
+        elif section_id == PUSH_SECTION:
+            self.push, self.has_push = PushState.restore(data), True
         else:
             partition = section_id - PARTITION_SECTION
             restore_partition(self.state, partition, data, unpack_ext)
             self.partition_from[partition] = position
+
+    def restored(self) -> None:
+        """All sections were put back: what a version that did not push could not save is made from the rest."""
+        if not self.has_push:
+            registry = self.registry
+            customers = (customer for of in registry.customers.values() for customer in of.values())
+            self.push = PushState.of_configuration(registry.mappings.values(), customers)
 
     def rename(self, found: Survey) -> None:
         """Let the customers of erasures under way go by their pseudonyms in the state that the fold begins with."""
@@ -133,6 +147,7 @@ class Fold:
         for tenant in aliases.tenants():
             names = aliases.at(tenant, self.control_from - 1)
             self.registry.rename(tenant, names)
+            self.push.routes.rename(tenant, names)
             self.state.rules.rename(tenant, names)
             for partition, position in enumerate(self.partition_from):
                 own = aliases.at(tenant, position - 1)
@@ -168,6 +183,7 @@ class Fold:
                 control = control_of(record, control_bytes(record, known.aliases))
                 self.registry.fold(control)
                 self.audit.fold(control, envelope.sequence, envelope.received_at_us)
+                self.push.fold(control, envelope.received_at_us)
                 self.state.fold_control(
                     control,
                     sequence=envelope.sequence,
@@ -267,6 +283,7 @@ async def recover(
     return Recovered(
         fold.registry,
         fold.audit,
+        fold.push,
         fold.state.rules,
         fold.state,
         fold.control_from,
@@ -306,6 +323,7 @@ def checkpoint_fold(log: Log, checkpoint: CheckpointChange) -> Fold:
     try:
         for section_id, data in checkpoint_sections(log, checkpoint):
             fold.restore(section_id, checkpoint.position, data)
+        fold.restored()
     except (msgspec.MsgspecError, ValueError, TypeError, IndexError, KeyError) as error:
         message = f"the checkpoint at position {checkpoint.position} can't be read: {error}. Restore from a backup."
         raise LogDamaged(message, checkpoint.first_sequence) from error
@@ -388,6 +406,7 @@ def _load_snapshot(
         with found.snapshot as snapshot:
             for section in snapshot.sections():
                 loaded.restore(section.section_id, section.position, bytes(section.data))
+        loaded.restored()
         if not len(loaded.audit):
             raise ValueError("it is of a version without an audit trail")
     except (msgspec.MsgspecError, ValueError, TypeError, IndexError, KeyError) as error:

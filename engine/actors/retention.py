@@ -22,6 +22,7 @@ from engine.actors.recovery import (
     AUDIT_SECTION,
     CONTROL_SECTION,
     PARTITION_SECTION,
+    PUSH_SECTION,
     RULES_SECTION,
     Fold,
     checkpoint_fold,
@@ -333,5 +334,6 @@ def _sections(fold: Fold) -> Iterator[tuple[int, bytes]]:
     yield CONTROL_SECTION, fold.registry.state()
     yield RULES_SECTION, fold.state.rules.state()
     yield AUDIT_SECTION, fold.audit.state()
+    yield PUSH_SECTION, fold.push.state()
     for partition in range(PARTITIONS):
         yield PARTITION_SECTION + partition, encode_partition(fold.state, partition)

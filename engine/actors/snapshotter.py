@@ -18,6 +18,7 @@ from engine.actors.recovery import (
     AUDIT_SECTION,
     CONTROL_SECTION,
     PARTITION_SECTION,
+    PUSH_SECTION,
     RULES_SECTION,
 )
 from engine.actors.shard import PartitionRequest, Shard
@@ -36,6 +37,7 @@ class ControlState(NamedTuple):
     registry: bytes
     rules: bytes
     audit: bytes
+    push: bytes
 
 
 class Snapshotter:
@@ -115,6 +117,7 @@ class Snapshotter:
                 (CONTROL_SECTION, control.registry),
                 (RULES_SECTION, control.rules),
                 (AUDIT_SECTION, control.audit),
+                (PUSH_SECTION, control.push),
             ):
                 await blocking(partial(writer.add, Section(number, position, data)))
             for partition in range(PARTITIONS):

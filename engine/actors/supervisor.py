@@ -40,6 +40,7 @@ from engine.actors.snapshotter import ControlState, Snapshotter
 from engine.core.audit import AuditTrail
 from engine.core.events import EventLimits
 from engine.core.partitions import partition_of, shard_of
+from engine.core.push_state import PushState
 from engine.core.records import ControlRecord, Genesis, PeriodClosing, SettingsChange
 from engine.core.registry import Registry
 from engine.core.rules import Rules
@@ -109,6 +110,7 @@ class Meter:
         self.progress = Progress(0, log.head().next_sequence)
         self.registry = Registry()
         self.audit = AuditTrail()
+        self.push = PushState()
         self.rules = Rules()
         self.shards: Sequence[Shard] = ()
         self.owner = [shard_of(p, options.shards) for p in range(PARTITIONS)]
@@ -160,7 +162,7 @@ class Meter:
     ) -> None:
         recovered, keys = await self._recover()
         self.registry, self.rules = recovered.registry, recovered.rules
-        self.audit = recovered.audit
+        self.audit, self.push = recovered.audit, recovered.push
         self.shards = self._deal(recovered)
         writer = LogWriter(
             self.log,
@@ -347,6 +349,7 @@ class Meter:
         assert not isinstance(record, Genesis), "a log has one first record"
         self.registry.fold(record)
         self.audit.fold(record, envelope.sequence, envelope.received_at_us)
+        self.push.fold(record, envelope.received_at_us)
         self.rules.apply(record)
 
     def _published(self, group: Group, next_sequence: int) -> None:
@@ -361,6 +364,7 @@ class Meter:
             self.registry.state(),
             self.rules.state(),
             self.audit.state(),
+            self.push.state(),
         )
 
     async def _append_closing(self, closing: PeriodClosing) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 
 from engine.core.configured import CustomerChange, MappingChange
 from engine.core.keeping import CheckpointChange, EraseChange, RestoreChange
+from engine.core.push_records import PushDecision, PushIntent, PushOutcome, target_id
 from engine.core.records import (
     AdjustmentChange,
     ApiKeyChange,
@@ -99,6 +100,20 @@ def subject_of(record: ControlRecord) -> Subject | None:
             return Subject(None, record.actor, "retention.checkpoint", (target,), None)
         case RestoreChange():
             return Subject(None, record.actor, "log.restored", ("log",), None)
+        case PushDecision():
+            if record.target is None:
+                return None
+            action, about = f"push.{record.kind}", f"push:{target_id(record.target)}"
+            tenant = record.tenant_id or None
+            return Subject(tenant, record.actor, action, (about,), record.request_id)
+        case PushOutcome():
+            # What the pusher finds out is in the ledger, by the thousand; what a person decides is here.
+            if record.proof != "person":
+                return None
+            action, about = f"push.{record.result}", f"push:{target_id(record.target)}"
+            return Subject(record.tenant_id or None, record.actor, action, (about,), None)
+        case PushIntent():
+            return None
 
 
 class AuditQuery(NamedTuple):

@@ -13,6 +13,7 @@ import msgspec
 
 from engine.core.configured import CustomerChange, MappingChange
 from engine.core.keeping import CheckpointChange, EraseChange, RestoreChange
+from engine.core.push_records import PushDecision, PushIntent, PushOutcome
 from engine.core.quantities import to_json, unpack_ext
 from engine.core.records import (
     AdjustmentChange,
@@ -92,6 +93,12 @@ def after_of(record: ControlRecord) -> Content | None:
                 "backupPosition": record.backup_position,
                 "backupTakenAt": format_instant(record.backup_taken_at_us),
             }
+        case PushDecision():
+            return _of_decision(record)
+        case PushOutcome():
+            return {"number": record.number, "result": record.result}
+        case PushIntent():
+            return None
         case SettingsChange() | PeriodClosing():
             return _public(record, without=("actor", "tenantId"))
 
@@ -101,6 +108,17 @@ def _made(made: AdjustmentMade) -> Content:
     micros = made.micros
     exact = micros if isinstance(micros, int) else unpack_ext(micros.code, micros.data)
     return content | {made.kind: to_json(exact, as_string=False), "status": "pending"}
+
+
+def _of_decision(record: PushDecision) -> Content:
+    content = {
+        "choice": record.choice,
+        "into": record.into,
+        "units": record.units,
+        "reading": record.reading,
+        "because": record.because,
+    }
+    return {name: value for name, value in content.items() if value is not None}
 
 
 def _public(record: msgspec.Struct, without: tuple[str, ...] = ()) -> Content:

@@ -101,6 +101,8 @@ class PushOutcome(msgspec.Struct, frozen=True, rename="camel", kw_only=True, omi
     request_id: str | None = None
     """Stripe's, to show to its support."""
     actor: str = "system:pusher"
+    tenant_id: str = ""
+    """Of a person's decision: whom it concerns."""
 
 
 class PushDecision(msgspec.Struct, frozen=True, rename="camel", kw_only=True, omit_defaults=True):

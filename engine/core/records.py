@@ -18,6 +18,7 @@ import msgspec
 
 from engine.core.configured import Change, CustomerChange, MappingChange
 from engine.core.keeping import KEEPING_TYPES, KeepingRecord
+from engine.core.push_records import PUSH_TYPES, PushRecord
 from engine.core.quantities import pack, unpack_ext
 
 KEY_BYTES: Final = 16
@@ -404,6 +405,7 @@ ControlRecord = (
     | ReplayApply
     | OperationChange
     | KeepingRecord
+    | PushRecord
 )
 CONTROL_TYPES: Final[dict[int, type[ControlRecord]]] = {
     RecordType.GENESIS: Genesis,
@@ -416,6 +418,7 @@ CONTROL_TYPES: Final[dict[int, type[ControlRecord]]] = {
     RecordType.REPLAY: ReplayApply,
     RecordType.OPERATION: OperationChange,
     **KEEPING_TYPES,
+    **PUSH_TYPES,
 }
 _TYPE_OF: Final = {struct: record_type for record_type, struct in CONTROL_TYPES.items()}
 _DECODERS: Final = {

@@ -14,6 +14,7 @@ import msgspec
 from engine.core.configured import Customer, CustomerChange, Mapping, MappingChange
 from engine.core.keeping import CheckpointChange, EraseChange, RestoreChange
 from engine.core.operations import Operation, Operations
+from engine.core.push_records import PushDecision, PushIntent, PushOutcome
 from engine.core.records import (
     AdjustmentChange,
     ApiKey,
@@ -95,6 +96,8 @@ class Registry:
                     self.checkpoint = record
             case PeriodClosing() | RestoreChange():
                 pass  # counted by the shards; the epoch is in every envelope
+            case PushIntent() | PushOutcome() | PushDecision():
+                pass  # the push ledger's
 
     @property
     def horizon_us(self) -> int:

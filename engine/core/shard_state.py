@@ -157,11 +157,8 @@ class ShardState:
         tenant = events.tenant
         scopes: dict[str, Scope] = {}
         tables = self.counters
-        is_marked, operation, is_historic = False, None, False
-        if events.extra:
-            is_marked = True
-            operation = events.extra.get("operation")
-            is_historic = bool(events.extra.get("historic"))
+        is_marked = bool(events.extra)
+        operation, is_historic = events.extra.get("operation"), bool(events.extra.get("historic"))
         for index, metric, customer, micros, ts, partition in _picked(events, indexes):
             scope = scopes.get(metric)
             if scope is None:
@@ -190,9 +187,7 @@ class ShardState:
                 late.append(Late(index, held))
                 continue
             if is_historic and counter.end_us <= closed_until_us:
-                key = (*series, counter.start_us)
-                own = self.historic[partition]
-                own[key] = own.get(key, 0) + micros
+                self._note_historic(partition, (*series, counter.start_us), micros)
             # No min() and max() here: each costs as much as finding the counter.
             if counter.count == 0 or micros > counter.max:
                 counter.max = micros
@@ -213,6 +208,10 @@ class ShardState:
         if operation in self.operations:
             self._count(str(operation), events.partitions, indexes, late)
         return late
+
+    def _note_historic(self, partition: int, key: CounterKey, micros: int) -> None:
+        own = self.historic[partition]
+        own[key] = own.get(key, 0) + micros
 
     def _count(
         self,

@@ -60,7 +60,7 @@ def test_slices_of_any_size_join_to_the_same_section(
     monkeypatch.setattr(shard_module, "SLICE_ROWS", rows_max)
     state = filled_shard(customers).state if customers else ShardState([PARTITION])
     chunks = list(partition_chunks(state, PARTITION))
-    assert len(chunks) == 3 + -(-customers // rows_max)
+    assert len(chunks) == 4 + -(-customers // rows_max)
     section = b"".join(chunks)
     plain = msgspec.msgpack.encode(state.partition_state(PARTITION))
     assert msgspec.msgpack.decode(section) == msgspec.msgpack.decode(plain)
