@@ -60,9 +60,7 @@ class HttpxWire:
             with trio.move_on_after(self._whole_seconds):
                 return await self._read_whole(method, url, headers, body)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
-            raise NeverLeft(
-                f"no connection to {host}: {str(error) or type(error).__name__}"
-            ) from None
+            raise NeverLeft(f"no connection to {host}: {_cause_of(error)}") from None
         except httpx.ProxyError as error:
             raise NeverLeft(f"the proxy gave no way to {host}: {error}") from None
         except httpx.HTTPError as error:
@@ -75,15 +73,25 @@ class HttpxWire:
         chunks: list[bytes] = []
         size_bytes = 0
         async with self._client.stream(method, url, headers=headers, content=body) as answer:
+            # Read to the end also when it is too large, keeping nothing: httpx's generators do not bear to be left.
             async for chunk in answer.aiter_bytes():
                 size_bytes += len(chunk)
-                if size_bytes > limits.STRIPE_ANSWER_BYTES_MAX:
-                    raise AnswerLost(
-                        f"the answer is larger than {limits.STRIPE_ANSWER_BYTES_MAX} bytes"
-                    )
-                chunks.append(chunk)
+                if size_bytes <= limits.STRIPE_ANSWER_BYTES_MAX:
+                    chunks.append(chunk)
+        if size_bytes > limits.STRIPE_ANSWER_BYTES_MAX:
+            raise AnswerLost(f"the answer is larger than {limits.STRIPE_ANSWER_BYTES_MAX} bytes")
         return Answer(answer.status_code, dict(answer.headers), b"".join(chunks))
 
     async def aclose(self) -> None:
         """See the port."""
         await self._client.aclose()
+
+
+def _cause_of(error: BaseException) -> str:
+    """The words of the first cause that has any: httpx's own error of a failed handshake is empty."""
+    found: BaseException | None = error
+    for _ in range(10):
+        if found is None or str(found):
+            break
+        found = found.__cause__ or found.__context__
+    return str(found or "") or type(error).__name__
