@@ -258,6 +258,7 @@ class Eraser:
             for erasure in self._registry.erasures.values():
                 tenant, names = erasure.tenant_id, erasure.names
                 fold.registry.rename(tenant, names)
+                fold.push.routes.rename(tenant, names)
                 fold.state.rules.rename(tenant, names)
                 fold.state.rename(tenant, names, sequence=0)
             await self._retention.write_checkpoint(
