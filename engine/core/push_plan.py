@@ -285,6 +285,8 @@ class Attempts(msgspec.Struct):
     next_try_us: int = 0
     absent_at_us: int | None = None
     """When its minute was first read without it."""
+    is_refused: bool = False
+    """A later attempt was refused, which says nothing about an earlier one: only reading back does."""
 
     @staticmethod
     def unknown(intent: PushIntent) -> Attempts:
@@ -329,6 +331,7 @@ def next_for_open(
         return Wait(attempts.next_try_us) if now_us < attempts.next_try_us else Send()
     is_total = intent.request.driver == "usage_record"
     too_late = now_us >= attempts.left_at_us + SENDING_US_MAX and not is_total
+    too_late = too_late or attempts.is_refused
     if not is_final and not too_late:
         return Wait(attempts.next_try_us) if now_us < attempts.next_try_us else Send()
     read_at_us = attempts.last_us + READ_AFTER_US
@@ -378,7 +381,7 @@ def judge_reading(
         return Close("withdrawn", "reading", "it never arrived, and the invoice is final")
     # Twice absent while later ones are there: the same identifier may go again, for another 23 hours.
     attempts.left_at_us, attempts.absent_at_us = None, None
-    attempts.next_try_us = now_us
+    attempts.next_try_us, attempts.is_refused = now_us, False
     return Send()
 
 

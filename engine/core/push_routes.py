@@ -265,7 +265,7 @@ def _joined(
         event_name=event_name,
         item=item,
         price=mapped.price if item is None and event_name is None else None,
-        customer=customer,
+        # Not the customer: who shares a meter shares what is known of it.
         connect_account=mapped.connect_account,
     )
     return Route(destination, mapped.scale, customer)
