@@ -12,9 +12,15 @@ from typing import Final
 
 from gateway.simulator.aggregation import aggregate, report
 from gateway.simulator.desk import Desk
+from gateway.simulator.invoices import finalize
 from gateway.simulator.ledger import MICROS, Ledger, Settings, World
+from gateway.simulator.subscriptions import close_period
 
-_HAPPENINGS: Final[dict[str, Callable[[Desk, str], None]]] = {"report": report}
+_HAPPENINGS: Final[dict[str, Callable[[Desk, str], None]]] = {
+    "report": report,
+    "period_end": close_period,
+    "finalize": finalize,
+}
 
 
 def catch_up(world: World, ledger: Ledger, settings: Settings, now_us: int) -> None:

@@ -28,6 +28,7 @@ from gateway.simulator.wire import Json, Refusal, encode, missing
 API_VERSION: Final = "2026-10-28.endive"
 BASIL: Final = "2025-03-31"
 """From this version on there are no usage records, and periods belong to items."""
+DESTINATION: Final = "v2.core.event_destination"
 FULL: Final = Refusal(
     503,
     "The simulator holds as much as it can: POST /_sim/reset empties it.",
@@ -55,6 +56,7 @@ class Desk:
         "now_us",
         "request_id",
         "settings",
+        "token",
         "version",
         "world",
     )
@@ -68,6 +70,8 @@ class Desk:
         self.effects = Effects()
         self.idempotency_key: str | None = None
         self.request_id: str | None = None
+        self.token = ""
+        """A meter event session's, of who streams."""
         self.is_changed = False
         """Whether a reading request changed something after all."""
 
@@ -171,7 +175,7 @@ class Desk:
         events[event["id"]] = event
         while len(events) > EVENTS_MAX:
             del events[next(iter(events))]
-        for url, secret, wanted in self._endpoints():
+        for url, secret, wanted in self._endpoints(event["object"]):
             if "*" in wanted or event["type"] in wanted:
                 number = digest_id("whd_", event["id"], url)
                 self.world.deliveries[number] = Delivery(
@@ -180,10 +184,11 @@ class Desk:
         while len(self.world.deliveries) > EVENTS_MAX:
             del self.world.deliveries[next(iter(self.world.deliveries))]
 
-    def _endpoints(self) -> list[tuple[str, str, list[str]]]:
+    def _endpoints(self, event_object: str) -> list[tuple[str, str, list[str]]]:
+        kind = "webhook_endpoint" if event_object == "event" else DESTINATION
         found = [
             (one["url"], one["secret"], one["enabled_events"])
-            for one in self.newest("webhook_endpoint")
+            for one in self.newest(kind)
             if one["status"] == "enabled"
         ]
         if self.settings.webhook_url is not None:

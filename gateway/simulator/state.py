@@ -30,6 +30,7 @@ from gateway.simulator import control, faults
 from gateway.simulator.agenda import catch_up
 from gateway.simulator.aggregation import make_meter
 from gateway.simulator.desk import API_VERSION, Desk
+from gateway.simulator.expanding import expand
 from gateway.simulator.ledger import (
     DAY_SECONDS,
     MICROS,
@@ -185,6 +186,7 @@ class StripeState:
         is_changed = is_new or verdict.is_struck or (request.method != "GET" and found is not None)
         desk = Desk(self.world, ledger, self.settings, now_us)
         desk.version = request.headers.get("stripe-version") or API_VERSION
+        desk.token = request.headers.get("authorization", "").removeprefix("Bearer ")
         if verdict.effects is not None:
             desk.effects = verdict.effects
         response = self._answer(request, found, values, desk, verdict)
@@ -231,6 +233,9 @@ class StripeState:
             content = values
         else:
             content = found.serve(desk, Fields(values))
+            expanded = Fields(values).words("expand") if "expand" in values else []
+            if expanded and not isinstance(content, Refusal):
+                content = expand(desk, content, expanded)
             content = verdict.refusal or content
         response = self._respond(content, request_id, desk.now_us, key)
         is_kept = not isinstance(content, Refusal) or content.is_kept
@@ -244,8 +249,8 @@ class StripeState:
         for ledger in self.world.ledgers.values():
             catch_up(self.world, ledger, self.settings, now_us)
         is_new = self.world.account not in self.world.ledgers
-        ledger = self.ledger(self.world.account, now_us)
-        assert ledger is not None, "the own account comes first, and so has room"
+        own = self.ledger(self.world.account, now_us)
+        assert own is not None, "the own account comes first, and so has room"
         if (request.method, request.path) == ("GET", "/_sim/state"):
             shown = control.show(self.world, self.settings, now_us, self.requests)
             return self._ended(request, shown, now_us)._replace(is_changed=is_new)

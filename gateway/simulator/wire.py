@@ -167,6 +167,13 @@ class Fields:
             return None
         return int(text)
 
+    def says(self, name: str, word: str) -> bool:
+        """Whether a parameter of two types is just that word."""
+        if self._values.get(name) != word:
+            return False
+        self._unread.discard(name)
+        return True
+
     def flag(self, name: str, *, default: bool = False) -> bool:
         """A boolean as forms write it."""
         value = self._values.get(name)
