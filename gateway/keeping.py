@@ -13,9 +13,9 @@ import msgspec
 
 from engine.actors.retention import RetentionPlan
 from engine.actors.supervisor import Meter
-from engine.config import RETENTION_DAYS_MAX, RETENTION_DAYS_MIN
 from engine.core.times import INSTANT_US_MIN
 from engine.errors import NotFound
+from engine.settings_table import RETENTION_DAYS_MAX, RETENTION_DAYS_MIN
 from gateway import parameters
 from gateway.problems import Problem, wrong_fields
 from gateway.routes import Answer, Call

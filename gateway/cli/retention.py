@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from engine.actors.supervisor import Meter
-from engine.config import RETENTION_DAYS_MAX, RETENTION_DAYS_MIN
+from engine.settings_table import RETENTION_DAYS_MAX, RETENTION_DAYS_MIN
 from gateway.admin_client import AdminClient, url_of
 from gateway.data_directory import DataDirectory
 from gateway.environment import read_settings

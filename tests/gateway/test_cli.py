@@ -29,7 +29,7 @@ SECRET = "sm_do_not_print_me_0123456789"
 def _outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A working directory of its own, and none of our variables."""
     for name in list(os.environ):
-        if name.startswith(config.PREFIX):
+        if name.startswith((config.PREFIX, "STRIPE_")):
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
 

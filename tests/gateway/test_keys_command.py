@@ -27,7 +27,7 @@ ADMIN_KEY = "an-administrators-key-0123456789"
 def _outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A working directory of its own, and none of our variables."""
     for name in list(os.environ):
-        if name.startswith(config.PREFIX):
+        if name.startswith((config.PREFIX, "STRIPE_")):
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
 

@@ -13,15 +13,20 @@ from engine import config
 from engine.config import SETTINGS, Settings, Source, is_loopback, load
 from engine.dotenv import parse_dotenv
 from engine.errors import SettingsError
+from engine.settings_table import Setting
 
 ROOT = Path(__file__).parents[2]
 SECRET = "sm_do_not_print_me_0123456789"
 
 
+def _full(name: str) -> str:
+    return name if name.startswith("STRIPE_") else config.PREFIX + name
+
+
 def refusal(**environ: str) -> str:
     """The one line with which `load` refuses; names without their prefix."""
     with pytest.raises(SettingsError) as caught:
-        load({config.PREFIX + name: value for name, value in environ.items()}, None, {})
+        load({_full(name): value for name, value in environ.items()}, None, {})
     line = str(caught.value)
     assert "\n" not in line
     assert "\r" not in line
@@ -52,6 +57,13 @@ def test_with_nothing_set_every_default_is_the_documented_one() -> None:
         log_format="auto",
         shutdown_grace_seconds=10.0,
         fast_lane="on",
+        stripe_secret_key=None,
+        stripe_test_secret_key=None,
+        stripe_webhook_secrets=(),
+        stripe_api_base=None,
+        stripe_meter_events_base=None,
+        simulator="auto",
+        push_interval_us=60_000_000,
     )
 
 
@@ -110,6 +122,14 @@ WRONG = [
     ("LOG_FORMAT", "xml"),
     ("SHUTDOWN_GRACE_SECONDS", "0"),
     ("SHUTDOWN_GRACE_SECONDS", "601"),
+    ("STRIPE_API_BASE", "api.stripe.com"),
+    ("STRIPE_API_BASE", "http://127.0.0.1:1/?x=1"),
+    ("STRIPE_METER_EVENTS_BASE", "ftp://x"),
+    ("SIMULATOR", "yes"),
+    ("PUSH_INTERVAL_SECONDS", "0"),
+    ("PUSH_INTERVAL_SECONDS", "0.001"),
+    ("PUSH_INTERVAL_SECONDS", "86401"),
+    ("PUSH_INTERVAL_SECONDS", "0.0100000001"),
 ]
 
 
@@ -118,8 +138,8 @@ def test_a_wrong_value_is_one_line_that_names_the_variable_and_what_is_allowed(
     name: str, value: str
 ) -> None:
     line = refusal(**{name: value})
-    assert line.startswith(f"STRIPEMETER_{name}=")
-    setting = next(s for s in SETTINGS if s.name == f"STRIPEMETER_{name}")
+    assert line.startswith(f"{_full(name)}=")
+    setting = next(s for s in SETTINGS if s.name == _full(name))
     assert line.endswith(f"; allowed: {setting.allowed}")
     assert len(line) < 300, "a long value is cut"
 
@@ -138,10 +158,17 @@ def test_a_refused_secret_is_never_echoed(name: str, value: str) -> None:
 
 
 def test_a_record_and_its_table_mask_every_secret() -> None:
-    environ = {s.name: SECRET for s in SETTINGS if s.secret}
-    assert len(environ) == 2
+    starts = {
+        "STRIPE_SECRET_KEY": "sk_live_",
+        "STRIPE_TEST_SECRET_KEY": "rk_test_",
+        "STRIPE_WEBHOOK_SECRET": "whsec_",
+    }
+    environ = {s.name: starts.get(s.name, "") + SECRET for s in SETTINGS if s.secret}
+    assert len(environ) == 5
     settings = load(environ, None, {})
     assert settings.admin_key == settings.key_pepper == SECRET
+    assert settings.stripe_webhook_secrets == ("whsec_" + SECRET,)
+    assert repr(settings).count(config.MASK) == 5
     assert SECRET not in repr(settings)
     assert SECRET not in f"{settings}"
     assert SECRET not in repr(config.masked(config.sources(environ, None, {})))
@@ -155,7 +182,7 @@ def test_a_name_that_is_no_setting_stops_the_start_with_a_suggestion() -> None:
         load({"stripemeter_port": "1"}, None, {})
     with pytest.raises(SettingsError, match="STRIPEMETER_PRT"):
         load({}, "STRIPEMETER_PRT=1", {})
-    load({"STRIPE_SECRET_KEY": "x", "PATH": "/bin"}, "OTHER=1", {})
+    load({"STRIPE_DEVICE_NAME": "x", "PATH": "/bin"}, "OTHER=1", {})
 
 
 def test_problems_lists_every_reason_and_load_raises_the_first() -> None:
@@ -255,11 +282,11 @@ def test_any_dotenv_text_is_parsed_or_refused(text: str) -> None:
 
 
 @given(st.sampled_from(SETTINGS), st.text(min_size=1, max_size=40))
-def test_any_text_is_a_value_or_a_settings_error(setting: config.Setting, text: str) -> None:
+def test_any_text_is_a_value_or_a_settings_error(setting: Setting, text: str) -> None:
     try:
         load({setting.name: text}, None, {})
     except SettingsError as error:
-        assert str(error).startswith("STRIPEMETER_")
+        assert str(error).startswith(("STRIPEMETER_", "STRIPE_"))
         assert len(str(error).splitlines()) == 1
 
 
@@ -279,6 +306,55 @@ def test_the_table_of_settings_is_well_formed_markdown() -> None:
 
 
 def test_a_reserved_name_does_not_stop_the_start_and_is_named() -> None:
-    environ = {"STRIPEMETER_SIMULATOR": "off", "STRIPEMETER_URL": "http://127.0.0.1:3000"}
+    environ = {"STRIPEMETER_EPSILON": "0.1", "STRIPEMETER_URL": "http://127.0.0.1:3000"}
     assert config.load(environ, None, {}).port == 3000
-    assert config.ignored(environ, None, {}) == ["STRIPEMETER_SIMULATOR", "STRIPEMETER_URL"]
+    assert config.ignored(environ, None, {}) == ["STRIPEMETER_EPSILON", "STRIPEMETER_URL"]
+
+
+LIVE_KEY = "sk_live_" + "4eC39HqLyjWDarjtT1zdp7dc"
+TEST_KEY = "rk_test_" + "4eC39HqLyjWDarjtT1zdp7dc"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("STRIPE_SECRET_KEY", "pk_live_" + "4eC39HqLyjWDarjtT1zdp7dc"),
+        ("STRIPE_TEST_SECRET_KEY", LIVE_KEY),
+        ("STRIPE_WEBHOOK_SECRET", "whsec_0123456789abcdef,4eC39HqLyjWDarjtT1zdp7dc"),
+        ("STRIPE_WEBHOOK_SECRET", ","),
+    ],
+)
+def test_a_key_of_the_wrong_kind_stops_the_start_and_is_not_shown(name: str, value: str) -> None:
+    line = refusal(**{name: value})
+    assert line.startswith(f"{name}: ")
+    assert "4eC39" not in line
+
+
+def test_webhook_secrets_may_be_several_and_an_interval_is_exact() -> None:
+    environ = {
+        "STRIPE_WEBHOOK_SECRET": "whsec_0123456789, whsec_9876543210,",
+        "STRIPEMETER_PUSH_INTERVAL_SECONDS": "0.05",
+        "STRIPE_API_BASE": "http://[::1]:12111/",
+    }
+    settings = load(environ, None, {})
+    assert settings.stripe_webhook_secrets == ("whsec_0123456789", "whsec_9876543210")
+    assert settings.push_interval_us == 50_000
+    assert settings.stripe_api_base == "http://[::1]:12111"
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({}, True),
+        ({"STRIPEMETER_HOST": "0.0.0.0"}, False),
+        ({"STRIPEMETER_HOST": "0.0.0.0", "STRIPEMETER_SIMULATOR": "on"}, True),
+        ({"STRIPE_SECRET_KEY": LIVE_KEY}, False),
+        ({"STRIPE_TEST_SECRET_KEY": TEST_KEY}, False),
+        ({"STRIPE_SECRET_KEY": LIVE_KEY, "STRIPEMETER_SIMULATOR": "on"}, True),
+        ({"STRIPEMETER_SIMULATOR": "off"}, False),
+    ],
+)
+def test_the_simulator_is_for_loopback_without_keys_or_when_asked_for(
+    environ: dict[str, str], expected: bool
+) -> None:
+    assert load(environ, None, {}).uses_simulator is expected
