@@ -240,7 +240,7 @@ def _with_expected(content: str, path: Path, expected: Mapping[str, object]) -> 
             start = key.start_mark.index
             end = content.find("\n", max(_last_index(value), key.end_mark.index))
             return content[:start] + block + ("" if end < 0 else content[end + 1 :])
-    return content + ("" if content.endswith("\n") else "\n") + block
+    return content.rstrip("\n") + "\n\n" + block
 
 
 def _last_index(node: Node) -> int:
