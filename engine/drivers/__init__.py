@@ -1,5 +1,11 @@
 """Billing drivers: how a push request reaches Stripe, by stripe-python under trio.
 
-They fill the port `engine.ports.Billing` and are public: usable alone, without a meter. They must not know the log,
-the plan or actors.
+`StripeBilling` fills the port `engine.ports.Billing` for one key; `StripeBillingDriver` is for use alone, without a
+meter; `ResolutionCache` remembers what subscription items are. They must not know the log, the plan or actors.
 """
+
+from engine.drivers.billing import StripeBilling, api_version
+from engine.drivers.cached import ResolutionCache
+from engine.drivers.standalone import StripeBillingDriver
+
+__all__ = ["ResolutionCache", "StripeBilling", "StripeBillingDriver", "api_version"]
