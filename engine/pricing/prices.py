@@ -93,7 +93,8 @@ class PriceConfig:
         except PricingError as error:
             problems += error.errors
         object.__setattr__(self, "tiers", tuple(self.tiers))
-        problems += problems or _contradictions(self)
+        if not problems:
+            problems += _contradictions(self)
         if problems:
             raise PricingError(problems)
 

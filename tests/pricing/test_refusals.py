@@ -117,6 +117,7 @@ def test_a_wrong_price_is_an_error_that_names_the_field(price: Any, field: str, 
         read_price(price)
     assert caught.value.field == field, caught.value.errors
     assert word in caught.value.errors[0][1]
+    assert len(set(caught.value.errors)) == len(caught.value.errors), "each problem once"
 
 
 @pytest.mark.parametrize(
