@@ -63,11 +63,14 @@ class Text(NamedTuple):
 class _Headers(dict[str, str]):
     """An answer's headers, found under any case, as the library asks for them.
 
-    `Stripe-Notice` is left out: the library makes a Python warning of it, after the request was taken.
+    `Stripe-Notice` is left out: the library makes a Python warning of it, after the request was taken. So is what
+    repeats the key.
     """
 
-    def __init__(self, named: Mapping[str, str]) -> None:
-        super().__init__((name.lower(), value) for name, value in named.items())
+    def __init__(self, named: Mapping[str, str], secret: str) -> None:
+        super().__init__(
+            (name.lower(), value) for name, value in named.items() if secret not in value
+        )
         self.pop("stripe-notice", None)
 
     def __getitem__(self, name: str) -> str:
@@ -89,7 +92,8 @@ class KeyedClient(stripe.HTTPClient):
         super().__init__()
         self._wire = wire
         self._authorization = f"Bearer {secret}"
-        self._secret = secret.encode("ascii")
+        self._secret = secret
+        self._secret_bytes = secret.encode("ascii")
         self._last_date = ""
         self._last_date_at = 0.0
 
@@ -103,14 +107,14 @@ class KeyedClient(stripe.HTTPClient):
         outgoing = {**headers, "Authorization": self._authorization}
         body = post_data.encode("utf-8") if isinstance(post_data, str) else b""
         answer = await self._wire.exchange(method.upper(), url, outgoing, body)
-        named = _Headers(answer.headers)
+        named = _Headers(answer.headers, self._secret)
         if date := named.get("date"):
             self._last_date, self._last_date_at = date, trio.current_time()
         if 200 <= answer.status < 300:
-            if self._secret in answer.body:
+            if self._secret_bytes in answer.body:
                 raise AnswerLost("a successful answer repeats the key: it is not Stripe's")
             return answer.body, answer.status, named
-        masked = _KEYS.sub(MASK.encode(), answer.body.replace(self._secret, MASK.encode()))
+        masked = _KEYS.sub(MASK.encode(), answer.body.replace(self._secret_bytes, MASK.encode()))
         raise NotTaken(Answer(answer.status, named, masked))
 
     def stripe_now_s(self) -> float | None:
