@@ -1,7 +1,7 @@
 """What destinations were found to be, remembered: a push must not ask Stripe three questions first.
 
 Rules it keeps: bounded, the least used goes first; what is known ends with the item's billing period, or after an hour,
-whichever is sooner; what could not be asked is not remembered, what can't be pushed to only for a minute, so that a
+whichever is sooner, but not before a minute has passed; what could not be asked is not remembered, what can't be pushed to only for a minute, so that a
 mended mapping shows soon. One task asks, others who want the same wait for it. Whoever is refused says `forget`, and
 who hears of a change at Stripe says `forget_naming`. It must not know pushes or mappings.
 """
@@ -109,7 +109,9 @@ class ResolutionCache:
         else:
             ends_us = asked_us + RESOLVED_US
             if found.period_end_s is not None:
-                ends_us = min(ends_us, found.period_end_s * _US)
+                # A test clock's period may lie in the past: not asked about at every push, all the same.
+                at_least_us = asked_us + UNRESOLVED_US
+                ends_us = max(min(ends_us, found.period_end_s * _US), at_least_us)
         self._kept[destination] = _Kept(found, ends_us)
         self._kept.move_to_end(destination)
         if len(self._kept) > self._entries_max:

@@ -305,13 +305,24 @@ async def test_what_is_known_is_asked_once_until_an_hour_has_passed() -> None:
 
 
 async def test_what_is_known_of_an_item_ends_with_its_period() -> None:
-    asked, clock = Asked(KNOWN._replace(period_start_s=900, period_end_s=1_010)), Clock()
+    asked, clock = Asked(KNOWN._replace(period_start_s=900, period_end_s=1_070)), Clock()
     cache = cache_of(asked, clock)
     await cache.resolve(BY_ITEM)
-    clock.now = 1_010_000_000 - 1
+    clock.now = 1_070_000_000 - 1
     await cache.resolve(BY_ITEM)
     assert asked.count == 1
-    clock.now = 1_010_000_000
+    clock.now = 1_070_000_000
+    await cache.resolve(BY_ITEM)
+    assert asked.count == 2
+
+
+async def test_a_period_that_has_ended_already_is_not_asked_about_at_every_push() -> None:
+    asked, clock = Asked(KNOWN._replace(period_start_s=1, period_end_s=2)), Clock()
+    cache = cache_of(asked, clock)
+    for _ in range(3):
+        await cache.resolve(BY_ITEM)
+    assert asked.count == 1
+    clock.now += UNRESOLVED_US
     await cache.resolve(BY_ITEM)
     assert asked.count == 2
 
