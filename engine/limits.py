@@ -1,7 +1,7 @@
 """Every bound of the meter in one place, with the assertions that relate them.
 
 Settings (engine.config) may lower or raise the ones marked *setting*; the others are fixed by a format or by
-what the machine can take. A bound without a reason beside it is a defect.
+what the machine can take. A bound without a reason beside it is a defect. It must not know who keeps to a bound.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """What destinations were found to be, remembered: a push must not ask Stripe three questions first.
 
-Rules it keeps: bounded, the least used goes first; what is known ends with the item's billing period, or after an hour,
-whichever is sooner, but not before a minute has passed; what could not be asked is not remembered, what can't be pushed to only for a minute, so that a
-mended mapping shows soon. One task asks, others who want the same wait for it. Whoever is refused says `forget`, and
-who hears of a change at Stripe says `forget_naming`. It must not know pushes or mappings.
+Rules it keeps: bounded, the least used goes first; what is known ends with the item's billing period or after an hour,
+whichever is sooner, but holds for a minute at least; what could not be asked is not remembered, what can't be pushed to
+only for a minute, so that a mended mapping shows soon. One task asks, others who want the same wait for it. Whoever is
+refused says `forget`, and who hears of a change at Stripe says `forget_naming`. It must not know pushes or mappings.
 """
 
 from __future__ import annotations
