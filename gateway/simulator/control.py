@@ -156,6 +156,7 @@ def _show_ledger(ledger: Ledger) -> Json:
         "account": ledger.account,
         "meters": newest("billing.meter"),
         "customers": newest("customer"),
+        "customers_count": len(ledger.kinds.get("customer", [])),
         "totals": totals(ledger),
         "events_pending": len(ledger.pending),
         "events_known": len(ledger.sent),
