@@ -12,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from engine.core.billing import PushRequest
 from engine.core.configured import MappingChange
 from engine.core.keeping import RestoreChange
 from engine.core.push_records import (
@@ -63,6 +64,10 @@ class TargetState(msgspec.Struct):
     """Units due here on top of the period's own use."""
     kept_micros: str = "0"
     """What erased customers had used; wide, hence text."""
+    kept_request: PushRequest | None = None
+    """How to push it when nobody else contributes any more."""
+    kept_for: tuple[str, str] = ("", "")
+    """(tenant, metric) of it."""
     finalized_at_us: int | None = None
     """When Stripe finalized its invoice, if it said so."""
     minutes: dict[int, int] = {}
@@ -283,6 +288,8 @@ class PushLedger:
                 state.finalized_at_us = record.at_us
             case _:  # keep; the others are dealt with above
                 state.kept_micros = str(int(state.kept_micros) + int(record.micros))
+                state.kept_request = record.request
+                state.kept_for = (record.tenant_id, record.metric)
 
     def _fold_mapping(self, record: MappingChange, received_at_us: int) -> None:
         mapping = record.mapping

@@ -131,6 +131,8 @@ class PushDecision(msgspec.Struct, frozen=True, rename="camel", kw_only=True, om
     """Of `carry` into `current` that period's end."""
     micros: str = "0"
     """Millionths, which may be wide."""
+    request: PushRequest | None = None
+    """Of `keep`: how the target is pushed, with neither value nor identifier."""
     rows: tuple[tuple[bytes, int, str], ...] = ()
     """(series digest, period start, micros so far), at most ROWS_PER_DECISION_MAX."""
     role: Role = "main"

@@ -150,7 +150,11 @@ class PushRoutes:
         is_named = route.customer is not None or bool(route.items)
         self.attached[key] = is_named
         if is_named or key not in self._customers:
-            self._customers[key] = _changed(self._customers.get(key), route, record.push)
+            entries = self._customers.get(key)
+            if entries is None and isinstance(record.push, PushEffect):
+                # It was pushed before anything was put: by a reference that is Stripe's own id.
+                entries = ((INSTANT_US_MIN, _NO_CUSTOMER, None),)
+            self._customers[key] = _changed(entries, route, record.push)
 
     def role(self, tenant: str, metric: str) -> Role | None:
         """For which account a metric is pushed now; None: for none, it has no active mapping."""
@@ -162,10 +166,26 @@ class PushRoutes:
         both: tuple[Role, Role] = ("main", "shadow")
         return tuple(role for role in both if (tenant, metric, role) in self._mappings)
 
+    def metrics(self) -> set[tuple[str, str]]:
+        """(tenant, metric) that are or were pushed."""
+        return {(tenant, metric) for tenant, metric, _role in self._mappings}
+
     def mapping_route(self, tenant: str, metric: str, role: Role) -> MappingRoute | None:
         """The newest destination of a metric, in force or due at the next period."""
         entries = self._mappings.get((tenant, metric, role))
         return None if entries is None else entries[-1][1]
+
+    def mapping_entry(
+        self, tenant: str, metric: str, role: Role
+    ) -> tuple[MappingRoute | None, int]:
+        """The newest destination of a metric and since when it holds, which may lie ahead."""
+        entries = self._mappings.get((tenant, metric, role))
+        return (None, INSTANT_US_MIN) if entries is None else (entries[-1][1], entries[-1][0])
+
+    def customer_entry(self, tenant: str, customer_ref: str) -> tuple[CustomerRoute | None, int]:
+        """The newest that is known of a customer at Stripe and since when it holds, which may lie ahead."""
+        entries = self._customers.get((tenant, customer_ref))
+        return (None, INSTANT_US_MIN) if entries is None else (entries[-1][1], entries[-1][0])
 
     def customer_route(self, tenant: str, customer_ref: str) -> CustomerRoute | None:
         """The newest that is known of a customer at Stripe, in force or due."""

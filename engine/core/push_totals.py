@@ -107,6 +107,8 @@ class PushTotals:
         self._of_series: dict[Series, tuple[Target, ...]] = {}
         self.unroutable: dict[Series, str] = {}
         """Series of mapped metrics that go nowhere, and why."""
+        self._users: dict[tuple[Role, Destination], set[Series]] = {}
+        """Who was routed by what is known of a destination."""
         self._waiting: dict[tuple[Role, Destination], set[Series]] = {}
         """Destinations not known yet, or only for now, and the series that need them."""
 
@@ -120,13 +122,18 @@ class PushTotals:
         """Whether no series waits for a destination to be known."""
         return not self._waiting
 
+    def is_waiting(self, series: Series) -> bool:
+        """Whether it is not known yet where a series goes."""
+        return any(series in those for those in self._waiting.values())
+
     def unresolved(self) -> list[tuple[Role, Destination]]:
         """Destinations to ask Stripe about."""
         return list(self._waiting)
 
     def resolved(self, role: Role, destination: Destination) -> set[Series]:
         """A destination is known now: the series to take in again."""
-        return self._waiting.pop((role, destination), set())
+        users = self._users.pop((role, destination), set())
+        return users | self._waiting.pop((role, destination), set())
 
     def series_of(self, target: Target) -> Sequence[Series]:
         """Who contributes to a target."""
@@ -162,6 +169,8 @@ class PushTotals:
             found = self._sums.get(target)
             if found is None:
                 found = self._sums[target] = _Sum()
+            key = (contribution.role, contribution.route.destination)
+            self._users.setdefault(key, set()).add(series)
             if found.parts.get(series) != contribution:
                 found.parts[series] = contribution
                 changed.add(target)
@@ -243,7 +252,7 @@ class PushTotals:
         """A target as the plan wants it; None: nobody contributes to it now."""
         held = self._sums.get(target)
         if held is None:
-            return None
+            return self._kept_view(target)
         parts = held.parts.values()
         (tenant, metric, _ref), first = next(iter(held.parts.items()))
         mapping = self._mapping(tenant, metric)
@@ -262,6 +271,37 @@ class PushTotals:
             grace_us=0 if mapping is None else mapping.finalization_grace_us,
             baseline=None if mapping is None else mapping.baseline,
             hold=next((part.hold for part in parts if part.hold is not None), None),
+            may_decrease=self.is_everything_resolved,
+        )
+
+    def _kept_view(self, target: Target) -> TargetView | None:
+        """A target of which only erased customers' use is left."""
+        state = self._ledger.target(target)
+        if state is None or state.kept_request is None:
+            return None
+        tenant, metric = state.kept_for
+        mapping = self._mapping(tenant, metric)
+        request, lane = state.kept_request, target.lane
+        lane_state = self._ledger.lane(lane)
+        return TargetView(
+            target=target,
+            local_micros=int(state.kept_micros),
+            newest_event_us=target.start_us,
+            resolved=Resolved(
+                object_id=lane.object_id,
+                customer=lane.customer,
+                event_name=request.event_name,
+                customer_key=request.customer_key,
+                value_key=request.value_key,
+                item=request.item,
+                api_version=request.api_version,
+            ),
+            driver=request.driver,
+            connect_account=request.connect_account,
+            role="main" if lane_state is None else lane_state.role,
+            tenant=tenant,
+            metric=metric,
+            grace_us=0 if mapping is None else mapping.finalization_grace_us,
             may_decrease=self.is_everything_resolved,
         )
 

@@ -1,0 +1,177 @@
+"""The keys that pushing works with: what each proved to be, how fast it may be asked, what it found out.
+
+Rules it keeps: nothing is pushed through a key before Stripe has said whose it is; an account's pace and breaker are
+its own, so that one that fails holds nobody else up; what was resolved is kept until it can have changed.
+It must not know targets or the log.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from random import Random
+from typing import Final, NamedTuple
+
+import structlog
+import trio
+
+from engine.core.billing import (
+    Destination,
+    Mode,
+    Proven,
+    Resolved,
+    Unread,
+    Unresolved,
+)
+from engine.core.pace import Breaker, TokenBucket, backoff_us
+from engine.core.push_records import Role
+from engine.ports import Billing, Clock
+
+_logger = structlog.get_logger("stripemeter.push")
+RESOLVED_KEPT_MAX: Final = 100_000
+RESOLVED_US: Final = 3600 * 1_000_000
+"""How long an answer is trusted; an item's at most to the end of its billing period."""
+FAILED_US: Final = 300 * 1_000_000
+"""How long "there is no such thing" is trusted: somebody may be putting it right."""
+_SENDS_PER_SECOND: Final[dict[Mode, int]] = {"live": 800, "test": 20, "sim": 900}
+_READS_PER_SECOND: Final[dict[Mode, int]] = {"live": 20, "test": 20, "sim": 200}
+CONNECT_PER_SECOND: Final = 20
+"""Stripe's limits with a fifth kept back for whoever else uses the account."""
+
+
+class Pace:
+    """An account's limits."""
+
+    def __init__(self, mode: Mode, *, is_connected: bool, rng: Random) -> None:
+        sends = CONNECT_PER_SECOND if is_connected else _SENDS_PER_SECOND[mode]
+        reads = CONNECT_PER_SECOND if is_connected else _READS_PER_SECOND[mode]
+        self.sends, self.reads, self.resolves = map(TokenBucket, (sends, reads, reads))
+        self.breaker = Breaker(rng)
+
+
+class _Kept(NamedTuple):
+    answer: Resolved | Unresolved
+    until_us: int
+
+
+class ConnectionReport(NamedTuple):
+    """A key for a person's eyes; never the key."""
+
+    account: str | None
+    mode: Mode | None
+    error: str | None
+    """Why nothing goes through it now, in words."""
+
+
+class Connection:
+    """One key."""
+
+    def __init__(self, role: Role, billing: Billing, clock: Clock, rng: Random) -> None:
+        self.role = role
+        self.billing = billing
+        self.proven: Proven | None = None
+        self.error: str | None = "Stripe has not been asked yet whose key it is"
+        self._clock = clock
+        self._rng = rng
+        self._paces: dict[str, Pace] = {}
+        self._kept: OrderedDict[Destination, _Kept] = OrderedDict()
+
+    def report(self) -> ConnectionReport:
+        """What to show of it."""
+        proven = self.proven
+        error = self.error
+        if error is None and proven is not None:
+            error = self.pace(None).breaker.reason
+        return ConnectionReport(
+            None if proven is None else proven.account,
+            None if proven is None else proven.mode,
+            error,
+        )
+
+    def pace(self, connect_account: str | None) -> Pace:
+        """The limits of an account; None: the key's own."""
+        assert self.proven is not None, "nobody is asked before it is known who"
+        account = connect_account or self.proven.account
+        pace = self._paces.get(account)
+        if pace is None:
+            is_connected = connect_account is not None
+            pace = Pace(self.proven.mode, is_connected=is_connected, rng=self._rng)
+            self._paces[account] = pace
+        return pace
+
+    async def prove(self) -> None:
+        """Ask whose key it is until that is answered. A shadow key must not be a live one."""
+        tries = 0
+        while self.proven is None:
+            answer = await self.billing.prove()
+            if isinstance(answer, Unread):
+                tries += 1
+                self.error = f"Stripe did not say whose key it is: {answer.reason}"
+                _logger.warning("stripe_unproven", role=self.role, reason=answer.reason)
+                wait_us = answer.after_us or backoff_us(tries, self._rng)
+                await trio.sleep(wait_us / 1_000_000)
+            elif self.role == "shadow" and answer.mode == "live":
+                self.error = "STRIPE_TEST_SECRET_KEY is a live key: shadow mode pushes nothing"
+                _logger.error("stripe_shadow_key_is_live", account=answer.account)
+                return
+            else:
+                self.proven, self.error = answer, None
+                _logger.info(
+                    "stripe_connected", role=self.role, account=answer.account, mode=answer.mode
+                )
+
+    def known(self, destination: Destination) -> Resolved | Unresolved | None:
+        """What was found out about a destination and still holds."""
+        kept = self._kept.get(destination)
+        if kept is None:
+            return None
+        if self._clock.now_us() >= kept.until_us:
+            # An answer that was right stays until there is a newer one: Stripe may be down.
+            return kept.answer if isinstance(kept.answer, Resolved) else None
+        return kept.answer
+
+    def forget_object(self, resolved: Resolved) -> None:
+        """Something contradicted what is known of it: ask again, and use what is known until then."""
+        for destination, kept in self._kept.items():
+            if kept.answer == resolved:
+                self._kept[destination] = kept._replace(until_us=0)
+                return
+
+    async def resolve(self, destination: Destination) -> int | None:
+        """Ask Stripe about a destination; None: it is known now. Else microseconds to wait before the next try."""
+        pace = self.pace(destination.connect_account)
+        now_us = self._clock.now_us()
+        if wait_us := pace.breaker.admit(now_us) or pace.resolves.take(now_us):
+            return wait_us
+        answer = await self.billing.resolve(destination)
+        now_us = self._clock.now_us()
+        if isinstance(answer, Unresolved) and answer.is_temporary:
+            pace.breaker.failed(now_us, answer.reason)
+            old = self._kept.get(destination)
+            if old is None or not isinstance(old.answer, Resolved):
+                self._keep(destination, _Kept(answer, now_us))
+            return answer.after_us or backoff_us(3, self._rng)
+        pace.breaker.succeeded()
+        until_us = now_us + (RESOLVED_US if isinstance(answer, Resolved) else FAILED_US)
+        if isinstance(answer, Resolved) and answer.period_end_s is not None:
+            # At the boundary the item's period becomes the next one; not before a moment for Stripe to do it.
+            end_us = answer.period_end_s * 1_000_000 + 5_000_000
+            until_us = min(until_us, end_us) if end_us > now_us else now_us + 30_000_000
+        self._keep(destination, _Kept(answer, until_us))
+        return None
+
+    def _keep(self, destination: Destination, kept: _Kept) -> None:
+        self._kept[destination] = kept
+        self._kept.move_to_end(destination)
+        if len(self._kept) > RESOLVED_KEPT_MAX:
+            self._kept.popitem(last=False)
+
+    def stale(self, most: int) -> list[Destination]:
+        """Destinations in use whose answers have run out, at most so many."""
+        now_us = self._clock.now_us()
+        found = []
+        for destination, kept in self._kept.items():
+            if now_us >= kept.until_us:
+                found.append(destination)
+                if len(found) == most:
+                    break
+        return found

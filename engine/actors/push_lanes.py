@@ -1,0 +1,443 @@
+"""Serves a lane: resolves its open intent, or plans, records and sends the next one.
+
+Rules it keeps: an intent is durable before its request leaves, and only the bytes in the log are sent; a lane is served
+by one task at a time; what a request's answer does not prove is read back, never guessed. What an attempt may have
+done is noted before it is made. It must not know counters, nor which lanes have something to do.
+"""
+
+from __future__ import annotations
+
+from collections import Counter as Tallied
+from collections.abc import Callable, Iterable, Sequence
+from random import Random
+from typing import Final
+
+import structlog
+import trio
+
+from engine.actors.push_connections import Connection, Pace
+from engine.actors.push_reading import PushReader
+from engine.actors.push_recorder import PushRecorder
+from engine.core.billing import (
+    AlreadyDelivered,
+    Delivered,
+    Outcome,
+    PushRequest,
+    Refused,
+    RetryLater,
+    Unknown,
+    Unread,
+)
+from engine.core.pace import backoff_us
+from engine.core.push_ledger import PushLedger
+from engine.core.push_plan import (
+    Attempts,
+    BaselineNeed,
+    Close,
+    Planned,
+    ReadBack,
+    Send,
+    TargetView,
+    Wait,
+    baseline_decision,
+    baseline_need,
+    baseline_range,
+    finalization_us,
+    make_intent,
+    next_for_open,
+    outcome,
+    plan,
+)
+from engine.core.push_records import Lane, PushDecision, PushIntent, PushOutcome, Role, Target
+from engine.core.records import ControlRecord
+from engine.core.times import MINUTE_US
+from engine.errors import EngineError
+from engine.ports import Clock
+
+_logger = structlog.get_logger("stripemeter.push")
+RECORD_RETRY_SECONDS: Final = 1.0
+ACCOUNT_REFUSED_US: Final = 600 * 1_000_000
+
+
+class LaneRuntime:
+    """What this process knows of a lane beside its ledger."""
+
+    def __init__(self) -> None:
+        self.lock = trio.Lock()
+        """Held while the lane is served or decided about."""
+        self.attempts: Attempts | None = None
+        """Of the open intent; None: the next one is new, or nothing is known of it."""
+        self.forced = False
+        """The next plan passes over the pace and an earlier refusal."""
+        self.last_error: str | None = None
+        self.failures = 0
+        """Things that went wrong in a row outside of an intent: readings, records."""
+
+
+class LaneServer:
+    """Everything a lane needs. One for all lanes."""
+
+    def __init__(
+        self,
+        ledger: PushLedger,
+        *,
+        connection: Callable[[Role], Connection | None],
+        views: Callable[[Lane], Iterable[TargetView]],
+        view: Callable[[Target], TargetView | None],
+        recorder: PushRecorder,
+        clock: Clock,
+        rng: Random,
+        log_id: bytes,
+        epoch: int,
+        interval_us: int,
+        held: Callable[[], str | None],
+    ) -> None:
+        self._ledger = ledger
+        self._connection = connection
+        self._views = views
+        self._view = view
+        self._recorder = recorder
+        self._clock = clock
+        self._rng = rng
+        self._log_id = log_id
+        self._epoch = epoch
+        self._interval_us = interval_us
+        self._held = held
+        self.runtimes: dict[Lane, LaneRuntime] = {}
+        self.results: Tallied[tuple[Role, str]] = Tallied()
+        """(role, what became of an attempt or intent) to how often; for metrics."""
+        self.confirmed: dict[Target, tuple[str, int]] = {}
+        """What Stripe's summary held when it was read last, and when."""
+        self._reader = PushReader(ledger, clock)
+
+    def runtime(self, lane: Lane) -> LaneRuntime:
+        """What is known of a lane; made when first asked for."""
+        found = self.runtimes.get(lane)
+        if found is None:
+            found = self.runtimes[lane] = LaneRuntime()
+        return found
+
+    def planned(self, view: TargetView, *, forced: bool = False) -> Planned:
+        """A target's plan now."""
+        target = view.target
+        interval_us = 0 if forced else self._interval_us
+        return plan(
+            view,
+            self._ledger.lane(target.lane),
+            self._ledger.target(target),
+            now_us=self._clock.now_us(),
+            interval_us=interval_us,
+        )
+
+    async def serve(self, lane: Lane) -> int | None:
+        """Do what can be done for a lane now; when to come again (wall time), None: when something changes."""
+        runtime = self.runtime(lane)
+        async with runtime.lock:
+            while True:
+                try:
+                    again_us = await self._step(lane, runtime)
+                except EngineError as error:
+                    runtime.last_error = f"the log could not take a record: {error}"
+                    return self._clock.now_us() + int(RECORD_RETRY_SECONDS * 1e6)
+                if again_us != 0:
+                    return again_us
+
+    async def _step(self, lane: Lane, runtime: LaneRuntime) -> int | None:
+        """One thing; 0: and at once another."""
+        state = self._ledger.lane(lane)
+        if state is not None and state.open is not None:
+            if state.quarantine is not None:
+                return None
+            return await self._go_on(state.open, runtime)
+        return await self._begin(lane, runtime)
+
+    # A new intent.
+
+    async def _begin(self, lane: Lane, runtime: LaneRuntime) -> int | None:
+        if self._held() is not None:
+            return self._clock.now_us() + 30_000_000
+        now_us = self._clock.now_us()
+        wake_us: int | None = None
+        due: TargetView | None = None
+        for view in sorted(self._views(lane), key=lambda one: one.target.start_us):
+            planned = self.planned(view, forced=runtime.forced)
+            if planned.standing == "refused" and runtime.forced:
+                planned = planned._replace(standing="due", at_us=now_us)
+            if planned.standing == "awaiting_baseline":
+                break  # a later period must not become the first while a person may still choose this one
+            if planned.at_us is None or planned.standing not in ("due", "refused"):
+                continue
+            if planned.standing == "due" and planned.at_us <= now_us:
+                due = view
+                break
+            wake_us = planned.at_us if wake_us is None else min(wake_us, planned.at_us)
+        if due is None:
+            runtime.forced = False
+            return wake_us
+        connection = self._connection(due.role)
+        if connection is None or connection.proven is None:
+            return None
+        pace = connection.pace(due.connect_account)
+        need = baseline_need(due, self._ledger)
+        if need is not None:
+            return await self._take_baseline(due, need, connection, runtime)
+        # While nothing answers deltas are not made into intents: they go on adding up.
+        if wait_us := pace.breaker.admit(now_us) or pace.sends.take(now_us):
+            return now_us + wait_us
+        intent = make_intent(
+            due, self._ledger, log_id=self._log_id, epoch=self._epoch, now_us=now_us
+        )
+        if intent is None:
+            return now_us + MINUTE_US - now_us % MINUTE_US
+        await self._recorder.record((intent,))
+        runtime.forced = False
+        runtime.attempts = Attempts()
+        await self._send(intent, runtime, connection, pace)
+        return 0
+
+    async def _take_baseline(
+        self, view: TargetView, need: BaselineNeed, connection: Connection, runtime: LaneRuntime
+    ) -> int | None:
+        pace = connection.pace(view.connect_account)
+        now_us = self._clock.now_us()
+        if wait_us := pace.breaker.admit(now_us) or pace.reads.take(now_us):
+            return now_us + wait_us
+        lane = view.target.lane
+        start_s, end_s = baseline_range(view, now_us)
+        answer = await connection.billing.read(
+            view.resolved, lane.customer, start_s, end_s, view.connect_account
+        )
+        now_us = self._clock.now_us()
+        if isinstance(answer, Unread):
+            return self._unread(answer, pace, runtime)
+        pace.breaker.succeeded()
+        runtime.failures, runtime.last_error = 0, None
+        self.confirmed[view.target] = (answer.units, now_us)
+        state = self._ledger.target(view.target)
+        decision = baseline_decision(view, state, need, answer.units)
+        known = self._ledger.lane(lane)
+        waits = None if known is None else known.awaits
+        if decision.kind == "await" and waits is not None and waits.reading == decision.reading:
+            return None
+        await self._recorder.record((decision,))
+        _logger.info(
+            "push_baseline",
+            kind=decision.kind,
+            choice=decision.choice,
+            reading=decision.reading,
+            because=decision.because,
+        )
+        return 0 if decision.kind == "baseline" else None
+
+    def _unread(self, answer: Unread, pace: Pace, runtime: LaneRuntime) -> int:
+        now_us = self._clock.now_us()
+        runtime.failures += 1
+        runtime.last_error = answer.reason
+        pace.breaker.failed(now_us, answer.reason)
+        return now_us + (answer.after_us or backoff_us(runtime.failures, self._rng))
+
+    # An open intent.
+
+    async def _go_on(self, intent: PushIntent, runtime: LaneRuntime) -> int | None:
+        if runtime.attempts is None:
+            runtime.attempts = Attempts.unknown(intent)
+        connection = self._connection(intent.role)
+        proven = None if connection is None else connection.proven
+        request = intent.request
+        account = request.connect_account or (None if proven is None else proven.account)
+        if connection is None or proven is None or account != intent.target.lane.account:
+            runtime.last_error = "the account it was begun with is not connected"
+            return None
+        now_us = self._clock.now_us()
+        step = next_for_open(
+            intent, runtime.attempts, finalized_us=self._finalized_us(intent), now_us=now_us
+        )
+        match step:
+            case Wait(until_us):
+                return until_us
+            case Close():
+                return await self._close(intent, step, runtime)
+            case Send():
+                pace = connection.pace(request.connect_account)
+                if wait_us := pace.breaker.admit(now_us) or pace.sends.take(now_us):
+                    return now_us + wait_us
+                await self._send(intent, runtime, connection, pace)
+                return 0
+            case ReadBack():
+                return await self._read_back(intent, runtime, connection)
+
+    def _finalized_us(self, intent: PushIntent) -> int:
+        state = self._ledger.target(intent.target)
+        view = self._view(intent.target)
+        # Without a view its mapping is gone; then the earliest there may be is the safe one.
+        return finalization_us(intent.target, state, 0 if view is None else view.grace_us)
+
+    async def _close(self, intent: PushIntent, close: Close, runtime: LaneRuntime) -> int:
+        await self._recorder.record((outcome(intent, close),))
+        self.results[intent.role, close.result] += 1
+        runtime.attempts = None
+        if close.result != "delivered":
+            _logger.warning(
+                "push_closed",
+                result=close.result,
+                reason=close.reason,
+                identifier=intent.request.identifier,
+            )
+        return 0
+
+    async def _send(
+        self, intent: PushIntent, runtime: LaneRuntime, connection: Connection, pace: Pace
+    ) -> None:
+        """One attempt; its outcome is recorded, or noted in the attempts."""
+        attempts = runtime.attempts
+        assert attempts is not None, "what an attempt may have done is noted before it is made"
+        before_us = attempts.left_at_us
+        had_left = attempts.has_left
+        now_us = self._clock.now_us()
+        attempts.left_at_us = now_us if before_us is None else before_us
+        attempts.has_left, attempts.last_us = True, now_us
+        answer = await self._ask(connection, intent.request, attempts.stored)
+        now_us = self._clock.now_us()
+        attempts.tries += 1
+        match answer:
+            case Delivered():
+                pace.breaker.succeeded()
+                await self._delivered(intent, runtime, Close("delivered", "answer"))
+            case AlreadyDelivered(reason):
+                pace.breaker.succeeded()
+                if had_left:
+                    await self._delivered(intent, runtime, Close("delivered", "exists"))
+                else:
+                    finding = f"Stripe had its identifier before it was sent first: {reason}"
+                    await self._close(intent, Close("quarantined", "exists", finding), runtime)
+            case RetryLater(reason, after_us, is_account_wide):
+                if before_us is None:
+                    attempts.left_at_us, attempts.has_left = None, had_left
+                self._later(attempts, runtime, reason, after_us)
+                if is_account_wide and after_us is not None:
+                    pace.breaker.pause(now_us, after_us)
+                elif is_account_wide:
+                    pace.breaker.failed(now_us, reason)
+            case Unknown(reason, is_stored):
+                attempts.stored += is_stored
+                self._later(attempts, runtime, reason, None)
+                pace.breaker.failed(now_us, reason)
+            case Refused():
+                await self._refused(intent, runtime, connection, answer, before_us=before_us)
+        self.results[intent.role, _RESULT_NAMES[type(answer)]] += 1
+
+    async def _ask(self, connection: Connection, request: PushRequest, stored: int) -> Outcome:
+        outcomes = await connection.billing.send((request,), (stored,))
+        return outcomes[0]
+
+    def _later(
+        self, attempts: Attempts, runtime: LaneRuntime, reason: str, after_us: int | None
+    ) -> None:
+        wait_us = backoff_us(attempts.tries, self._rng)
+        attempts.next_try_us = self._clock.now_us() + max(wait_us, after_us or 0)
+        runtime.last_error = reason
+
+    async def _delivered(self, intent: PushIntent, runtime: LaneRuntime, close: Close) -> None:
+        await self._record_surely((outcome(intent, close),))
+        runtime.attempts, runtime.last_error = None, None
+        view = self._view(intent.target)
+        if view is not None:
+            self._reader.remember(intent, view)
+
+    async def _record_surely(self, records: Sequence[ControlRecord]) -> None:
+        """Record what is known for certain, however long the log can't take it."""
+        while True:
+            try:
+                await self._recorder.record(records)
+            except EngineError:
+                await trio.sleep(RECORD_RETRY_SECONDS)
+            else:
+                return
+
+    async def _refused(
+        self,
+        intent: PushIntent,
+        runtime: LaneRuntime,
+        connection: Connection,
+        answer: Refused,
+        *,
+        before_us: int | None,
+    ) -> None:
+        attempts = runtime.attempts
+        assert attempts is not None
+        runtime.last_error = answer.reason
+        pace = connection.pace(intent.request.connect_account)
+        now_us = self._clock.now_us()
+        if answer.scope == "account":
+            # The request was not looked at: it stays open and goes again when the key is right.
+            if before_us is None:
+                attempts.left_at_us = None
+            attempts.next_try_us = now_us + ACCOUNT_REFUSED_US
+            pace.breaker.pause(now_us, ACCOUNT_REFUSED_US)
+            connection.error = answer.reason
+            return
+        pace.breaker.succeeded()
+        if before_us is not None:
+            # That this attempt was refused says nothing about the one before it.
+            attempts.is_refused = True
+            attempts.next_try_us = now_us
+            return
+        record = PushOutcome(
+            target=intent.target,
+            number=intent.number,
+            result="refused",
+            reason=answer.reason,
+            code=answer.code,
+            is_target_wide=answer.scope == "target",
+            request_id=answer.request_id,
+        )
+        await self._record_surely((record,))
+        runtime.attempts = None
+        view = self._view(intent.target)
+        if view is not None:
+            connection.forget_object(view.resolved)
+        _logger.warning("push_refused", reason=answer.reason, code=answer.code, scope=answer.scope)
+
+    async def _read_back(
+        self, intent: PushIntent, runtime: LaneRuntime, connection: Connection
+    ) -> int | None:
+        attempts = runtime.attempts
+        assert attempts is not None
+        pace = connection.pace(intent.request.connect_account)
+        now_us = self._clock.now_us()
+        if wait_us := pace.breaker.admit(now_us) or pace.reads.take(now_us):
+            return now_us + wait_us
+        finalized_us = self._finalized_us(intent)
+        step = await self._reader.judge(intent, attempts, connection, finalized_us)
+        match step:
+            case Unread():
+                return self._unread(step, pace, runtime)
+            case Wait(until_us):
+                pace.breaker.succeeded()
+                return until_us
+            case Close():
+                pace.breaker.succeeded()
+                return await self._close(intent, step, runtime)
+            case Send() | ReadBack():
+                pace.breaker.succeeded()
+                return 0
+
+    # Decisions of people; hold the lane's lock.
+
+    async def decide(self, lane: Lane, make: Callable[[], PushDecision | PushOutcome]) -> None:
+        """Record a decision about a lane that nobody is serving meanwhile; `make` checks and may raise."""
+        runtime = self.runtime(lane)
+        async with runtime.lock:
+            record = make()
+            await self._recorder.record((record,))
+            if isinstance(record, PushOutcome):
+                runtime.attempts = None
+
+
+_RESULT_NAMES: Final[dict[type, str]] = {
+    Delivered: "delivered",
+    AlreadyDelivered: "exists",
+    RetryLater: "later",
+    Unknown: "unknown",
+    Refused: "refused",
+}

@@ -1,0 +1,64 @@
+"""Makes push records durable: many lanes' in one commit.
+
+Rules it keeps: a record is durable and folded before its lane goes on; records are appended in the order they were
+given; what the log can't take now is told to whoever waits, and nothing is kept for later. It must not know what the
+records mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
+
+import trio
+
+from engine.core.records import ControlRecord
+from engine.errors import EngineError
+
+RECORDS_PER_APPEND_MAX: Final = 500
+
+
+class _Waiting:
+    __slots__ = ("done", "error", "records")
+
+    def __init__(self, records: Sequence[ControlRecord]) -> None:
+        self.records = records
+        self.done = trio.Event()
+        self.error: EngineError | None = None
+
+
+class PushRecorder:
+    """One task that appends what the lanes hand in."""
+
+    def __init__(self, append: Callable[[Sequence[ControlRecord]], Awaitable[object]]) -> None:
+        self._append = append
+        self._queue: list[_Waiting] = []
+        self._wake = trio.Event()
+
+    async def record(self, records: Sequence[ControlRecord]) -> None:
+        """Return when the records are durable and folded. Raises EngineError when they are not."""
+        waiting = _Waiting(records)
+        self._queue.append(waiting)
+        self._wake.set()
+        await waiting.done.wait()
+        if waiting.error is not None:
+            raise waiting.error
+
+    async def run(self) -> None:
+        """Append what waits, until cancelled."""
+        while True:
+            while not self._queue:
+                self._wake = trio.Event()
+                await self._wake.wait()
+            taken: list[_Waiting] = []
+            count = 0
+            while self._queue and count < RECORDS_PER_APPEND_MAX:
+                taken.append(self._queue.pop(0))
+                count += len(taken[-1].records)
+            try:
+                await self._append([record for each in taken for record in each.records])
+            except EngineError as error:
+                for each in taken:
+                    each.error = error
+            for each in taken:
+                each.done.set()

@@ -1,0 +1,321 @@
+"""The pusher: brings what Stripe holds up to what was used, target by target, by differences.
+
+Rules it keeps: work grows with what changed, not with what exists; each lane is served by one worker at a time, at most
+WORKERS lanes at once; ingest never waits for it, and it never waits for Stripe in a place where others would. Whether
+and what to push is the plan's (engine.core.push_plan), how a lane is served engine.actors.push_lanes.
+It must not know HTTP routes, nor Stripe's library.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from random import Random
+from typing import Final
+
+import structlog
+import trio
+
+from engine.actors.group import Group
+from engine.actors.push_changes import PushChanges
+from engine.actors.push_connections import Connection
+from engine.actors.push_lanes import LaneServer
+from engine.actors.push_recorder import PushRecorder
+from engine.actors.shard import Shard
+from engine.core.billing import Destination, Proven, Resolved, Unresolved
+from engine.core.push_plan import TargetView
+from engine.core.push_records import Lane, PushDecision, PushOutcome, Role, Target
+from engine.core.push_state import PushState
+from engine.core.push_totals import PushTotals, uses_of
+from engine.core.records import ControlRecord
+from engine.core.registry import Registry
+from engine.core.rules import Rules
+from engine.core.shard_state import Series
+from engine.ports import Billing, Clock
+
+_logger = structlog.get_logger("stripemeter.push")
+WORKERS: Final = 64
+SERIES_PER_SLICE: Final = 50
+LOOK_SECONDS_MIN, LOOK_SECONDS_MAX = 0.02, 5.0
+"""How often what changed is taken in: a tenth of the interval, within these."""
+SLEEP_SECONDS_MAX: Final = 60.0
+"""A wall clock may step; what is due is looked for at least this often."""
+RESOLVES_AT_ONCE: Final = 16
+
+
+class Pusher:
+    """All lanes of all accounts. `run` it beside the shards."""
+
+    def __init__(
+        self,
+        state: PushState,
+        *,
+        billing: Mapping[Role, Billing],
+        registry: Callable[[], Registry],
+        rules: Rules,
+        shards: Sequence[Shard],
+        shard_of_customer: Callable[[str, str], tuple[Shard, int]],
+        append: Callable[[Sequence[ControlRecord]], object],
+        clock: Clock,
+        rng: Random,
+        log_id: bytes,
+        epoch: int,
+        interval_us: int,
+        held: Callable[[], str | None],
+    ) -> None:
+        self.state = state
+        self.connections: dict[Role, Connection] = {
+            role: Connection(role, one, clock, rng) for role, one in billing.items()
+        }
+        self._registry = registry
+        self.rules = rules
+        self._clock = clock
+        self._interval_us = interval_us
+        self.changes = PushChanges(state.routes, shard_of_customer, shards)
+        self.totals = PushTotals(
+            state.routes,
+            state.ledger,
+            resolution=self._resolution,
+            proven=self._proven,
+            mapping=lambda tenant, metric: registry().active_mapping(tenant, metric),
+        )
+        self.recorder = PushRecorder(append)  # type: ignore[arg-type]
+        self.server = LaneServer(
+            state.ledger,
+            connection=self.connections.get,
+            views=self._views_of,
+            view=self.totals.view,
+            recorder=self.recorder,
+            clock=clock,
+            rng=rng,
+            log_id=log_id,
+            epoch=epoch,
+            interval_us=interval_us,
+            held=held,
+        )
+        self._targets_of: dict[Lane, set[Target]] = {}
+        self._heap: list[tuple[int, int, Lane]] = []
+        self._due_at: dict[Lane, int] = {}
+        self._entries = 0
+        self._ready: deque[Lane] = deque()
+        self._queued: set[Lane] = set()
+        self._busy: set[Lane] = set()
+        self._again: set[Lane] = set()
+        self._work = trio.Event()
+        self._timer = trio.Event()
+        self._looking = trio.Lock()
+        self._resolving = trio.Event()
+        self.moved = trio.Event()
+        """Set, and replaced, whenever a lane was served."""
+        self.is_settled = False
+        """Whether everything there was at the start has been taken in."""
+
+    # The tree of tasks.
+
+    async def run(self) -> None:
+        """Push until cancelled."""
+        self.changes.map_everything()
+        self._take_kept()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.recorder.run)
+            for connection in self.connections.values():
+                nursery.start_soon(self._prove, connection)
+            nursery.start_soon(self._look_often)
+            nursery.start_soon(self._resolve_all)
+            nursery.start_soon(self._ring)
+            for _ in range(WORKERS):
+                nursery.start_soon(self._serve)
+
+    async def _prove(self, connection: Connection) -> None:
+        await connection.prove()
+        self.changes.map_everything()
+        self._resolving.set()
+        for lane, state in self.state.ledger.lanes.items():
+            if state.open is not None:
+                self.schedule(lane, self._clock.now_us())
+
+    async def _look_often(self) -> None:
+        seconds = min(max(self._interval_us / 1e7, LOOK_SECONDS_MIN), LOOK_SECONDS_MAX)
+        while True:
+            await self.look()
+            self.is_settled = True
+            await trio.sleep(seconds)
+
+    async def look(self, tenant: str | None = None) -> None:
+        """Take in what changed, of a tenant or (None) all. What was acknowledged before is in the totals after."""
+        async with self._looking:
+            if not self.changes:
+                return
+            newest = self.changes.newest
+            if newest is not None:
+                await newest.done.wait()
+            for number, series in enumerate(self.changes.take(tenant)):
+                self._take(series)
+                if number % SERIES_PER_SLICE == 0:
+                    await trio.lowlevel.checkpoint()
+            if self.totals.unresolved():
+                self._resolving.set()
+
+    def _take(self, series: Series) -> None:
+        shard, partition = self.changes.place_of(series)
+        uses = uses_of(shard.state, self.rules, partition, series)
+        now_us = self._clock.now_us()
+        for target in self.totals.take(series, uses):
+            of_lane = self._targets_of.setdefault(target.lane, set())
+            if self.totals.view(target) is None:
+                of_lane.discard(target)
+            else:
+                of_lane.add(target)
+            self.schedule(target.lane, now_us)
+
+    def kept_targets(self) -> set[Target]:
+        """Targets that erased customers had, among those that are served."""
+        kept = set()
+        for targets in self._targets_of.values():
+            for target in targets:
+                state = self.state.ledger.target(target)
+                if state is not None and state.kept_request is not None:
+                    kept.add(target)
+        return kept
+
+    def _views_of(self, lane: Lane) -> Iterator[TargetView]:
+        for target in tuple(self._targets_of.get(lane, ())):
+            if (view := self.totals.view(target)) is not None:
+                yield view
+
+    def _take_kept(self) -> None:
+        """Targets of erased customers have nobody who contributes; what they are owed is in the ledger."""
+        for lane, state in self.state.ledger.lanes.items():
+            for kept in state.targets.values():
+                if kept.kept_request is not None:
+                    self._targets_of.setdefault(lane, set()).add(kept.target)
+                    self.schedule(lane, self._clock.now_us())
+
+    # Resolving.
+
+    def _proven(self, role: Role) -> Proven | None:
+        connection = self.connections.get(role)
+        return None if connection is None else connection.proven
+
+    def _resolution(self, role: Role, destination: Destination) -> Resolved | Unresolved | None:
+        connection = self.connections.get(role)
+        if connection is None:
+            return Unresolved(_NO_KEY[role])
+        return connection.known(destination)
+
+    async def _resolve_all(self) -> None:
+        limiter = trio.CapacityLimiter(RESOLVES_AT_ONCE)
+        under_way: set[tuple[Role, Destination]] = set()
+        async with trio.open_nursery() as nursery:
+            while True:
+                with trio.move_on_after(LOOK_SECONDS_MAX):
+                    await self._resolving.wait()
+                self._resolving = trio.Event()
+                wanted = set(self.totals.unresolved())
+                for role, connection in self.connections.items():
+                    wanted |= {(role, one) for one in connection.stale(1_000)}
+                for role, destination in wanted - under_way:
+                    if self.connections[role].proven is not None:
+                        under_way.add((role, destination))
+                        await limiter.acquire_on_behalf_of((role, destination))
+                        nursery.start_soon(self._resolve, role, destination, limiter, under_way)
+
+    async def _resolve(
+        self,
+        role: Role,
+        destination: Destination,
+        limiter: trio.CapacityLimiter,
+        under_way: set[tuple[Role, Destination]],
+    ) -> None:
+        connection = self.connections[role]
+        before = connection.known(destination)
+        wait_us = await connection.resolve(destination)
+        if connection.known(destination) != before or wait_us is None:
+            for series in self.totals.resolved(role, destination):
+                self.changes.add(series)
+            await self.look()
+        limiter.release_on_behalf_of((role, destination))
+        if wait_us is not None:
+            await trio.sleep(wait_us / 1e6)
+            self._resolving.set()
+        under_way.discard((role, destination))
+
+    # Lanes: when, and by whom.
+
+    def schedule(self, lane: Lane, at_us: int) -> None:
+        """Serve a lane at an instant, or earlier if that was arranged before."""
+        known = self._due_at.get(lane)
+        if known is not None and known <= at_us:
+            return
+        self._due_at[lane] = at_us
+        self._entries += 1
+        heapq.heappush(self._heap, (at_us, self._entries, lane))
+        if self._heap[0][2] is lane:
+            self._timer.set()
+
+    async def _ring(self) -> None:
+        """Hand lanes to the workers when their time has come."""
+        while True:
+            now_us = self._clock.now_us()
+            while self._heap and self._heap[0][0] <= now_us:
+                at_us, _, lane = heapq.heappop(self._heap)
+                if self._due_at.get(lane) == at_us:
+                    del self._due_at[lane]
+                    self._hand_out(lane)
+            wait = SLEEP_SECONDS_MAX
+            if self._heap:
+                wait = min(wait, max(0.001, (self._heap[0][0] - self._clock.now_us()) / 1e6))
+            self._timer = trio.Event()
+            with trio.move_on_after(wait):
+                await self._timer.wait()
+
+    def _hand_out(self, lane: Lane) -> None:
+        if lane in self._busy:
+            self._again.add(lane)
+        elif lane not in self._queued:
+            self._queued.add(lane)
+            self._ready.append(lane)
+            self._work.set()
+
+    async def _serve(self) -> None:
+        while True:
+            while not self._ready:
+                self._work = trio.Event() if self._work.is_set() else self._work
+                await self._work.wait()
+            lane = self._ready.popleft()
+            self._queued.discard(lane)
+            self._busy.add(lane)
+            again_us = await self.server.serve(lane)
+            self._busy.discard(lane)
+            if lane in self._again:
+                self._again.discard(lane)
+                self._hand_out(lane)
+            elif again_us is not None:
+                self.schedule(lane, again_us)
+            self.moved.set()
+            self.moved = trio.Event()
+
+    # What others tell it.
+
+    def feed(self, group: Group) -> None:
+        """A group is durable; its events are about to be folded."""
+        self.changes.feed(group)
+        for record in group.controls:
+            if isinstance(record, PushDecision):
+                self._decided(record)
+            elif isinstance(record, PushOutcome) and record.target.lane not in self._busy:
+                self.schedule(record.target.lane, self._clock.now_us())
+
+    def _decided(self, record: PushDecision) -> None:
+        lane = record.lane if record.target is None else record.target.lane
+        if record.target is not None and record.kind == "keep":
+            self._targets_of.setdefault(record.target.lane, set()).add(record.target)
+        if lane is not None and lane not in self._busy:
+            self.schedule(lane, self._clock.now_us())
+
+
+_NO_KEY: Final[dict[Role, str]] = {
+    "main": "no Stripe key is set, and the simulator is off: set STRIPE_SECRET_KEY",
+    "shadow": "shadow mode needs STRIPE_TEST_SECRET_KEY",
+}
