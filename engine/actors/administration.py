@@ -2,8 +2,9 @@
 
 Rules it keeps: check and record are under one lock, so that no two changes pass each other's checks; a change is
 answered when it is on disk and folded; a change of what was counted by (period, aggregation, billing anchor) takes
-effect at the end of the running period once there is usage, since the past keeps its boundaries.
-It must not know HTTP, nor what a Stripe field means: those are kept as they are, for the release that pushes.
+effect at the end of the running period once there is usage, since the past keeps its boundaries; so does a change of
+where or how much is pushed (engine.actors.push_effects), unless a cutover is asked for. A dry run checks and records
+nothing. It must not know HTTP.
 """
 
 from __future__ import annotations
@@ -12,32 +13,27 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from engine.actors import push_effects
 from engine.actors.supervisor import Meter
 from engine.core import api_keys
 from engine.core.api_keys import NewKey
-from engine.core.configured import Change, Customer, CustomerChange, Mapping, MappingChange
-from engine.core.counters import AGGREGATIONS
+from engine.core.configured import (
+    Change,
+    Customer,
+    CustomerChange,
+    Cutover,
+    Mapping,
+    MappingChange,
+)
+from engine.core.configured_checks import check_customer, check_mapping
 from engine.core.periods import next_boundary
 from engine.core.records import ApiKeyChange, ControlRecord
 from engine.core.stripe_owners import StripeOwners
 from engine.core.times import INSTANT_US_END
-from engine.errors import Conflict, NotFound, Refused
-from engine.limits import METRIC_CHARS_MAX, NAME_CHARS_MAX
+from engine.errors import Conflict, NotFound
 
-LATENESS_US_MAX: Final = 8760 * 3600 * 1_000_000
-"""A year: a period that stays open longer can't be billed."""
-UNIT_CHARS_MAX: Final = 50
-PERIODS: Final = ("calendar", "subscription", "day")
-DRIVERS: Final = ("meter", "usage_record", "stream")
-SUBSCRIPTION_ITEMS_MAX: Final = 100
 MAPPINGS_OF_A_TENANT_MAX: Final = 10_000
 ID_RANDOM_BYTES: Final = 8
-_MAPPING_STRIPE_FIELDS: Final = (
-    "stripe_account",
-    "price_id",
-    "subscription_item_id",
-    "meter_event_name",
-)
 
 
 class By(NamedTuple):
@@ -47,19 +43,35 @@ class By(NamedTuple):
     request_id: str | None
 
 
+class Wanted(NamedTuple):
+    """How a change of where or how much is pushed is to be made."""
+
+    cutover: Cutover | None = None
+    is_dry_run: bool = False
+    """Check everything, record nothing."""
+
+
 class Changed(NamedTuple):
-    """A mapping or customer after its change, and from when its periods hold (None: at once)."""
+    """A mapping after its change."""
 
     value: Mapping
     effective_from_us: int | None
+    """From when its periods hold; None: at once."""
+    push_from_us: int | None
+    """From when its destination holds, if that changed; None: at once, or always."""
 
 
 class ChangedCustomer(NamedTuple):
-    """A customer after its change, and from when its billing anchor holds (None: at once)."""
+    """A customer after its change."""
 
     value: Customer
     effective_from_us: int | None
+    """From when its billing anchor holds; None: at once."""
+    push_from_us: int | None
     was_new: bool
+
+
+_AS_USUAL: Final = Wanted()
 
 
 class Administration:
@@ -80,9 +92,9 @@ class Administration:
             raise NotFound(f"there is no mapping {mapping_id}")
         return found
 
-    async def create_mapping(self, draft: Mapping, by: By) -> Changed:
+    async def create_mapping(self, draft: Mapping, by: By, wanted: Wanted = _AS_USUAL) -> Changed:
         """Record a new mapping; its id and times are given here. Raises Refused or Conflict."""
-        _check_mapping(draft)
+        check_mapping(draft)
         async with self._meter.change_lock:
             self._require_ready()
             now_us = self._meter.clock.now_us()
@@ -97,11 +109,11 @@ class Administration:
                     f"the tenant has {MAPPINGS_OF_A_TENANT_MAX} mappings, the most there may be"
                 )
             self._check_one_active(mapping)
-            return await self._record_mapping(mapping, by, now_us)
+            return await self._record_mapping(mapping, by, now_us, wanted)
 
-    async def update_mapping(self, mapping: Mapping, by: By) -> Changed:
+    async def update_mapping(self, mapping: Mapping, by: By, wanted: Wanted = _AS_USUAL) -> Changed:
         """Record what a mapping is now. Raises Refused, Conflict (id, tenant and metric never change), NotFound."""
-        _check_mapping(mapping)
+        check_mapping(mapping)
         async with self._meter.change_lock:
             self._require_ready()
             old = self.mapping(mapping.id, mapping.tenant_id)
@@ -112,7 +124,7 @@ class Administration:
                 mapping, created_at_us=old.created_at_us, updated_at_us=now_us
             )
             self._check_one_active(mapping)
-            return await self._record_mapping(mapping, by, now_us)
+            return await self._record_mapping(mapping, by, now_us, wanted)
 
     async def delete_mapping(self, mapping_id: str, tenant: str | None, by: By) -> Mapping:
         """Record that a mapping is gone; its metric counts by the defaults again. Raises NotFound."""
@@ -134,11 +146,41 @@ class Administration:
                 f"metric {mapping.metric!r} has an active mapping, {active.id}: change that one, or make it inactive"
             )
 
-    async def _record_mapping(self, mapping: Mapping, by: By, now_us: int) -> Changed:
+    async def _record_mapping(
+        self, mapping: Mapping, by: By, now_us: int, wanted: Wanted
+    ) -> Changed:
+        for item in (mapping.subscription_item_id, mapping.shadow_subscription_item_id):
+            if item is not None and self._is_anothers_item(item, mapping.tenant_id):
+                raise Conflict(f"{item} belongs to another tenant")
         effective_from_us = self._mapping_effect_us(mapping, now_us)
+        pushing = push_effects.of_mapping(self._meter, mapping, wanted.cutover, now_us)
         change = _change(by, effective_from_us)
-        await self._append(MappingChange(mapping=mapping, change=change))
-        return Changed(mapping, effective_from_us)
+        record = MappingChange(mapping=mapping, change=change, push=pushing.effect)
+        await self._append_push_change(record, pushing, by, wanted)
+        return Changed(mapping, effective_from_us, pushing.from_us)
+
+    async def _append_push_change(
+        self,
+        record: MappingChange | CustomerChange,
+        pushing: push_effects.PushChange,
+        by: By,
+        wanted: Wanted,
+    ) -> None:
+        if wanted.is_dry_run:
+            return
+        freezes = await push_effects.frozen(self._meter, pushing, by.actor)
+        # One append: a cutover without what it was cut at would leave everything where it was.
+        await self._meter.append_controls((*freezes, record))
+
+    def _is_anothers_item(self, item: str, tenant: str) -> bool:
+        """Whether another tenant has a subscription item, as a customer's or a mapping's."""
+        if any(of != tenant for of in self._owners_now().tenants_of_item(item)):
+            return True
+        return any(
+            item in (mapping.subscription_item_id, mapping.shadow_subscription_item_id)
+            and mapping.tenant_id != tenant
+            for mapping in self._meter.registry.mappings.values()
+        )
 
     def _mapping_effect_us(self, mapping: Mapping, now_us: int) -> int | None:
         """From when the mapping's period and aggregation hold; None: always, nothing contradicts it.
@@ -166,16 +208,23 @@ class Administration:
             raise NotFound(f"nothing was put for customer {customer_ref!r}")
         return found
 
-    async def put_customer(self, draft: Customer, by: By) -> ChangedCustomer:
+    def _owners_now(self) -> StripeOwners:
+        if self._owners is None:
+            registry = self._meter.registry
+            self._owners = StripeOwners(
+                one for of in registry.customers.values() for one in of.values()
+            )
+        return self._owners
+
+    async def put_customer(
+        self, draft: Customer, by: By, wanted: Wanted = _AS_USUAL
+    ) -> ChangedCustomer:
         """Record what is known of a customer, in place of what was. Raises Refused or Conflict."""
-        _check_customer(draft)
+        check_customer(draft)
         async with self._meter.change_lock:
             self._require_ready()
             registry = self._meter.registry
-            if self._owners is None:
-                self._owners = StripeOwners(
-                    one for of in registry.customers.values() for one in of.values()
-                )
+            owners = self._owners_now()
             old = registry.customer(draft.tenant_id, draft.customer_ref)
             now_us = self._meter.clock.now_us()
             customer = msgspec.structs.replace(
@@ -183,14 +232,21 @@ class Administration:
                 created_at_us=now_us if old is None else old.created_at_us,
                 updated_at_us=now_us,
             )
-            if objections := self._owners.objections(customer):
+            objections = owners.objections(customer) + [
+                f"{item} belongs to another tenant"
+                for item in dict.fromkeys(customer.subscription_items.values())
+                if self._is_anothers_item(item, customer.tenant_id)
+            ]
+            if objections:
                 raise Conflict("; ".join(objections))
             effective_from_us = self._anchor_effect_us(customer, now_us)
-            await self._append(
-                CustomerChange(customer=customer, change=_change(by, effective_from_us))
-            )
-            self._owners.take(old, customer)
-            return ChangedCustomer(customer, effective_from_us, old is None)
+            pushing = push_effects.of_customer(self._meter, customer, wanted.cutover, now_us)
+            change = _change(by, effective_from_us)
+            record = CustomerChange(customer=customer, change=change, push=pushing.effect)
+            await self._append_push_change(record, pushing, by, wanted)
+            if not wanted.is_dry_run:
+                owners.take(old, customer)
+            return ChangedCustomer(customer, effective_from_us, pushing.from_us, old is None)
 
     def _anchor_effect_us(self, customer: Customer, now_us: int) -> int | None:
         """From when the anchor holds; None: always, since nothing was counted by another one.
@@ -279,64 +335,3 @@ class Administration:
 
 def _change(by: By, effective_from_us: int | None) -> Change:
     return Change(actor=by.actor, request_id=by.request_id, effective_from_us=effective_from_us)
-
-
-def _text_error(value: str, chars_max: int) -> str | None:
-    if not 1 <= len(value) <= chars_max:
-        return f"must have 1 to {chars_max} characters"
-    return "must not hold the character U+0000" if "\0" in value else None
-
-
-def _word_error(value: str, words: tuple[str, ...]) -> str | None:
-    return None if value in words else f"must be one of {', '.join(words)}"
-
-
-def _check_mapping(mapping: Mapping) -> None:
-    """Raises Refused naming every field that is wrong."""
-    found: list[tuple[str, str | None]] = [
-        ("tenantId", _text_error(mapping.tenant_id, NAME_CHARS_MAX)),
-        ("metric", _text_error(mapping.metric, METRIC_CHARS_MAX)),
-        ("aggregation", _word_error(mapping.aggregation, AGGREGATIONS)),
-        ("period", _word_error(mapping.period, PERIODS)),
-        ("driver", _word_error(mapping.driver, DRIVERS)),
-    ]
-    if mapping.lateness_us is not None and not 0 <= mapping.lateness_us <= LATENESS_US_MAX:
-        found.append(("latenessHours", "must be 0 to 8760 hours"))
-    if mapping.unit is not None:
-        found.append(("unit", _text_error(mapping.unit, UNIT_CHARS_MAX)))
-    if mapping.currency is not None and not (
-        len(mapping.currency) == 3 and mapping.currency.isascii() and mapping.currency.isalpha()
-    ):
-        found.append(("currency", "must be a currency of three letters, such as usd"))
-    for field in _MAPPING_STRIPE_FIELDS:
-        value = getattr(mapping, field)
-        if value is not None:
-            head, *rest = field.split("_")
-            name = head + "".join(word.title() for word in rest)
-            found.append((name, _text_error(value, NAME_CHARS_MAX)))
-    _refuse(found, "the mapping is not valid; see errors")
-
-
-def _check_customer(customer: Customer) -> None:
-    """Raises Refused naming every field that is wrong."""
-    found: list[tuple[str, str | None]] = [
-        ("tenantId", _text_error(customer.tenant_id, NAME_CHARS_MAX)),
-        ("customerRef", _text_error(customer.customer_ref, NAME_CHARS_MAX)),
-    ]
-    if customer.stripe_customer_id is not None:
-        found.append(("stripeCustomerId", _text_error(customer.stripe_customer_id, NAME_CHARS_MAX)))
-    if customer.test_clock is not None:
-        found.append(("testClock", _text_error(customer.test_clock, NAME_CHARS_MAX)))
-    items = customer.subscription_items
-    if len(items) > SUBSCRIPTION_ITEMS_MAX:
-        found.append(("subscriptionItems", f"must have at most {SUBSCRIPTION_ITEMS_MAX} metrics"))
-    for metric, item in list(items.items())[:SUBSCRIPTION_ITEMS_MAX]:
-        found.append(("subscriptionItems", _text_error(metric, METRIC_CHARS_MAX)))
-        found.append((f"subscriptionItems.{metric}", _text_error(item, NAME_CHARS_MAX)))
-    _refuse(found, "the customer is not valid; see errors")
-
-
-def _refuse(found: list[tuple[str, str | None]], message: str) -> None:
-    errors = tuple((field, text) for field, text in found if text is not None)
-    if errors:
-        raise Refused(message, errors)

@@ -54,9 +54,8 @@ class StripeOwners:
                         "customers that share a Stripe customer share its billing anchor"
                     )
                     break
-        found += [
-            f"{item} belongs to another tenant"
-            for item in dict.fromkeys(new.subscription_items.values())
-            if any(tenant != new.tenant_id for tenant, _ in self._items.get(item, {}))
-        ]
         return found
+
+    def tenants_of_item(self, item: str) -> set[str]:
+        """Whose customers have a subscription item."""
+        return {tenant for tenant, _ in self._items.get(item, {})}
