@@ -75,23 +75,20 @@ class Fields:
 
     def read(self, name: str, reader: Callable[[object, str], _Read], default: _Read) -> _Read:
         """`reader(value, path)`, or `default` when the field is absent or null; a refusal is collected."""
-        if not self.has(name):
+        value = self._values.get(name)
+        if value is None:
             return default
-        return self.attempt(lambda: reader(self._values[name], join(self.path, name)), default)
+        try:
+            return reader(value, join(self.path, name))
+        except PricingError as error:
+            self.problems += error.errors
+            return default
 
     def needed(self, name: str, reader: Callable[[object, str], _Read], default: _Read) -> _Read:
         """`read`, for a field that must be there."""
         if not self.has(name):
             self.problems.append((join(self.path, name), "is missing"))
         return self.read(name, reader, default)
-
-    def attempt(self, make: Callable[[], _Read], default: _Read) -> _Read:
-        """What `make` makes, or `default` after its refusal was collected."""
-        try:
-            return make()
-        except PricingError as error:
-            self.problems += error.errors
-            return default
 
     def done(self, make: Callable[[], _Read]) -> _Read:
         """What `make` makes of fields without a problem; its refusals are put under this path."""
@@ -104,6 +101,8 @@ class Fields:
 
 
 def _camel(name: str) -> str:
+    if "_" not in name:
+        return name
     return _SNAKE.sub(lambda match: match[1].upper(), name)
 
 
@@ -203,14 +202,18 @@ def _tier(document: object, path: str) -> Tier:
     if isinstance(document, Tier):
         return document
     fields = Fields(document, path, _TIER_FIELDS)
-    end = fields.raw("upTo")
-    up_to = None if end in _ENDLESS else fields.read("upTo", exact, None)
     if not fields.has("unitPrice") and not fields.has("flatPrice"):
         message = "is missing: a tier needs a unitPrice, a flatPrice or both"
         fields.problems.append((join(path, "unitPrice"), message))
-    unit_price = fields.read("unitPrice", exact, ZERO)
-    flat_price = fields.read("flatPrice", exact, ZERO)
-    return fields.done(lambda: Tier(up_to, unit_price, flat_price))
+    # Numbers that are none are for Tier to refuse: read here, each would be looked at twice.
+    up_to, unit_price, flat_price = map(fields.raw, ("upTo", "unitPrice", "flatPrice"))
+    return fields.done(
+        lambda: Tier(
+            None if up_to in _ENDLESS else up_to,  # type: ignore[arg-type]
+            ZERO if unit_price is None else unit_price,  # type: ignore[arg-type]
+            ZERO if flat_price is None else flat_price,  # type: ignore[arg-type]
+        )
+    )
 
 
 def read_inputs(

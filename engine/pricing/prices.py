@@ -16,7 +16,7 @@ It must not know how a quantity is priced (engine.pricing.charges) nor how a doc
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Final, Literal, get_args
@@ -55,10 +55,11 @@ class Tier:
     flat_price: Decimal = ZERO
 
     def __post_init__(self) -> None:
-        if self.up_to is not None:
-            object.__setattr__(self, "up_to", exact(self.up_to, "upTo"))
-        object.__setattr__(self, "unit_price", not_negative(self.unit_price, "unitPrice"))
-        object.__setattr__(self, "flat_price", not_negative(self.flat_price, "flatPrice"))
+        problems = _take_numbers(self, _TIER_NUMBERS)
+        if self.unit_price is None or self.flat_price is None:
+            problems.append(("unitPrice", "must be a number, as flatPrice must; 0 is one"))
+        if problems:
+            raise PricingError(problems)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,15 +80,7 @@ class PriceConfig:
     maximum_charge: Decimal | None = None
 
     def __post_init__(self) -> None:
-        problems: list[Problem] = []
-        for name, field in _NUMBERS.items():
-            value = getattr(self, name)
-            if value is None:
-                continue
-            try:
-                object.__setattr__(self, name, not_negative(value, field))
-            except PricingError as error:
-                problems += error.errors
+        problems = _take_numbers(self, _NUMBERS)
         try:
             object.__setattr__(self, "currency", currency_code(self.currency, "currency"))
         except PricingError as error:
@@ -99,12 +92,34 @@ class PriceConfig:
             raise PricingError(problems)
 
 
-_NUMBERS: Final = {
-    "unit_price": "unitPrice",
-    "package_size": "packageSize",
-    "minimum_charge": "minimumCharge",
-    "maximum_charge": "maximumCharge",
-}
+_NumberReader = Callable[[object, str], Decimal]
+_TIER_NUMBERS: Final[tuple[tuple[str, str, _NumberReader], ...]] = (
+    ("up_to", "upTo", exact),
+    ("unit_price", "unitPrice", not_negative),
+    ("flat_price", "flatPrice", not_negative),
+)
+_NUMBERS: Final[tuple[tuple[str, str, _NumberReader], ...]] = (
+    ("unit_price", "unitPrice", not_negative),
+    ("package_size", "packageSize", not_negative),
+    ("minimum_charge", "minimumCharge", not_negative),
+    ("maximum_charge", "maximumCharge", not_negative),
+)
+
+
+def _take_numbers(
+    holder: object, numbers: tuple[tuple[str, str, _NumberReader], ...]
+) -> list[Problem]:
+    """Make exact decimals of a frozen object's fields while it is constructed; the problems of those that are none."""
+    problems: list[Problem] = []
+    for name, field, reader in numbers:
+        value = getattr(holder, name)
+        if value is None:
+            continue
+        try:
+            object.__setattr__(holder, name, reader(value, field))
+        except PricingError as error:
+            problems += error.errors
+    return problems
 
 
 def _contradictions(price: PriceConfig) -> Iterator[Problem]:
