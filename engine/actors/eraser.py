@@ -9,7 +9,7 @@ changes; what comes in under the name after `begin` belongs to a new customer. I
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -37,6 +37,7 @@ from engine.core.keeping import (
     ErasedPart,
 )
 from engine.core.partitions import partition_of
+from engine.core.push_records import PushDecision
 from engine.core.records import PartKind, RecordError, RecordType, decode_control
 from engine.core.registry import Erasure, Registry
 from engine.errors import Conflict, EngineError, NotFound, Unavailable
@@ -52,6 +53,10 @@ ID_BYTES: Final = 8
 _RETRY_SECONDS: Final = 30.0
 _ACTOR: Final = "system:eraser"
 _logger = structlog.get_logger("stripemeter.eraser")
+
+
+Keeping = Callable[[str, dict[str, str], str], Awaitable[Sequence[PushDecision]]]
+"""(tenant, name to pseudonym, actor) to the decisions that keep what is pushed as it was."""
 
 
 class Eraser:
@@ -70,6 +75,7 @@ class Eraser:
         retention: Retention,
         ids: Ids,
         run_blocking: RunBlocking,
+        keeping: Keeping,
         busy: trio.Lock,
         asking: trio.Lock,
     ) -> None:
@@ -84,6 +90,7 @@ class Eraser:
         self._retention = retention
         self._ids = ids
         self._run_blocking = run_blocking
+        self._keeping = keeping
         self._busy = busy
         self._asking = asking
         self._wake = trio.Event()
@@ -157,12 +164,14 @@ class Eraser:
                 "an operation is being recorded and may hold the customer's name: retry"
             ) from None
         try:
+            kept = await self._keeping(tenant, names, actor)
             for operation in self._registry.operations.open():
                 if operation.tenant_id in (tenant, ""):
                     raise Conflict(
                         f"operation {operation.id} is under way and may hold the customer's name: wait for its end"
                     )
-            await self._writer.append_controls(begins)
+            # With them, so that a total at Stripe never loses what the customers had used.
+            await self._writer.append_controls([*kept, *begins])
         finally:
             self._asking.release()
         self._wake.set()

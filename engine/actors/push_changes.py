@@ -89,8 +89,8 @@ class PushChanges:
                     series = (counter.tenant_id, counter.metric, counter.customer_ref)
                     self._dirty[series] = None
             case EraseChange():
-                for names in record.names.items():
-                    for name in names:
+                for both in record.names.items():
+                    for name in both:
                         for metric in self.mapped.get(record.tenant_id, ()):
                             self._dirty[record.tenant_id, metric, name] = None
             case _:

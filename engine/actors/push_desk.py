@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 import msgspec
 import trio
 
+from engine.actors.push_connections import ConnectionReport
 from engine.actors.pusher import Pusher
 from engine.core.billing import PushRequest
 from engine.core.periods import period_in
@@ -32,6 +33,7 @@ from engine.core.push_records import (
     PushOutcome,
     Role,
     Target,
+    series_digest,
     target_id,
 )
 from engine.errors import Conflict, NotFound
@@ -177,6 +179,10 @@ class PushDesk:
                 pusher.schedule(report.target.lane, self._clock.now_us())
             with trio.move_on_after(FLUSH_SLICE_SECONDS):
                 await pusher.moved.wait()
+
+    def connections(self) -> dict[Role, ConnectionReport]:
+        """Each key, as far as it may be shown."""
+        return {role: one.report() for role, one in self._pusher.connections.items()}
 
     # Decisions.
 
@@ -356,36 +362,38 @@ class PushDesk:
 
     # Erasing.
 
-    async def keeping(
-        self, tenant: str, customer_refs: frozenset[str], actor: str
-    ) -> list[PushDecision]:
-        """Decisions that keep what customers used part of their targets, to be recorded with their erasure.
+    async def keeping(self, tenant: str, names: dict[str, str], actor: str) -> list[PushDecision]:
+        """Decisions that keep what customers use part of their targets, to be recorded with their erasure.
 
-        Raises Conflict while it is not known where their usage goes.
+        `names`: name to pseudonym. Raises Conflict while it is not known where their usage goes.
         """
         await self._pusher.look(tenant)
         totals = self._pusher.totals
-        kept: dict[Target, int] = {}
-        views: dict[Target, TargetView] = {}
         for series, reason in totals.unroutable.items():
-            if series[0] == tenant and series[2] in customer_refs and totals.is_waiting(series):
+            if series[0] == tenant and series[2] in names and totals.is_waiting(series):
                 raise Conflict(
                     f"where usage of {series[1]!r} is pushed is not known yet ({reason}): "
                     "erase when Stripe can be reached, so that what was billed stays"
                 )
+        decisions = []
         for target in list(totals.targets):
             view = totals.view(target)
-            for series in totals.series_of(target):
-                if series[0] == tenant and series[2] in customer_refs and view is not None:
-                    micros = sum(
-                        c.micros for c in totals.contributions(series) if c.target == target
-                    )
-                    kept[target] = kept.get(target, 0) + micros
-                    views[target] = view
-        return [
-            msgspec.structs.replace(_kept(views[target], actor), micros=str(micros))
-            for target, micros in kept.items()
-        ]
+            own = [s for s in totals.series_of(target) if s[0] == tenant and s[2] in names]
+            if view is None or not own:
+                continue
+            rows, constant = [], 0
+            for series in own:
+                share = next(c for c in totals.contributions(series) if c.target == target)
+                if share.base is None:
+                    constant += share.micros  # of before a cutover: it no longer changes
+                else:
+                    digest = series_digest(tenant, series[1], names[series[2]])
+                    rows.append((digest, target.start_us, str(share.base)))
+            decision = _kept(view, actor)
+            decisions.append(
+                msgspec.structs.replace(decision, micros=str(constant), rows=tuple(rows))
+            )
+        return decisions
 
 
 def is_behind(report: TargetReport) -> bool:

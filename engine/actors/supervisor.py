@@ -17,9 +17,10 @@ It must not know HTTP, LMDB or the operating system.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from random import Random
 from typing import Any, Literal
 
 import structlog
@@ -33,6 +34,8 @@ from engine.actors.key_merger import KeyMerger
 from engine.actors.log_writer import LogWriter, Offer
 from engine.actors.operations import OperationRunner
 from engine.actors.period_closer import PeriodCloser
+from engine.actors.push_desk import PushDesk
+from engine.actors.pusher import Pusher
 from engine.actors.recovery import Progress, Recovered, genesis_drafts, read_genesis, recover
 from engine.actors.retention import Retention
 from engine.actors.shard import Shard
@@ -40,6 +43,7 @@ from engine.actors.snapshotter import ControlState, Snapshotter
 from engine.core.audit import AuditTrail
 from engine.core.events import EventLimits
 from engine.core.partitions import partition_of, shard_of
+from engine.core.push_records import PushDecision, Role
 from engine.core.push_state import PushState
 from engine.core.records import ControlRecord, Genesis, PeriodClosing, SettingsChange
 from engine.core.registry import Registry
@@ -48,7 +52,7 @@ from engine.core.shard_state import MetricUsage, ShardState
 from engine.core.usage import usage_at
 from engine.errors import EngineError, StartRefused, Unavailable
 from engine.limits import META_BYTES_MAX, PARTITIONS
-from engine.ports import Clock, Ids, RunBlocking
+from engine.ports import Billing, Clock, Ids, RunBlocking
 from wal.archive import ArchiveStore
 from wal.cells import CellStore
 from wal.key_index import RECENT_KEYS_MAX, KeyIndex
@@ -73,6 +77,8 @@ class MeterOptions:
     meta_bytes_max: int = META_BYTES_MAX
     retention_days: int = 0
     """Bodies of older events in closed periods are dropped; 0: never, unless a person asks."""
+    push_interval_us: int = 60_000_000
+    """At most one push per target in this time."""
     is_read_only: bool = False
     """Nothing is appended and nothing follows the log: for a look at what would be. The log may be read-only too."""
     is_indexing: bool = True
@@ -96,8 +102,11 @@ class Meter:
         clock: Clock,
         ids: Ids,
         run_blocking: RunBlocking,
+        billing: Mapping[Role, Billing] | None = None,
     ) -> None:
+        """`billing`: the ways to Stripe, live or simulated, and to the shadow account; without any nothing is pushed."""
         self.options = options
+        self._billing = billing or {}
         self.clock = clock
         self.ids = ids
         self.run_blocking = run_blocking
@@ -198,6 +207,7 @@ class Meter:
             limits=lambda: EventLimits(self.options.meta_bytes_max, self.registry.horizon_us),
         )
         as_of = self._past(writer)
+        pusher = self._make_pusher(writer, closer)
         retention, eraser = self._keepers(writer, snapshotter, indexer, operations.asking)
         self._started = _Started(
             writer,
@@ -210,6 +220,8 @@ class Meter:
             as_of,
             retention,
             eraser,
+            pusher,
+            PushDesk(pusher, self.clock),
         )
         writer_nursery.start_soon(writer.run)
         for shard in self.shards:
@@ -221,6 +233,7 @@ class Meter:
                 followers.start_soon(task)
             if self.options.is_indexing:
                 followers.start_soon(indexer.run)
+            followers.start_soon(pusher.run)
             followers.start_soon(retention.run)
             followers.start_soon(eraser.run)
         snapshotter.log_grew(writer.published_sequence)
@@ -236,6 +249,28 @@ class Meter:
             run_blocking=self.run_blocking,
             published_sequence=lambda: writer.published_sequence,
         )
+
+    def _make_pusher(self, writer: LogWriter, closer: PeriodCloser) -> Pusher:
+        return Pusher(
+            self.push,
+            billing=self._billing,
+            registry=lambda: self.registry,
+            rules=self.rules,
+            shards=self.shards,
+            shard_of_customer=self.shard_of_customer,
+            append=writer.append_controls,
+            clock=self.clock,
+            rng=Random(self.ids.token(8)),
+            log_id=self.log_id,
+            epoch=self.log.head().epoch,
+            interval_us=self.options.push_interval_us,
+            held=lambda: closer.held_because,
+        )
+
+    async def _keep_pushed(
+        self, tenant: str, names: dict[str, str], actor: str
+    ) -> Sequence[PushDecision]:
+        return await self.started.pusher.keeping(tenant, names, actor)
 
     def _keepers(
         self, writer: LogWriter, snapshotter: Snapshotter, indexer: Indexer, asking: trio.Lock
@@ -263,6 +298,7 @@ class Meter:
             snapshotter=snapshotter,
             indexer=indexer,
             retention=retention,
+            keeping=self._keep_pushed,
             ids=self.ids,
             run_blocking=self.run_blocking,
             busy=busy,
@@ -357,6 +393,7 @@ class Meter:
         started.merger.keys_added()
         started.snapshotter.log_grew(next_sequence)
         started.indexer.feed(group, next_sequence)
+        started.push.feed(group)
 
     def _control_state(self) -> ControlState:
         return ControlState(
@@ -452,3 +489,6 @@ class _Started:
     as_of: AsOf
     retention: Retention
     eraser: Eraser
+    push: Pusher
+    pusher: PushDesk
+    """What people ask of pushing."""

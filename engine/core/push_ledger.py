@@ -63,7 +63,7 @@ class TargetState(msgspec.Struct):
     carried_in: int = 0
     """Units due here on top of the period's own use."""
     kept_micros: str = "0"
-    """What erased customers had used; wide, hence text."""
+    """What erased customers had used before a cutover; wide, hence text."""
     kept_request: PushRequest | None = None
     """How to push it when nobody else contributes any more."""
     kept_for: tuple[str, str] = ("", "")
@@ -106,6 +106,10 @@ class LaneState(msgspec.Struct):
     role: Role = "main"
     baseline_start_us: int | None = None
     """Start of the first period that is pushed; None: no baseline yet."""
+    baseline_at_us: int = 0
+    """When the first one was taken: a period that had begun by then needs its own."""
+    baselines: set[int] = set()
+    """Starts of the periods whose baseline was taken since the last doubt."""
     doubt: str | None = None
     """Why the baseline must be taken again for periods that began before `doubt_until_us`."""
     doubt_until_us: int = 0
@@ -143,11 +147,15 @@ class PushLedger:
         """By identifier, the newest acknowledged intents: what reports may name."""
         self.frozen: dict[tuple[bytes, int], list[tuple[int, str]]] = {}
         """(series, period start) to (cutover's instant, micros so far), in order."""
+        self.kept: dict[tuple[bytes, int], list[tuple[Target, str]]] = {}
+        """(series of an erased customer, period start) to the targets it stays part of, less so many micros."""
         self.was_shadow: set[tuple[str, str]] = set()
         self._active: dict[str, tuple[str, str, Role]] = {}
         """Mapping id to what it spoke for when it was last active."""
         self._ended: dict[tuple[str, str, Role], int] = {}
         """(tenant, metric, role) to when pushing ended last."""
+        self._resumed: dict[tuple[str, str, Role], int] = {}
+        """(tenant, metric, role) to when pushing began again last."""
         self.restored_at_us = 0
 
     # Reading.
@@ -165,6 +173,10 @@ class PushLedger:
         """When pushing of a metric in a role ended last (its mapping was taken away); None: never."""
         return self._ended.get((tenant, metric, role))
 
+    def resumed_at_us(self, tenant: str, metric: str, role: Role) -> int | None:
+        """When pushing of a metric in a role began again last, or began after shadow mode; None: never."""
+        return self._resumed.get((tenant, metric, role))
+
     # Folding.
 
     def fold(self, record: object, received_at_us: int) -> None:
@@ -175,7 +187,7 @@ class PushLedger:
             case PushOutcome():
                 self._fold_outcome(record, received_at_us)
             case PushDecision():
-                self._fold_decision(record)
+                self._fold_decision(record, received_at_us)
             case MappingChange():
                 self._fold_mapping(record, received_at_us)
             case RestoreChange():
@@ -223,7 +235,8 @@ class PushLedger:
         if record.result == "delivered":
             units = int(intent.to_units) - int(intent.from_units)
             if intent.request.driver == "usage_record":
-                state.pushed = int(intent.request.value)
+                # Not the request's value: it is the item's, with the lane's other targets of the period.
+                state.pushed = int(intent.to_units)
             else:
                 # Not `to_units`: what was rejected while this one was under way stays rejected.
                 state.pushed += units
@@ -253,7 +266,7 @@ class PushLedger:
                 del self.delivered[identifier]
                 return
 
-    def _fold_decision(self, record: PushDecision) -> None:
+    def _fold_decision(self, record: PushDecision, received_at_us: int) -> None:
         if record.kind == "freeze":
             for digest, start_us, micros in record.rows:
                 self.frozen.setdefault((digest, start_us), []).append((record.at_us, micros))
@@ -273,8 +286,7 @@ class PushLedger:
                 lane.awaits = record if record.kind == "await" else None
                 if record.kind == "baseline":
                     state.pushed = int(record.units)
-                    lane.baseline_start_us = record.target.start_us
-                    lane.doubt = None
+                    _take_baseline(lane, record.target.start_us, received_at_us)
             case "carry":
                 assert record.into is not None
                 units = int(record.units)
@@ -290,6 +302,9 @@ class PushLedger:
                 state.kept_micros = str(int(state.kept_micros) + int(record.micros))
                 state.kept_request = record.request
                 state.kept_for = (record.tenant_id, record.metric)
+                lane.role = record.role
+                for digest, start_us, base in record.rows:
+                    self.kept.setdefault((digest, start_us), []).append((record.target, base))
 
     def _fold_mapping(self, record: MappingChange, received_at_us: int) -> None:
         mapping = record.mapping
@@ -302,11 +317,21 @@ class PushLedger:
                 self.was_shadow.add((mapping.tenant_id, mapping.metric))
         else:
             now = ("", "", role)
-        if before is not None and before != now:
+        if before == now:
+            return
+        if before is not None:
             self._ended[before] = received_at_us
-            for state in self.lanes.values():
-                if state.role == before[2] and before[:2] in state.series:
-                    _doubt(state, "its mapping was taken away for a time", received_at_us)
+            self._doubt_lanes(before, "its mapping was taken away for a time", received_at_us)
+        after_shadow = role == "main" and (*now[:2], "shadow") in self._ended
+        if now in self._ended or after_shadow:
+            # Who billed meanwhile is not known: a period that began before now must be looked at.
+            self._resumed[now] = received_at_us
+            self._doubt_lanes(now, "its mapping was taken away for a time", received_at_us)
+
+    def _doubt_lanes(self, of: tuple[str, str, Role], because: str, at_us: int) -> None:
+        for state in self.lanes.values():
+            if state.role == of[2] and of[:2] in state.series:
+                _doubt(state, because, at_us)
 
     # Snapshots.
 
@@ -317,10 +342,12 @@ class PushLedger:
                 list(self.lanes.values()),
                 list(self.delivered.items()),
                 list(self.frozen.items()),
+                list(self.kept.items()),
                 sorted(self.was_shadow),
                 list(self._active.items()),
                 list(self._ended.items()),
                 self.restored_at_us,
+                list(self._resumed.items()),
             )
         )
 
@@ -331,11 +358,12 @@ class PushLedger:
         ledger = PushLedger()
         ledger.lanes = {state.lane: state for state in saved.lanes}
         ledger.delivered = dict(saved.delivered)
-        ledger.frozen = dict(saved.frozen)
+        ledger.frozen, ledger.kept = dict(saved.frozen), dict(saved.kept)
         ledger.was_shadow = set(saved.was_shadow)
         ledger._active = dict(saved.active)
         ledger._ended = dict(saved.ended)
         ledger.restored_at_us = saved.restored_at_us
+        ledger._resumed = dict(saved.resumed)
         return ledger
 
 
@@ -343,15 +371,26 @@ class _Saved(msgspec.Struct, array_like=True):
     lanes: list[LaneState]
     delivered: list[tuple[str, Acknowledged]]
     frozen: list[tuple[tuple[bytes, int], list[tuple[int, str]]]]
+    kept: list[tuple[tuple[bytes, int], list[tuple[Target, str]]]]
     was_shadow: list[tuple[str, str]]
     active: list[tuple[str, tuple[str, str, Role]]]
     ended: list[tuple[tuple[str, str, Role], int]]
     restored_at_us: int
+    resumed: list[tuple[tuple[str, str, Role], int]] = []
+
+
+def _take_baseline(lane: LaneState, start_us: int, at_us: int) -> None:
+    if lane.baseline_start_us is None:
+        lane.baseline_start_us, lane.baseline_at_us = start_us, at_us
+    # A later one, taken again after a doubt, does not put the periods before it out of reach.
+    lane.baseline_start_us = min(lane.baseline_start_us, start_us)
+    lane.baselines.add(start_us)
 
 
 def _doubt(lane: LaneState, because: str, at_us: int) -> None:
     lane.doubt, lane.doubt_until_us = because, at_us
     lane.awaits = None
+    lane.baselines.clear()
 
 
 def _forget_oldest(lane: LaneState) -> None:
@@ -362,4 +401,5 @@ def _forget_oldest(lane: LaneState) -> None:
     for key in [key for key, state in lane.targets.items() if state.target.start_us == oldest]:
         del lane.targets[key]
     lane.numbers.pop(oldest, None)
+    lane.baselines.discard(oldest)
     lane.forgotten_until_us = max(lane.forgotten_until_us, oldest + 1)

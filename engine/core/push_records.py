@@ -111,7 +111,8 @@ class PushDecision(msgspec.Struct, frozen=True, rename="camel", kw_only=True, om
     `baseline`: `units` count as pushed in the target, whose period is the lane's first. `await`: a baseline was read
     and waits for a person. `carry`: `units` of a finalized target are settled by `into`. `stop`, `resume`: of a lane.
     `finalize`: Stripe finalized the invoice of the target's period at `at_us`. `freeze`: what series had at a cutover
-    (`carry`), in micros. `keep`: `micros` of erased customers stay part of the target.
+    (`carry`), in micros. `keep`: what erased customers use stays part of the target: the series in `rows`, named by
+    their pseudonyms, less the micros there; and `micros` that no longer change.
     """
 
     kind: DecisionKind

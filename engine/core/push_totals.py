@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple
 
 from engine.core.adjustments import effective_value
-from engine.core.billing import Destination, Proven, Resolved, Unresolved
+from engine.core.billing import Destination, Proven, PushRequest, Resolved, Unresolved
 from engine.core.configured import Mapping
 from engine.core.counters import Counter
 from engine.core.push_ledger import PushLedger
@@ -36,7 +36,10 @@ class PeriodUse(NamedTuple):
 
 
 class Contribution(NamedTuple):
-    """What a series adds to a target. `hold`: why the target must not be pushed because of it."""
+    """What a series adds to a target. `hold`: why the target must not be pushed because of it.
+
+    `base`: its use less this is what it adds, now and later; None: what it adds no longer changes.
+    """
 
     target: Target
     micros: int
@@ -45,6 +48,7 @@ class Contribution(NamedTuple):
     resolved: Resolved
     role: Role
     hold: str | None
+    base: int | None = 0
 
 
 Resolution = Callable[[Role, Destination], Resolved | Unresolved | None]
@@ -180,8 +184,11 @@ class PushTotals:
 
     def _of_use(self, series: Series, role: Role, use: PeriodUse) -> list[Contribution]:
         tenant, metric, customer_ref = series
+        digest = series_digest(*series)
+        if (kept := self._ledger.kept.get((digest, use.start_us))) is not None:
+            return [one for one in (self._kept(use, *of, role) for of in kept) if one is not None]
         segments = self._routes.segments(series, role, start_us=use.start_us, end_us=use.end_us)
-        frozen = dict(self._ledger.frozen.get((series_digest(*series), use.start_us), ()))
+        frozen = dict(self._ledger.frozen.get((digest, use.start_us), ()))
         bounds: list[tuple[Route, int]] = []
         moved: list[Route] = []
         for segment in segments:
@@ -206,8 +213,26 @@ class PushTotals:
                 hold = made.hold
                 if hold is None and not is_attached and not customer_ref.startswith("cus_"):
                     hold = "its customer record names no Stripe customer any more"
-                found.append(made._replace(hold=hold))
+                newest, offset = bounds[-1]
+                found.append(made._replace(hold=hold, base=offset if route == newest else None))
         return found
+
+    def _kept(self, use: PeriodUse, target: Target, base: str, role: Role) -> Contribution | None:
+        """What an erased customer goes on contributing to the target it was part of."""
+        lane, state = self._ledger.lane(target.lane), self._ledger.target(target)
+        if lane is None or state is None or state.kept_request is None or lane.role != role:
+            return None
+        request = state.kept_request
+        destination = Destination(
+            request.driver, request.event_name, request.item, None, None, request.connect_account
+        )
+        micros = use.micros - int(base)
+        is_active = self._routes.role(*state.kept_for) == role
+        hold = None if is_active else "its mapping is not active"
+        route = Route(destination, target.scale, target.lane.customer)
+        resolved = kept_resolved(target, request)
+        newest_us = use.newest_event_us
+        return Contribution(target, micros, newest_us, route, resolved, role, hold, int(base))
 
     def _routed(
         self,
@@ -281,21 +306,13 @@ class PushTotals:
             return None
         tenant, metric = state.kept_for
         mapping = self._mapping(tenant, metric)
-        request, lane = state.kept_request, target.lane
-        lane_state = self._ledger.lane(lane)
+        request = state.kept_request
+        lane_state = self._ledger.lane(target.lane)
         return TargetView(
             target=target,
             local_micros=int(state.kept_micros),
             newest_event_us=target.start_us,
-            resolved=Resolved(
-                object_id=lane.object_id,
-                customer=lane.customer,
-                event_name=request.event_name,
-                customer_key=request.customer_key,
-                value_key=request.value_key,
-                item=request.item,
-                api_version=request.api_version,
-            ),
+            resolved=kept_resolved(target, request),
             driver=request.driver,
             connect_account=request.connect_account,
             role="main" if lane_state is None else lane_state.role,
@@ -309,6 +326,19 @@ class PushTotals:
 NO_CUSTOMER: Final = (
     "no Stripe customer is known for it: PUT /v1/customers/{customerRef} with its stripeCustomerId"
 )
+
+
+def kept_resolved(target: Target, request: PushRequest) -> Resolved:
+    """What a target's destination was when a customer of it was erased."""
+    return Resolved(
+        object_id=target.lane.object_id,
+        customer=target.lane.customer,
+        event_name=request.event_name,
+        customer_key=request.customer_key,
+        value_key=request.value_key,
+        item=request.item,
+        api_version=request.api_version,
+    )
 
 
 def unroutable(route: Route) -> str | None:
