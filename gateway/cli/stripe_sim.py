@@ -1,4 +1,7 @@
-"""`stripemeter stripe-sim`: run the Stripe simulator alone, in the foreground."""
+"""`stripemeter stripe-sim`: run the Stripe simulator alone, in the foreground.
+
+It must not know what the simulator does.
+"""
 
 from __future__ import annotations
 

@@ -89,7 +89,13 @@ def accept(
         del desk.ledger.sent[identifier]
     if len(desk.ledger.sent) >= IDENTIFIERS_MAX or desk.ledger.minutes >= MINUTES_MAX:
         return FULL
-    code = code or desk.effects.reject_code or _seen_in_the_ledger(desk, event_name, customer)
+    archived = None if meter else _archived(desk, event_name)
+    code = code or desk.effects.reject_code
+    if code is None and meter is None:
+        code = "archived_meter" if archived else "no_meter"
+    if code is None and not _has_customer(desk, customer):
+        code = "meter_event_customer_not_found"
+    meter = meter or archived
     value = int(text) if code is None else 0
     sent = Sent(
         desk.now_us,
@@ -180,19 +186,19 @@ def _seen_in_the_event(desk: Desk, customer: str, text: str, timestamp_s: int) -
     return None
 
 
-def _seen_in_the_ledger(desk: Desk, event_name: str, customer: str) -> str | None:
-    if event_name not in desk.ledger.meters:
-        archived = any(
-            one["event_name"] == event_name and one["status"] == "inactive"
-            for one in desk.newest("billing.meter")
-        )
-        return "archived_meter" if archived else "no_meter"
+def _archived(desk: Desk, event_name: str) -> Json | None:
+    """The last meter that had this event name."""
+    for one in desk.newest("billing.meter"):
+        if one["event_name"] == event_name:
+            return one
+    return None
+
+
+def _has_customer(desk: Desk, customer: str) -> bool:
     found = desk.ledger.objects.get(customer)
     if found is None and desk.settings.auto_create and customer.startswith("cus_"):
         found = make_customer(desk, customer)
-    if found is None or found["object"] != "customer" or found.get("deleted"):
-        return "meter_event_customer_not_found"
-    return None
+    return found is not None and found["object"] == "customer" and not found.get("deleted")
 
 
 def forget(ledger: Ledger, now_us: int) -> None:
