@@ -240,7 +240,7 @@ class LaneServer:
 
     async def _go_on(self, intent: PushIntent, runtime: LaneRuntime) -> int | None:
         if runtime.attempts is None:
-            runtime.attempts = Attempts.unknown(intent)
+            runtime.attempts = Attempts.unknown(intent, self._clock.now_us())
         connection = self._connection(intent.role)
         proven = None if connection is None else connection.proven
         request = intent.request

@@ -75,6 +75,10 @@ class TargetView(NamedTuple):
     """False: not all that belongs to it could be resolved, so less than before proves nothing."""
 
 
+_FINAL: Final = "its invoice is final: decide how to carry the difference forward"
+_FINAL_UNPUSHED: Final = "its invoice was final before anything of it was pushed: carry it forward unless it was billed otherwise"
+
+
 class Planned(NamedTuple):
     """A target's numbers and what stands against pushing it. `due` is 0 where nothing is to be pushed."""
 
@@ -107,11 +111,11 @@ def finalization_us(target: Target, state: TargetState | None, grace_us: int) ->
 
 
 def due_units(view: TargetView, state: TargetState | None) -> int:
-    """Billable minus pushed, with what was carried in and out; may be negative."""
+    """Billable minus pushed, with what was carried in and out; negative at most by what was pushed."""
     own = billable_units(view.local_micros, view.target.scale)
     if state is None:
         return own
-    return own + state.carried_in - state.carried_out - state.pushed
+    return max(own + state.carried_in - state.carried_out, 0) - state.pushed
 
 
 def plan(
@@ -125,7 +129,7 @@ def plan(
     """A target's numbers, and whether and when its difference goes. The lane's open intent goes first."""
     target = view.target
     own = billable_units(view.local_micros, target.scale)
-    billable = own + (state.carried_in if state is not None else 0)
+    billable = max(0, own + (state.carried_in if state is not None else 0))
     pushed = state.pushed if state is not None else 0
     due = due_units(view, state)
 
@@ -138,12 +142,13 @@ def plan(
         return planned("in_flight", None)
     if due == 0:
         return planned("current", None)
+    if lane is not None and target.start_us < lane.forgotten_until_us:
+        # What was pushed of it is not known any more: to carry all of it forward would bill it twice.
+        return Planned(billable, pushed, 0, "held", "its period is too long past", None)
     if lane is not None and lane.stopped is not None:
         return planned("stopped", lane.stopped)
     if now_us >= finalization_us(target, state, view.grace_us):
-        return planned(
-            "finalized", "its invoice is final: decide how to carry the difference forward"
-        )
+        return planned("finalized", _FINAL if _was_pushed(state) else _FINAL_UNPUSHED)
     if (reason := _against(view, lane, billable, due, now_us)) is not None:
         return planned("held", reason)
     if lane is not None and lane.awaits is not None and lane.awaits.target == target:
@@ -154,9 +159,17 @@ def plan(
     if state is not None and state.refusal is not None:
         refusal = state.refusal
         wait_us = min(REFUSED_RETRY_US << min(refusal.count - 1, 16), REFUSED_RETRY_US_MAX)
-        if now_us < refusal.at_us + wait_us:
-            return planned("refused", refusal.reason, refusal.at_us + wait_us)
+        retry_us = refusal.at_us + wait_us
+        if refusal.at_us < target.end_us:
+            # The period's end is tried whatever was refused before it: afterwards it is final.
+            retry_us = min(retry_us, target.end_us)
+        if now_us < retry_us:
+            return planned("refused", refusal.reason, retry_us)
     return planned("due", None, at_us)
+
+
+def _was_pushed(state: TargetState | None) -> bool:
+    return state is not None and bool(state.pushed or state.last_intent_at_us)
 
 
 def _against(
@@ -168,11 +181,11 @@ def _against(
         return view.hold
     if now_us < target.start_us:
         return "its period has not begun"
-    if lane is not None:
-        if target.start_us < lane.forgotten_until_us:
-            return "its period is too long past"
-        if lane.baseline_start_us is not None and target.start_us < lane.baseline_start_us:
-            return "its period is before the baseline: pushing began with a later one"
+    if first_minute(view) > target.end_us // MINUTE_US - 1:
+        return "it holds no whole minute of the time in which its item can take usage"
+    begun_us = None if lane is None else lane.baseline_start_us
+    if begun_us is not None and target.start_us < begun_us:
+        return "its period is before the baseline: pushing began with a later one"
     if billable > UNITS_MAX:
         return "its total is larger than Stripe can hold"
     if due < 0 and not view.may_decrease:
@@ -203,7 +216,7 @@ def first_minute(view: TargetView) -> int:
 
 
 def choose_minute(view: TargetView, of_period: list[TargetState], now_us: int) -> int | None:
-    """The newest free minute of the lane not after the newest event's; a used one when none is free.
+    """The newest free minute of the lane not after the newest event's; that one itself when none is free.
 
     None: no whole minute of the period has begun. `of_period`: the lane's targets of this period.
     """
@@ -213,12 +226,12 @@ def choose_minute(view: TargetView, of_period: list[TargetState], now_us: int) -
     if highest < lowest:
         return None
     wanted = min(max(view.newest_event_us // MINUTE_US, lowest), highest)
+    # What is forgotten counts as used, so the search is bounded by what is remembered.
+    lowest = max([lowest, *(state.floor_minute + 1 for state in of_period)])
     minute = wanted
-    while minute >= lowest and any(state.is_used(minute) for state in of_period):
+    while minute >= lowest and any(minute in state.minutes for state in of_period):
         minute -= 1
-        if wanted - minute > 10_000:
-            break
-    return minute if minute >= lowest and not any(s.is_used(minute) for s in of_period) else wanted
+    return minute if minute >= lowest else wanted
 
 
 def make_intent(
@@ -239,6 +252,7 @@ def make_intent(
     delta = max(-VALUE_MAX, min(VALUE_MAX, delta))
     delta = max(delta, -pushed)
     is_total = view.driver == "usage_record"
+    others = sum(each.pushed for each in of_period if each.target != target)
     resolved = view.resolved
     return PushIntent(
         target=target,
@@ -248,8 +262,8 @@ def make_intent(
         request=PushRequest(
             driver=view.driver,
             identifier=identifier_of(log_id, epoch, target.lane, target.start_us, number),
-            value=str(pushed + delta if is_total else delta),
-            # A total is set at one fixed instant, so that it replaces the one before.
+            # A total is the item's, and set at one fixed instant, so that it replaces the one before.
+            value=str(others + pushed + delta if is_total else delta),
             timestamp_s=(first_minute(view) if is_total else minute) * 60,
             api_version=resolved.api_version,
             event_name=resolved.event_name,
@@ -289,10 +303,10 @@ class Attempts(msgspec.Struct):
     """A later attempt was refused, which says nothing about an earlier one: only reading back does."""
 
     @staticmethod
-    def unknown(intent: PushIntent) -> Attempts:
-        """Of an intent found in the log: it may have left ever since it was recorded."""
+    def unknown(intent: PushIntent, found_at_us: int = 0) -> Attempts:
+        """Of an intent found in the log: it may have left at any time from when it was recorded until now."""
         at_us = intent.first_sent_at_us
-        return Attempts(left_at_us=at_us, has_left=True, last_us=at_us)
+        return Attempts(left_at_us=at_us, has_left=True, last_us=max(at_us, found_at_us))
 
 
 class Send(NamedTuple):
@@ -327,7 +341,8 @@ def next_for_open(
     is_final = now_us >= finalized_us
     if attempts.left_at_us is None:
         if is_final:
-            return Close("withdrawn", "never left", "the invoice was final before it could be sent")
+            proof: OutcomeProof = "reading" if attempts.has_left else "never left"
+            return Close("withdrawn", proof, "the invoice was final before it could be sent")
         return Wait(attempts.next_try_us) if now_us < attempts.next_try_us else Send()
     is_total = intent.request.driver == "usage_record"
     too_late = now_us >= attempts.left_at_us + SENDING_US_MAX and not is_total
@@ -363,6 +378,8 @@ def judge_reading(
         return Close("quarantined", "reading", f"Stripe holds {reading} for the item's period")
     if acknowledged is None:
         return Close("quarantined", "reading", "its minute is too long past to be compared")
+    if same_units(acknowledged, acknowledged + units):
+        return Close("quarantined", "reading", "its minute holds too much to tell the difference")
     if same_units(reading, acknowledged + units):
         return Close("delivered", "reading")
     if not same_units(reading, acknowledged):
@@ -373,7 +390,8 @@ def judge_reading(
         )
     if attempts.absent_at_us is None:
         attempts.absent_at_us = now_us
-        return Wait(now_us + READ_AFTER_US)
+    if now_us < attempts.absent_at_us + READ_AFTER_US:
+        return Wait(attempts.absent_at_us + READ_AFTER_US)
     if not is_visible:
         attempts.next_try_us = now_us + READ_AFTER_US
         return Wait(attempts.next_try_us)
@@ -411,18 +429,21 @@ def baseline_need(view: TargetView, ledger: PushLedger) -> BaselineNeed | None:
     target = view.target
     lane = ledger.lane(target.lane)
     if lane is not None and lane.baseline_start_us is not None:
+        if target.start_us in lane.baselines:
+            return None
         if lane.doubt is not None and target.start_us < lane.doubt_until_us:
             return BaselineNeed(lane.doubt, person=True)
-        return None
+        if target.start_us >= lane.baseline_at_us:
+            return None
     if ledger.restored_at_us > target.start_us:
         return BaselineNeed("the log was restored from a backup within the period", person=True)
     of_metric = (view.tenant, view.metric)
-    shadow_us = ledger.ended_at_us(*of_metric, "shadow")
-    if view.role == "main" and shadow_us is not None and shadow_us > target.start_us:
-        return BaselineNeed("its mapping was in shadow mode within the period", person=True)
-    ended_us = ledger.ended_at_us(*of_metric, view.role)
-    if ended_us is not None and ended_us > target.start_us:
-        return BaselineNeed("its mapping was taken away within the period", person=True)
+    resumed_us = ledger.resumed_at_us(*of_metric, view.role)
+    if resumed_us is not None and resumed_us > target.start_us:
+        shadow_us = ledger.ended_at_us(*of_metric, "shadow")
+        if view.role == "main" and shadow_us is not None and shadow_us > target.start_us:
+            return BaselineNeed("its mapping was in shadow mode within the period", person=True)
+        return BaselineNeed("its mapping was not active for a part of the period", person=True)
     return BaselineNeed("nothing was pushed to it before", person=False)
 
 
@@ -439,19 +460,19 @@ def baseline_decision(
     need: BaselineNeed,
     reading: str,
     *,
+    beside: int = 0,
     choice: BaselineChoice | None = None,
     actor: str = "system:pusher",
     request_id: str | None = None,
 ) -> PushDecision:
     """The baseline that a reading and a choice make; without a choice where one is needed: `await`.
 
-    Nothing at Stripe and nothing doubtful: all of the period is due.
+    Nothing at Stripe and nothing doubtful: all of the period is due. The mapping's choice is for a Stripe that holds
+    something, and for a target that is new: what happened in between is a person's to judge. `beside`: units
+    pushed to the lane's other targets of the period, which the reading holds too.
     """
-    is_empty = same_units(reading, 0)
-    if choice is None:
-        choice = view.baseline
-    if choice is None and is_empty and not need.person:
-        choice = "period"
+    if choice is None and not need.person:
+        choice = "period" if same_units(reading, 0) else view.baseline
     common = PushDecision(
         kind="await",
         actor=actor,
@@ -467,7 +488,7 @@ def baseline_decision(
         return common
     units = 0 if state is None else state.pushed
     if choice == "now":
-        units = billable_units(view.local_micros, view.target.scale)
+        units += due_units(view, state) - (0 if state is None else state.carried_in)
     elif choice == "stripe":
-        units = int(Fraction(reading))
+        units = int(Fraction(reading)) - beside
     return msgspec.structs.replace(common, kind="baseline", choice=choice, units=str(units))

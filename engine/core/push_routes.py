@@ -201,20 +201,22 @@ class PushRoutes:
         if of_mapping is None:
             return []
         of_customer = self._customers.get((tenant, customer_ref), ())
-        cuts: dict[int, Cutover] = {}
-        for since_us, _route, cutover in (*of_mapping, *of_customer):
-            # To move wins over to carry: it leaves nothing behind.
-            if cutover is not None and start_us < since_us < end_us:
-                cuts[since_us] = "move" if "move" in (cutover, cuts.get(since_us)) else "carry"
-        found = [
-            Segment(
-                start_us, _joined(metric, customer_ref, of_mapping, of_customer, start_us), None
-            )
-        ]
-        for since_us in sorted(cuts):
-            route = _joined(metric, customer_ref, of_mapping, of_customer, since_us)
+        mapping_cuts = _cuts(of_mapping, start_us, end_us)
+        customer_cuts = _cuts(of_customer, start_us, end_us)
+        # A cutover of the one does not bring forward what the other is to change at the next period.
+        mapped = _in_force(of_mapping, start_us) or of_mapping[0][1]
+        known = _in_force(of_customer, start_us)
+        found = [Segment(start_us, _joined(metric, customer_ref, mapped, known), None)]
+        for since_us in sorted(mapping_cuts.keys() | customer_cuts.keys()):
+            if since_us in mapping_cuts:
+                mapped = _in_force(of_mapping, since_us)
+            if since_us in customer_cuts:
+                known = _in_force(of_customer, since_us)
+            route = _joined(metric, customer_ref, mapped, known)
             if route != found[-1].route:
-                found.append(Segment(since_us, route, cuts[since_us]))
+                # To move wins over to carry: it leaves nothing behind.
+                both = (mapping_cuts.get(since_us), customer_cuts.get(since_us))
+                found.append(Segment(since_us, route, "move" if "move" in both else "carry"))
         return found
 
     def state(self) -> bytes:
@@ -264,16 +266,20 @@ def _in_force(entries: tuple[_Entry, ...], at_us: int) -> Any:
     return next((route for since, route, _ in reversed(entries) if since <= at_us), None)
 
 
+def _cuts(entries: tuple[_Entry, ...], start_us: int, end_us: int) -> dict[int, Cutover]:
+    """Instants within a period at which a cutover takes effect, and which."""
+    return {
+        since: cutover
+        for since, _route, cutover in entries
+        if cutover is not None and start_us < since < end_us
+    }
+
+
 def _joined(
-    metric: str,
-    customer_ref: str,
-    of_mapping: tuple[_Entry, ...],
-    of_customer: tuple[_Entry, ...],
-    at_us: int,
+    metric: str, customer_ref: str, mapped: MappingRoute, known: CustomerRoute | None
 ) -> Route:
-    """A mapping's and a customer's route in force at an instant, as one."""
-    mapped: MappingRoute = _in_force(of_mapping, at_us) or of_mapping[0][1]
-    known: CustomerRoute = _in_force(of_customer, at_us) or _NO_CUSTOMER
+    """A mapping's and a customer's route as one."""
+    known = known or _NO_CUSTOMER
     customer = known.customer
     if customer is None and customer_ref.startswith(STRIPE_CUSTOMER_PREFIX):
         customer = customer_ref
