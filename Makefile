@@ -13,10 +13,10 @@ SIM_SEEDS ?= 10000
 KILL_ROUNDS ?= 1000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check fix bench sim kill lock clean
+.PHONY: help setup run test test-live check fix bench sim kill lock clean
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: $(STAMP) ## Make .venv and install what is needed; nothing to do the second time
 
@@ -25,6 +25,9 @@ run: $(STAMP) ## Start the server on http://127.0.0.1:3000 with data in ./data (
 
 test: $(STAMP) ## Everything that CI runs: all gates, slow tests too
 	@$(BIN)/python check.py --full
+
+test-live: $(STAMP) ## What we believe of Stripe, asked of Stripe itself: STRIPE_TEST_SECRET_KEY=sk_test_...
+	@$(BIN)/python -m pytest -q -rs tests/live
 
 check: $(STAMP) ## The quick gates: format, lint, layers, types, fast tests
 	@$(BIN)/python check.py

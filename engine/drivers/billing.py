@@ -264,7 +264,10 @@ class StripeBilling:
         account = destination.connect_account
         if account is not None and not is_id(account):
             return Unresolved(f"{account!r} is no account of Stripe's (acct_...)")
-        return await resolving.resolve(self._calls, destination)
+        found = await resolving.resolve(self._calls, destination)
+        if isinstance(found, Resolved):
+            return found._replace(api_version=api_version(destination.driver))
+        return found
 
     async def read(
         self,

@@ -158,7 +158,7 @@ class StripeCalls:
 
     async def call(
         self,
-        method: Literal["get", "post"],
+        method: Literal["get", "post", "delete"],
         path: str,
         params: Mapping[str, Any],
         *,

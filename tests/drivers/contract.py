@@ -54,6 +54,7 @@ ENDPOINTS: list[tuple[str, str, Any]] = [
     ("post", r"/v1/billing/meters", _BILLING.MeterCreateParams),
     ("get", r"/v1/billing/meters/mtr_\w+", _BILLING.MeterRetrieveParams),
     ("post", r"/v1/billing/meters/mtr_\w+/deactivate", _BILLING.MeterDeactivateParams),
+    ("post", r"/v1/billing/meters/mtr_\w+/reactivate", _BILLING.MeterReactivateParams),
     ("get", r"/v1/billing/meters/mtr_\w+/event_summaries", _BILLING.MeterEventSummaryListParams),
     ("post", r"/v1/billing/meter_events", _BILLING.MeterEventCreateParams),
     ("post", r"/v1/billing/meter_event_adjustments", _BILLING.MeterEventAdjustmentCreateParams),
@@ -61,6 +62,8 @@ ENDPOINTS: list[tuple[str, str, Any]] = [
     ("post", r"/v1/customers", stripe.params.CustomerCreateParams),
     ("get", r"/v1/prices/price_\w+", stripe.params.PriceRetrieveParams),
     ("post", r"/v1/prices", stripe.params.PriceCreateParams),
+    ("post", r"/v1/prices/price_\w+", stripe.params.PriceUpdateParams),
+    ("post", r"/v1/products/prod_\w+", stripe.params.ProductUpdateParams),
     ("get", r"/v1/subscription_items/si_\w+", stripe.params.SubscriptionItemRetrieveParams),
     ("get", r"/v1/subscriptions/sub_\w+", stripe.params.SubscriptionRetrieveParams),
     ("post", r"/v1/subscriptions", stripe.params.SubscriptionCreateParams),
@@ -71,6 +74,11 @@ ENDPOINTS: list[tuple[str, str, Any]] = [
         "get",
         r"/v1/test_helpers/test_clocks/\w+",
         stripe.params.test_helpers.TestClockRetrieveParams,
+    ),
+    (
+        "delete",
+        r"/v1/test_helpers/test_clocks/\w+",
+        stripe.params.test_helpers.TestClockDeleteParams,
     ),
     (
         "post",
@@ -141,7 +149,7 @@ class _Untyped(typing.Generic[typing.TypeVar("ObjectT")]):  # type: ignore[misc]
 
 
 def _strict(hint: Any) -> Any:
-    """A type as msgspec reads it. Of a union with literals (`Literal[...] | str`) the literals alone count."""
+    """A type as msgspec reads it. Beside literals a plain `str` does not count: Stripe leaves room for new ones so."""
     while typing_extensions.get_origin(hint) in {
         typing_extensions.NotRequired,
         typing_extensions.Required,
@@ -154,9 +162,11 @@ def _strict(hint: Any) -> Any:
         return list[_strict(arguments[0])]  # type: ignore[misc]  # made at run time
     if origin in {typing.Union, types.UnionType}:
         literals = [part for part in arguments if typing_extensions.get_origin(part) is Literal]
-        if literals:
-            return literals[0]
-        known = [_strict(part) for part in arguments if _is_plain(part)]
+        known = literals + [
+            _strict(part)
+            for part in arguments
+            if _is_plain(part) and not (literals and part is str)
+        ]
         return typing.Union[tuple(known)] if known else Any  # noqa: UP007 - from a tuple
     return hint
 
@@ -176,7 +186,11 @@ def contract_check() -> Iterator[list[tuple[str, str]]]:
     checked: list[tuple[str, str]] = []
 
     async def call(
-        self: StripeCalls, method: Literal["get", "post"], path: str, params: Any, **options: Any
+        self: StripeCalls,
+        method: Literal["get", "post", "delete"],
+        path: str,
+        params: Any,
+        **options: Any,
     ) -> Text:
         check_call(method, path, params)
         version = options.get("api_version", LIBRARY_API_VERSION)
