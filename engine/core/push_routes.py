@@ -56,7 +56,8 @@ class Route(NamedTuple):
     destination: Destination
     scale: str
     customer: str | None
-    """Whose usage it is; None: nobody said, so it is not pushed."""
+    """Whose usage it is; None: nobody said, so it is not pushed, except to an item of the customer's own."""
+    is_own_item: bool = False
 
 
 class Segment(NamedTuple):
@@ -284,7 +285,8 @@ def _joined(
     if customer is None and customer_ref.startswith(STRIPE_CUSTOMER_PREFIX):
         customer = customer_ref
     # The most exact name speaks: an item says customer, meter and billing period; a price only the meter.
-    item = dict(known.items).get(metric) or mapped.item
+    own_item = dict(known.items).get(metric)
+    item = own_item or mapped.item
     event_name = mapped.event_name if item is None else None
     destination = Destination(
         driver=mapped.driver,
@@ -294,4 +296,4 @@ def _joined(
         # Not the customer: who shares a meter shares what is known of it.
         connect_account=mapped.connect_account,
     )
-    return Route(destination, mapped.scale, customer)
+    return Route(destination, mapped.scale, customer, own_item is not None)

@@ -8,7 +8,7 @@ contributes nowhere; work grows with what changed. It must not know what was pus
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 from engine.core.adjustments import effective_value
 from engine.core.billing import Destination, Proven, PushRequest, Resolved, Unresolved
@@ -24,6 +24,10 @@ from engine.core.shard_state import Series, ShardState
 PERIODS_MAX: Final = 64
 """Of a series, the newest; older ones are final for years."""
 _SECOND_US: Final = 1_000_000
+_Lost = tuple[Role, str, int]
+"""(role, Stripe customer, period start)."""
+KeyT = TypeVar("KeyT")
+ItemT = TypeVar("ItemT")
 
 
 class PeriodUse(NamedTuple):
@@ -33,6 +37,8 @@ class PeriodUse(NamedTuple):
     end_us: int
     micros: int
     newest_event_us: int
+    hold: str | None = None
+    """Why none of it may be pushed, in words."""
 
 
 class Contribution(NamedTuple):
@@ -74,10 +80,14 @@ def uses_of(state: ShardState, rules: Rules, partition: int, series: Series) -> 
         corrections = adjustments.of_counter((*series, start_us))
         micros = effective_value(held, corrections, aggregation)
         historic = state.historic[partition].get((*series, start_us))
-        if historic is not None:
-            micros = micros - historic if aggregation == "sum" else 0
+        hold = None
+        if historic is not None and aggregation == "sum":
+            micros -= historic
+        elif historic is not None:
+            # What it was without them is not known: neither more nor less may follow from it.
+            hold = "a historic import changed it, and those are never pushed"
         newest_us = start_us if held is None else held.watermark_us
-        uses.append(PeriodUse(start_us, end_us, micros, newest_us))
+        uses.append(PeriodUse(start_us, end_us, micros, newest_us, hold))
     return uses
 
 
@@ -113,8 +123,12 @@ class PushTotals:
         """Series of mapped metrics that go nowhere, and why."""
         self._users: dict[tuple[Role, Destination], set[Series]] = {}
         """Who was routed by what is known of a destination."""
-        self._waiting: dict[tuple[Role, Destination], set[Series]] = {}
+        self._waiting: dict[Role, dict[Destination, set[Series]]] = {"main": {}, "shadow": {}}
         """Destinations not known yet, or only for now, and the series that need them."""
+        self._waits_of: dict[Series, set[tuple[Role, Destination]]] = {}
+        self._lost: dict[_Lost, set[Series]] = {}
+        """Use that no longer has a destination, by whose and when: less than before proves nothing there."""
+        self._lost_of: dict[Series, set[_Lost]] = {}
 
     @property
     def targets(self) -> Iterable[Target]:
@@ -124,20 +138,27 @@ class PushTotals:
     @property
     def is_everything_resolved(self) -> bool:
         """Whether no series waits for a destination to be known."""
-        return not self._waiting
+        return not any(self._waiting.values())
+
+    def _may_decrease(self, role: Role, target: Target) -> bool:
+        lost = (role, target.lane.customer, target.start_us) in self._lost
+        return not lost and not self._waiting[role]
 
     def is_waiting(self, series: Series) -> bool:
         """Whether it is not known yet where a series goes."""
-        return any(series in those for those in self._waiting.values())
+        return series in self._waits_of
 
     def unresolved(self) -> list[tuple[Role, Destination]]:
         """Destinations to ask Stripe about."""
-        return list(self._waiting)
+        return [(role, one) for role, waiting in self._waiting.items() for one in waiting]
 
     def resolved(self, role: Role, destination: Destination) -> set[Series]:
         """A destination is known now: the series to take in again."""
         users = self._users.pop((role, destination), set())
-        return users | self._waiting.pop((role, destination), set())
+        waited = self._waiting[role].pop(destination, set())
+        for series in waited:
+            _discard(self._waits_of, series, (role, destination))
+        return users | waited
 
     def series_of(self, target: Target) -> Sequence[Series]:
         """Who contributes to a target."""
@@ -151,15 +172,14 @@ class PushTotals:
     def take(self, series: Series, uses: Sequence[PeriodUse]) -> set[Target]:
         """A series may have changed: bring its targets up; those that did change are returned."""
         self.unroutable.pop(series, None)
-        for waiting in [key for key, those in self._waiting.items() if series in those]:
-            self._waiting[waiting].discard(series)
-            if not self._waiting[waiting]:
-                del self._waiting[waiting]
+        for role, destination in self._waits_of.pop(series, ()):
+            _discard(self._waiting[role], destination, series)
+        for lost in self._lost_of.pop(series, ()):
+            _discard(self._lost, lost, series)
         fresh: dict[Target, Contribution] = {}
-        for role in self._routes.roles_known(*series[:2]):
-            for use in uses:
-                for contribution in self._of_use(series, role, use):
-                    fresh[contribution.target] = contribution
+        roles = self._routes.roles_known(*series[:2])
+        self._gather(fresh, series, roles, uses)
+        self._gather(fresh, series, roles, self._carried_in(fresh, uses))
         before = self._of_series.pop(series, ())
         changed: set[Target] = set()
         for target in before:
@@ -182,6 +202,33 @@ class PushTotals:
             self._of_series[series] = tuple(fresh)
         return changed
 
+    def _gather(
+        self,
+        fresh: dict[Target, Contribution],
+        series: Series,
+        roles: Sequence[Role],
+        uses: Iterable[PeriodUse],
+    ) -> None:
+        for role in roles:
+            for use in uses:
+                for contribution in self._of_use(series, role, use):
+                    # Shadow beside main on the same account and meter: main speaks.
+                    fresh.setdefault(contribution.target, contribution)
+
+    def _carried_in(
+        self, fresh: dict[Target, Contribution], uses: Sequence[PeriodUse]
+    ) -> list[PeriodUse]:
+        """Periods without use that are owed something from an earlier one: nothing else would make their targets."""
+        known = {use.start_us for use in uses}
+        found: dict[int, PeriodUse] = {}
+        for lane in {target.lane for target in fresh}:
+            state = self._ledger.lane(lane)
+            for owed in () if state is None else state.targets.values():
+                start_us, end_us = owed.target.start_us, owed.target.end_us
+                if owed.carried_in and start_us not in known:
+                    found[start_us] = PeriodUse(start_us, end_us, 0, start_us)
+        return list(found.values())
+
     def _of_use(self, series: Series, role: Role, use: PeriodUse) -> list[Contribution]:
         tenant, metric, customer_ref = series
         digest = series_digest(*series)
@@ -196,26 +243,26 @@ class PushTotals:
                 moved += [route for route, _ in bounds]
                 bounds = [(segment.route, 0)]
             else:
-                base = (
-                    0 if segment.cutover is None else int(frozen.get(segment.since_us, use.micros))
-                )
-                bounds.append((segment.route, base))
+                # What is not frozen did not exist at the cutover: rows are recorded before it.
+                bounds.append((segment.route, int(frozen.get(segment.since_us, "0"))))
         shares: dict[Route, int] = dict.fromkeys(moved, 0)
         for index, (route, base) in enumerate(bounds):
             until = bounds[index + 1][1] if index + 1 < len(bounds) else use.micros
             shares[route] = shares.get(route, 0) + until - base
         is_active = self._routes.role(tenant, metric) == role
         is_attached = self._routes.attached.get((tenant, customer_ref), True)
-        found = []
+        found: dict[Target, Contribution] = {}
         for route, micros in shares.items():
             made = self._routed(series, role, route, use, micros, is_active=is_active)
             if made is not None:
                 hold = made.hold
                 if hold is None and not is_attached and not customer_ref.startswith("cus_"):
                     hold = "its customer record names no Stripe customer any more"
-                newest, offset = bounds[-1]
-                found.append(made._replace(hold=hold, base=offset if route == newest else None))
-        return found
+                grows = route == bounds[-1][0]
+                made = made._replace(hold=hold, base=use.micros - micros if grows else None)
+                same = found.get(made.target)
+                found[made.target] = made if same is None else _both(same, made, use)
+        return list(found.values())
 
     def _kept(self, use: PeriodUse, target: Target, base: str, role: Role) -> Contribution | None:
         """What an erased customer goes on contributing to the target it was part of."""
@@ -251,15 +298,19 @@ class PushTotals:
             return None
         proven = self._proven(role)
         known = self._resolution(role, destination)
-        if known is None or proven is None:
-            self._waiting.setdefault((role, destination), set()).add(series)
-            self.unroutable[series] = "Stripe has not been asked about it yet"
-            return None
         if isinstance(known, Unresolved):
             if known.is_temporary:
-                self._waiting.setdefault((role, destination), set()).add(series)
+                self._wait(series, role, destination)
+            elif micros and route.customer is not None:
+                lost = (role, route.customer, use.start_us)
+                self._lost.setdefault(lost, set()).add(series)
+                self._lost_of.setdefault(series, set()).add(lost)
             if is_active:
                 self.unroutable[series] = known.reason
+            return None
+        if known is None or proven is None:
+            self._wait(series, role, destination)
+            self.unroutable[series] = "Stripe has not been asked about it yet"
             return None
         customer = route.customer or known.customer
         if customer is None:
@@ -268,10 +319,14 @@ class PushTotals:
         account = destination.connect_account or proven.account
         lane = Lane(account, proven.mode, known.object_id, customer)
         target = Target(lane, route.scale, use.start_us, use.end_us)
-        hold = None if is_active else "its mapping is not active"
+        hold = use.hold if is_active else "its mapping is not active"
         if hold is None:
             hold = misfit(route, known, use)
         return Contribution(target, micros, use.newest_event_us, route, known, role, hold)
+
+    def _wait(self, series: Series, role: Role, destination: Destination) -> None:
+        self._waiting[role].setdefault(destination, set()).add(series)
+        self._waits_of.setdefault(series, set()).add((role, destination))
 
     def view(self, target: Target) -> TargetView | None:
         """A target as the plan wants it; None: nobody contributes to it now."""
@@ -279,7 +334,10 @@ class PushTotals:
         if held is None:
             return self._kept_view(target)
         parts = held.parts.values()
-        (tenant, metric, _ref), first = next(iter(held.parts.items()))
+        # Whoever speaks for all must be the same in every process.
+        speaker = min(held.parts)
+        tenant, metric, _ref = speaker
+        first = held.parts[speaker]
         mapping = self._mapping(tenant, metric)
         state = self._ledger.target(target)
         kept = 0 if state is None else int(state.kept_micros)
@@ -296,7 +354,7 @@ class PushTotals:
             grace_us=0 if mapping is None else mapping.finalization_grace_us,
             baseline=None if mapping is None else mapping.baseline,
             hold=next((part.hold for part in parts if part.hold is not None), None),
-            may_decrease=self.is_everything_resolved,
+            may_decrease=self._may_decrease(first.role, target),
         )
 
     def _kept_view(self, target: Target) -> TargetView | None:
@@ -308,6 +366,7 @@ class PushTotals:
         mapping = self._mapping(tenant, metric)
         request = state.kept_request
         lane_state = self._ledger.lane(target.lane)
+        role: Role = "main" if lane_state is None else lane_state.role
         return TargetView(
             target=target,
             local_micros=int(state.kept_micros),
@@ -315,12 +374,28 @@ class PushTotals:
             resolved=kept_resolved(target, request),
             driver=request.driver,
             connect_account=request.connect_account,
-            role="main" if lane_state is None else lane_state.role,
+            role=role,
             tenant=tenant,
             metric=metric,
             grace_us=0 if mapping is None else mapping.finalization_grace_us,
-            may_decrease=self.is_everything_resolved,
+            may_decrease=self._may_decrease(role, target),
         )
+
+
+def _both(one: Contribution, other: Contribution, use: PeriodUse) -> Contribution:
+    """Two routes of a series that turned out to be the same target."""
+    micros = one.micros + other.micros
+    newest = other if one.base is None else one
+    base = None if newest.base is None else use.micros - micros
+    return newest._replace(micros=micros, base=base, hold=one.hold or other.hold)
+
+
+def _discard(table: dict[KeyT, set[ItemT]], key: KeyT, item: ItemT) -> None:
+    """Take an item out of a table of sets that holds no empty ones."""
+    if (items := table.get(key)) is not None:
+        items.discard(item)
+        if not items:
+            del table[key]
 
 
 NO_CUSTOMER: Final = (
@@ -348,7 +423,7 @@ def unroutable(route: Route) -> str | None:
         return "its mapping names no meter: give it meterEventName, priceId or subscriptionItemId"
     if destination.driver == "usage_record" and destination.item is None:
         return "usage records need a subscription item: put it in the customer's subscriptionItems"
-    if route.customer is None:
+    if route.customer is None and not route.is_own_item:
         return NO_CUSTOMER
     return None
 
