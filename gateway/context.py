@@ -22,6 +22,7 @@ from gateway.auth import Access
 from gateway.metrics import Metrics
 from gateway.rate_limit import RateLimiter
 from gateway.streams import Streams
+from gateway.stripe_ways import StripeWays
 
 
 @dataclass
@@ -35,6 +36,8 @@ class Gateway:
     clock: Clock
     is_stopping: bool = False
     """Set when the server is told to stop: what takes long ends now."""
+    ways: StripeWays | None = None
+    """Through what usage is pushed; None: through nothing."""
     urls: tuple[str, ...] = ()
     """Where HTTP listens; known once it does."""
     free_bytes: Callable[[], int | None] = field(init=False)

@@ -36,6 +36,8 @@ class DataDirectory:
         self.snapshots_path = path / "snapshots"
         self.archives_path = path / "archive"
         """Made when retention first needs it."""
+        self.simulator_path = path / "simulator"
+        """Made when the built-in Stripe simulator is used."""
         self.pepper_path = path / "pepper"
         self.lock_path = path / "LOCK"
         self._lock_file: int | None = None

@@ -37,6 +37,7 @@ from gateway.lane_watch import Watch, connections_max
 from gateway.logging_setup import adopt_hypercorn
 from gateway.measured_log import MeasuredLog
 from gateway.metrics import Metrics
+from gateway.stripe_ways import open_ways
 from gateway.system import SystemClock, SystemIds, run_in_thread
 from wal.archive import FileArchives
 from wal.cells import CellStoreError
@@ -84,6 +85,7 @@ def open_meter(
             late_policy=settings.late_policy,
             snapshot_every_events=settings.snapshot_every_events,
             retention_days=settings.retention_days,
+            push_interval_us=settings.push_interval_us,
             meta_bytes_max=settings.max_meta_bytes,
             is_read_only=is_read_only,
             is_indexing=is_indexing,
@@ -113,19 +115,23 @@ def serve(settings: Settings) -> int:
         access = Access.from_settings(settings, directory, meter)
         gateway = Gateway(meter, settings, access, Metrics(meter), meter.clock)
         collector.pause()
-        return trio.run(_run, gateway)
+        return trio.run(_run, gateway, directory)
     finally:
         directory.release()
 
 
-async def _run(gateway: Gateway) -> int:
+async def _run(gateway: Gateway, directory: DataDirectory) -> int:
     stop = trio.Event()
+    meter = gateway.meter
     try:
-        async with trio.open_nursery() as signals:
+        async with (
+            trio.open_nursery() as signals,
+            open_ways(gateway.settings, directory.simulator_path, meter.clock, meter.ids) as ways,
+        ):
             signals.start_soon(_stop_on_signal, gateway, stop)
-            await gateway.meter.run(
-                partial(_serve_http, gateway, stop), on_ready=partial(_ready, gateway)
-            )
+            meter.connect(ways.billing)
+            gateway.ways = ways
+            await meter.run(partial(_serve_http, gateway, stop), on_ready=partial(_ready, gateway))
             signals.cancel_scope.cancel()
     except BaseExceptionGroup as group:
         # Not `except*`: what is raised there comes out in a group, and the command line wants the one line.

@@ -45,7 +45,7 @@ class Pace:
         sends = CONNECT_PER_SECOND if is_connected else _SENDS_PER_SECOND[mode]
         reads = CONNECT_PER_SECOND if is_connected else _READS_PER_SECOND[mode]
         self.sends, self.reads, self.resolves = map(TokenBucket, (sends, reads, reads))
-        self.breaker = Breaker(rng)
+        self.breaker = Breaker(rng.randrange)
 
 
 class _Kept(NamedTuple):
@@ -107,7 +107,7 @@ class Connection:
                 tries += 1
                 self.error = f"Stripe did not say whose key it is: {answer.reason}"
                 _logger.warning("stripe_unproven", role=self.role, reason=answer.reason)
-                wait_us = answer.after_us or backoff_us(tries, self._rng)
+                wait_us = answer.after_us or backoff_us(tries, self._rng.randrange)
                 await trio.sleep(wait_us / 1_000_000)
             elif self.role == "shadow" and answer.mode == "live":
                 self.error = "STRIPE_TEST_SECRET_KEY is a live key: shadow mode pushes nothing"
@@ -149,7 +149,7 @@ class Connection:
             old = self._kept.get(destination)
             if old is None or not isinstance(old.answer, Resolved):
                 self._keep(destination, _Kept(answer, now_us))
-            return answer.after_us or backoff_us(3, self._rng)
+            return answer.after_us or backoff_us(3, self._rng.randrange)
         pace.breaker.succeeded()
         until_us = now_us + (RESOLVED_US if isinstance(answer, Resolved) else FAILED_US)
         if isinstance(answer, Resolved) and answer.period_end_s is not None:

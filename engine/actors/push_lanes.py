@@ -234,7 +234,7 @@ class LaneServer:
         runtime.failures += 1
         runtime.last_error = answer.reason
         pace.breaker.failed(now_us, answer.reason)
-        return now_us + (answer.after_us or backoff_us(runtime.failures, self._rng))
+        return now_us + (answer.after_us or backoff_us(runtime.failures, self._rng.randrange))
 
     # An open intent.
 
@@ -333,7 +333,7 @@ class LaneServer:
     def _later(
         self, attempts: Attempts, runtime: LaneRuntime, reason: str, after_us: int | None
     ) -> None:
-        wait_us = backoff_us(attempts.tries, self._rng)
+        wait_us = backoff_us(attempts.tries, self._rng.randrange)
         attempts.next_try_us = self._clock.now_us() + max(wait_us, after_us or 0)
         runtime.last_error = reason
 

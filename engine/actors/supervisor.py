@@ -102,11 +102,9 @@ class Meter:
         clock: Clock,
         ids: Ids,
         run_blocking: RunBlocking,
-        billing: Mapping[Role, Billing] | None = None,
     ) -> None:
-        """`billing`: the ways to Stripe, live or simulated, and to the shadow account; without any nothing is pushed."""
         self.options = options
-        self._billing = billing or {}
+        self._billing: Mapping[Role, Billing] | None = None
         self.clock = clock
         self.ids = ids
         self.run_blocking = run_blocking
@@ -127,6 +125,10 @@ class Meter:
         """Held from the check of a control change to its record's commit."""
         self.log_id = b""
         self._started: _Started | None = None
+
+    def connect(self, billing: Mapping[Role, Billing]) -> None:
+        """Before `run`: the ways to Stripe, live or simulated, and to the shadow account. Else nothing is pushed."""
+        self._billing = billing
 
     # The tree.
 
@@ -233,7 +235,8 @@ class Meter:
                 followers.start_soon(task)
             if self.options.is_indexing:
                 followers.start_soon(indexer.run)
-            followers.start_soon(pusher.run)
+            if self._billing is not None:
+                followers.start_soon(pusher.run)
             followers.start_soon(retention.run)
             followers.start_soon(eraser.run)
         snapshotter.log_grew(writer.published_sequence)
@@ -253,7 +256,7 @@ class Meter:
     def _make_pusher(self, writer: LogWriter, closer: PeriodCloser) -> Pusher:
         return Pusher(
             self.push,
-            billing=self._billing,
+            billing=self._billing or {},
             registry=lambda: self.registry,
             rules=self.rules,
             shards=self.shards,
@@ -393,7 +396,8 @@ class Meter:
         started.merger.keys_added()
         started.snapshotter.log_grew(next_sequence)
         started.indexer.feed(group, next_sequence)
-        started.push.feed(group)
+        if self._billing is not None:
+            started.push.feed(group)
 
     def _control_state(self) -> ControlState:
         return ControlState(

@@ -7,9 +7,11 @@ at once. They must not know what is asked, nor the time: it is a parameter, in m
 
 from __future__ import annotations
 
-from random import Random
+from collections.abc import Callable
 from typing import Final
 
+RandomBelow = Callable[[int], int]
+"""A random whole number from 0 to one less than its argument."""
 SECOND_US: Final = 1_000_000
 FAILURES_MAX: Final = 5
 """Failures in a row after which the breaker opens."""
@@ -19,10 +21,10 @@ BACKOFF_US_MIN: Final = SECOND_US // 2
 BACKOFF_US_MAX: Final = 300 * SECOND_US
 
 
-def backoff_us(tries: int, rng: Random) -> int:
+def backoff_us(tries: int, random_below: RandomBelow) -> int:
     """How long to wait after so many attempts (from 1) that led nowhere: doubled each time, half of it random."""
     longest = min(BACKOFF_US_MIN << min(tries, 20), BACKOFF_US_MAX)
-    return longest // 2 + rng.randrange(longest // 2 + 1)
+    return longest // 2 + random_below(longest // 2 + 1)
 
 
 class TokenBucket:
@@ -47,8 +49,8 @@ class TokenBucket:
 class Breaker:
     """Closed while answers come; after FAILURES_MAX failures in a row only a probe now and then gets through."""
 
-    def __init__(self, rng: Random) -> None:
-        self._rng = rng
+    def __init__(self, random_below: RandomBelow) -> None:
+        self._random_below = random_below
         self._failures = 0
         self._openings = 0
         self._closed_from_us = 0
@@ -94,4 +96,4 @@ class Breaker:
         longest = min(OPEN_US_MIN << min(self._openings, 20), OPEN_US_MAX)
         self._openings += 1
         self.reason = reason
-        self._closed_from_us = now_us + longest // 2 + self._rng.randrange(longest // 2 + 1)
+        self._closed_from_us = now_us + longest // 2 + self._random_below(longest // 2 + 1)
