@@ -25,6 +25,8 @@ def number(rng: Random, most: int, digits: int) -> Decimal:
 
 def quantity(rng: Random, near: list[Decimal]) -> Decimal:
     """0 to 200, in twentieths or whole units, and often at or beside one of the values `near`."""
+    if rng.random() < 0.05:
+        return Decimal(0)
     if near and rng.random() < 0.5:
         beside = rng.choice(near) + rng.choice([-1, 0, 1]) * rng.choice([1, Decimal("0.05")])
         return min(max(beside, Decimal(0)), Decimal(QUANTITY_MAX))
