@@ -222,7 +222,7 @@ def _show_short(console: Console, path: Path, outcome: Outcome) -> None:
     if outcome.differences:
         verdict, style = f"{len(outcome.differences)} of {outcome.compared} fields differ", "red"
     elif outcome.compared:
-        verdict, style = f"{outcome.compared} fields as expected", "green"
+        verdict, style = f"as expected, fields compared: {outcome.compared}", "green"
     else:
         verdict, style = "nothing is expected: --record writes it", "yellow"
     line = Text(f"{outcome.scenario.name} ({path}): total {total}, ")

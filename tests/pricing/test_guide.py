@@ -59,7 +59,7 @@ def test_the_scenario_of_the_guide_is_as_expected(
     path = tmp_path / "messages.sim.yaml"
     path.write_text(text)
     assert main(["simulate", "run", str(path), "--fail-on-diff"]) == 0
-    assert "2 fields as expected" in " ".join(capsys.readouterr().out.split())
+    assert "as expected, fields compared: 2" in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_commands_of_the_guide_work(
