@@ -6,7 +6,7 @@ the data directory and its listener on the loopback interface. It must not know 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 import trio
 
 from engine.config import Settings
+from engine.core.billing import Destination, Resolved, Unresolved
 from engine.core.push_records import Role
 from engine.drivers.billing import StripeBilling
 from engine.drivers.calls import API_BASE, METER_EVENTS_BASE
@@ -28,6 +29,21 @@ SIMULATOR_HOST: Final = "127.0.0.1"
 SIMULATOR_PORT: Final = 12111
 SIMULATOR_KEY: Final = "sk_test_simulator"
 _SERVER_PORT: Final = 3000
+
+
+class SimulatedBilling(StripeBilling):
+    """The way to the built-in simulator: meters that mappings name are made there, so that nothing needs setting up."""
+
+    def __init__(self, simulator: Simulator) -> None:
+        url = simulator.base_url
+        super().__init__(SIMULATOR_KEY, api_base=url, meter_events_base=url)
+        self._simulator = simulator
+
+    async def resolve(self, destination: Destination) -> Resolved | Unresolved:
+        """See the port."""
+        if destination.event_name is not None and destination.connect_account is None:
+            self._simulator.ensure(meters=(destination.event_name,))
+        return await super().resolve(destination)
 
 
 class StripeWays(NamedTuple):
@@ -49,10 +65,9 @@ async def open_ways(
             nursery = await stack.enter_async_context(trio.open_nursery())
             secret = f"whsec_{ids.token(16).hex()}"
             simulator = await _start_simulator(nursery, settings, directory, clock, ids, secret)
-            url = simulator.base_url
-            driver = StripeBilling(SIMULATOR_KEY, api_base=url, meter_events_base=url)
-            await stack.enter_async_context(driver)
-            yield StripeWays({"main": driver}, url, (secret, *settings.stripe_webhook_secrets))
+            simulated = await stack.enter_async_context(SimulatedBilling(simulator))
+            secrets = (secret, *settings.stripe_webhook_secrets)
+            yield StripeWays({"main": simulated}, simulator.base_url, secrets)
             nursery.cancel_scope.cancel()
             return
         billing: dict[Role, Billing] = {}
@@ -106,7 +121,7 @@ async def _start_simulator(  # noqa: PLR0917 - what a listener is made of
     raise AssertionError("the last port was either had or refused")
 
 
-async def _started(nursery: trio.Nursery, serve: partial[object]) -> Simulator:
+async def _started(nursery: trio.Nursery, serve: Callable[..., Awaitable[object]]) -> Simulator:
     """Start it; what it raises before it has started comes out as it is, not in a group."""
     try:
         started: Simulator = await nursery.start(serve)

@@ -30,7 +30,7 @@ _logger = structlog.get_logger("stripemeter.push")
 RESOLVED_KEPT_MAX: Final = 100_000
 RESOLVED_US: Final = 3600 * 1_000_000
 """How long an answer is trusted; an item's at most to the end of its billing period."""
-FAILED_US: Final = 300 * 1_000_000
+FAILED_US: Final = 60 * 1_000_000
 """How long "there is no such thing" is trusted: somebody may be putting it right."""
 _SENDS_PER_SECOND: Final[dict[Mode, int]] = {"live": 800, "test": 20, "sim": 900}
 _READS_PER_SECOND: Final[dict[Mode, int]] = {"live": 20, "test": 20, "sim": 200}
