@@ -34,6 +34,7 @@ IDLE_SECONDS_MAX: Final = 75.0
 SWALLOWED_SECONDS_MAX: Final = 600.0
 HEAD_BYTES_MAX: Final = 64 << 10
 BODY_BYTES_MAX: Final = 1 << 20
+READ_BYTES_MAX: Final = 16 << 20
 RECEIVE_BYTES: Final = 64 << 10
 WEBHOOK_SECONDS_MAX: Final = 10.0
 WEBHOOK_LOOK_SECONDS: Final = 0.25
@@ -103,7 +104,7 @@ async def serve_simulator(
 
 
 class _Gone(Exception):
-    """The other side has closed the connection."""
+    """The connection can't go on: the other side has closed it, or never ends."""
 
 
 async def _serve_connection(app: SimulatorApp, stream: trio.SocketStream) -> None:
@@ -161,13 +162,19 @@ async def _next_event(connection: h11.Connection, stream: trio.SocketStream) -> 
 
 
 async def _read_body(connection: h11.Connection, stream: trio.SocketStream) -> bytes | None:
-    """The whole body; None when it is longer than any that is taken."""
+    """The whole body; None when it is longer than any that is taken.
+
+    It is read to its end then too, since an answer to a body that nobody read is lost with the connection.
+    """
     body = bytearray()
+    length = 0
     while isinstance(event := await _next_event(connection, stream), h11.Data):
-        body += event.data
-        if len(body) > BODY_BYTES_MAX:
-            return None
-    return bytes(body)
+        length += len(event.data)
+        if length > READ_BYTES_MAX:
+            raise _Gone
+        if length <= BODY_BYTES_MAX:
+            body += event.data
+    return bytes(body) if length <= BODY_BYTES_MAX else None
 
 
 def _request(head: h11.Request, body: bytes) -> Request:
