@@ -19,6 +19,9 @@ SECOND_US: Final = 1_000_000
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
+_FIRST_US: Final = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
+_LAST_US: Final = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
+"""An offset can put a time that can be written outside of the years that can be."""
 _DATE: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", re.ASCII)
 _INSTANT: Final = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,12})?"
@@ -49,7 +52,10 @@ def instant_us(value: object, field: str) -> int:
             found = found.replace(tzinfo=UTC)
     else:
         raise PricingError([(field, _WANTED)])
-    return (found - _EPOCH) // _MICROSECOND
+    at_us = (found - _EPOCH) // _MICROSECOND
+    if not _FIRST_US <= at_us <= _LAST_US:
+        raise PricingError([(field, "must lie in the years 1 to 9999 (UTC)")])
+    return at_us
 
 
 def instant_text(at_us: int) -> str:

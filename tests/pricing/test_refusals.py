@@ -5,11 +5,26 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+from datetime import date, datetime, timedelta, timezone
+from decimal import Decimal
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from engine.pricing import InvoiceSimulator, PricingError, read_price
+from engine.pricing import (
+    Commitment,
+    Credit,
+    InvoiceSimulator,
+    PriceConfig,
+    PricingError,
+    Tier,
+    UsageItem,
+    invoice_document,
+    read_price,
+)
+from engine.pricing.scenarios import read_scenario, run
 
 TIERS = [{"upTo": 10, "unitPrice": 1}, {"upTo": None, "unitPrice": 2}]
 FLAT = {"model": "flat", "currency": "USD", "unitPrice": 1}
@@ -130,6 +145,8 @@ def test_a_wrong_price_is_an_error_that_names_the_field(price: Any, field: str, 
         ({"periodStart": "2026-01-01T00:00:00"}, "periodStart", "offset"),
         ({"periodStart": "2026-02-30"}, "periodStart", "does not exist"),
         ({"periodStart": "January"}, "periodStart", "must be a date"),
+        ({"periodStart": "0001-01-01T00:00:00+00:01"}, "periodStart", "years 1 to 9999"),
+        ({"periodEnd": "9999-12-31T23:59:59-23:59"}, "periodEnd", "years 1 to 9999"),
         ({"usageItems": None}, "usageItems", "missing"),
         ({"usageItems": {}}, "usageItems", "list"),
         ({"usageItems": []}, "currency", "needed when there are no"),
@@ -216,3 +233,88 @@ def test_the_library_is_imported_alone() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+_NAMES = st.sampled_from(
+    [
+        "inputs",
+        "expected",
+        "tolerances",
+        "model",
+        "currency",
+        "tiers",
+        "upTo",
+        "unitPrice",
+        "flatPrice",
+        "packageSize",
+        "usageItems",
+        "metric",
+        "quantity",
+        "priceConfig",
+        "customerId",
+        "periodStart",
+        "periodEnd",
+        "commitments",
+        "amount",
+        "credits",
+        "taxRate",
+        "lineItems",
+        "startDate",
+        "x",
+    ]
+)
+_LEAVES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.decimals(),
+    st.floats(),
+    st.sampled_from(
+        [
+            "flat",
+            "volume",
+            "USD",
+            "2026-01-01",
+            "0001-01-01",
+            "9999-12-31T23:59:59-23:59",
+            "1e999",
+            "",
+        ]
+    ),
+    st.text(max_size=5),
+)
+_DOCUMENTS = st.recursive(
+    _LEAVES,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(_NAMES, inner, max_size=6)
+    ),
+    max_leaves=25,
+)
+
+
+@given(_DOCUMENTS, st.sampled_from(sorted(INPUTS)))
+def test_no_document_whatsoever_raises_anything_but_a_refusal(document: Any, field: str) -> None:
+    for tried in (document, {"inputs": document}, {"inputs": {**INPUTS, field: document}}):
+        try:
+            run(read_scenario(tried))
+        except PricingError as error:
+            assert error.errors
+
+
+def test_programs_give_dates_and_the_librarys_own_objects() -> None:
+    price = PriceConfig(model="flat", currency="USD", unit_price=Decimal(1))
+    zone = timezone(timedelta(hours=1))
+    invoice = InvoiceSimulator().simulate(
+        customer_id="cus_anna",
+        period_start=date(2026, 1, 1),
+        period_end=datetime(2026, 2, 1, 1, tzinfo=zone),
+        usage_items=[UsageItem("calls", Decimal(100), price)],
+        commitments=[Commitment(Decimal(10), 0, 1 << 60)],
+        credits=[Credit(Decimal(5))],
+    )
+    assert str(invoice.total) == "85.00"
+    assert invoice_document(invoice)["periodEnd"] == "2026-02-01T00:00:00Z"
+    with pytest.raises(PricingError, match="time zone"):
+        InvoiceSimulator().simulate({**INPUTS, "periodEnd": datetime(2026, 2, 1)})  # noqa: DTZ001
+    with pytest.raises(PricingError):
+        Tier(None, None)  # type: ignore[arg-type]

@@ -104,6 +104,7 @@ def test_a_wrong_file_is_told_by_file_and_field_and_outweighs_a_difference(
     wrong = scenario.with_name("wrong.sim.yaml")
     wrong.write_text(GOOD.replace("model: flat", "model: cheap").replace("total: 0.02", "totl: 1"))
     scenario.write_text(GOOD.replace("total: 0.02", "total: 0.03"))
+    assert simulate("report", scenario, "--fail-on-diff") == 1
     for command in ("run", "report"):
         assert simulate(command, scenario.parent, "--fail-on-diff") == 2
     assert simulate("validate", scenario.parent) == 2
@@ -218,6 +219,8 @@ BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{n + 1}: &a{n + 1} [*a{n}, *a{n}]\n" for 
         ("a.yaml", b"? [a]\n: 1\n", "must be a text"),
         ("a.yaml", b"a: &a [*a]\n", "in itself"),
         ("a.yaml", b"a: *b\n", "undefined alias"),
+        ("a.yaml", b"[" * 5_000, "deeply"),
+        ("a.yaml", b"a: \x00\n", "special characters are not allowed"),
         ("a.yaml", b"a: 1\n---\nb: 2\n", ":2:1: but found another document"),
         ("a.yaml", BOMB.encode(), "values"),
         ("a.yaml", b"#" * (5 << 20), "larger than 4 MiB"),
