@@ -17,8 +17,11 @@ import trio
 from engine.core.billing import (
     Destination,
     Mode,
+    Outcome,
     Proven,
+    PushRequest,
     Resolved,
+    Unknown,
     Unread,
     Unresolved,
 )
@@ -34,6 +37,8 @@ FAILED_US: Final = 60 * 1_000_000
 """How long "there is no such thing" is trusted: somebody may be putting it right."""
 _SENDS_PER_SECOND: Final[dict[Mode, int]] = {"live": 800, "test": 20, "sim": 900}
 _READS_PER_SECOND: Final[dict[Mode, int]] = {"live": 20, "test": 20, "sim": 200}
+STREAM_EVENTS_MAX: Final = 100
+STREAM_GATHER_SECONDS: Final = 0.01
 CONNECT_PER_SECOND: Final = 20
 """Stripe's limits with a fifth kept back for whoever else uses the account."""
 
@@ -51,6 +56,25 @@ class Pace:
 class _Kept(NamedTuple):
     answer: Resolved | Unresolved
     until_us: int
+
+
+class _Batch:
+    """Requests that go to the stream together."""
+
+    def __init__(self) -> None:
+        self.requests: list[PushRequest] = []
+        self.stored: list[int] = []
+        self.outcomes: list[Outcome] = []
+        self.full = trio.Event()
+        self.done = trio.Event()
+
+    def add(self, request: PushRequest, stored: int) -> int:
+        """Its place in the batch."""
+        self.requests.append(request)
+        self.stored.append(stored)
+        if len(self.requests) == STREAM_EVENTS_MAX:
+            self.full.set()
+        return len(self.requests) - 1
 
 
 class ConnectionReport(NamedTuple):
@@ -73,6 +97,8 @@ class Connection:
         self._clock = clock
         self._rng = rng
         self._paces: dict[str, Pace] = {}
+        self._batches: dict[str | None, _Batch] = {}
+        """Gathering now, by connected account."""
         self._kept: OrderedDict[Destination, _Kept] = OrderedDict()
 
     def report(self) -> ConnectionReport:
@@ -129,6 +155,16 @@ class Connection:
             return kept.answer if isinstance(kept.answer, Resolved) else None
         return kept.answer
 
+    def forget_customer(self, customer: str | None, items: frozenset[str]) -> None:
+        """Something of a Stripe customer or its items changed: ask again, and use what is known until then."""
+        for destination, kept in self._kept.items():
+            answer = kept.answer
+            of_customer = destination.customer or (
+                answer.customer if isinstance(answer, Resolved) else None
+            )
+            if destination.item in items or (customer is not None and of_customer == customer):
+                self._kept[destination] = kept._replace(until_us=0)
+
     def forget_object(self, resolved: Resolved) -> None:
         """Something contradicted what is known of it: ask again, and use what is known until then."""
         for destination, kept in self._kept.items():
@@ -158,6 +194,28 @@ class Connection:
             until_us = min(until_us, end_us) if end_us > now_us else now_us + 30_000_000
         self._keep(destination, _Kept(answer, until_us))
         return None
+
+    async def send(self, request: PushRequest, stored: int) -> Outcome:
+        """Send one request once; those for the stream go together with others that are due just now."""
+        if request.driver != "stream":
+            return (await self.billing.send((request,), (stored,)))[0]
+        batch = self._batches.get(request.connect_account)
+        if batch is not None and not batch.full.is_set():
+            number = batch.add(request, stored)
+            await batch.done.wait()
+        else:
+            batch = self._batches[request.connect_account] = _Batch()
+            number = batch.add(request, stored)
+            with trio.move_on_after(STREAM_GATHER_SECONDS):
+                await batch.full.wait()
+            if self._batches.get(request.connect_account) is batch:
+                del self._batches[request.connect_account]
+            try:
+                batch.outcomes = await self.billing.send(batch.requests, batch.stored)
+            finally:
+                batch.done.set()
+        # A sender that was cancelled has learnt nothing; neither have those who went with it.
+        return batch.outcomes[number] if batch.outcomes else Unknown("it was not waited for")
 
     def _keep(self, destination: Destination, kept: _Kept) -> None:
         self._kept[destination] = kept

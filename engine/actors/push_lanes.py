@@ -21,8 +21,6 @@ from engine.actors.push_recorder import PushRecorder
 from engine.core.billing import (
     AlreadyDelivered,
     Delivered,
-    Outcome,
-    PushRequest,
     Refused,
     RetryLater,
     Unknown,
@@ -296,7 +294,7 @@ class LaneServer:
         now_us = self._clock.now_us()
         attempts.left_at_us = now_us if before_us is None else before_us
         attempts.has_left, attempts.last_us = True, now_us
-        answer = await self._ask(connection, intent.request, attempts.stored)
+        answer = await connection.send(intent.request, attempts.stored)
         now_us = self._clock.now_us()
         attempts.tries += 1
         match answer:
@@ -325,10 +323,6 @@ class LaneServer:
             case Refused():
                 await self._refused(intent, runtime, connection, answer, before_us=before_us)
         self.results[intent.role, _RESULT_NAMES[type(answer)]] += 1
-
-    async def _ask(self, connection: Connection, request: PushRequest, stored: int) -> Outcome:
-        outcomes = await connection.billing.send((request,), (stored,))
-        return outcomes[0]
 
     def _later(
         self, attempts: Attempts, runtime: LaneRuntime, reason: str, after_us: int | None

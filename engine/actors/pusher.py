@@ -42,6 +42,7 @@ LOOK_SECONDS_MIN, LOOK_SECONDS_MAX = 0.02, 5.0
 SLEEP_SECONDS_MAX: Final = 60.0
 """A wall clock may step; what is due is looked for at least this often."""
 RESOLVES_AT_ONCE: Final = 16
+DRAIN_SECONDS_MAX: Final = 2.0
 
 
 class Pusher:
@@ -105,6 +106,7 @@ class Pusher:
         self._work = trio.Event()
         self._timer = trio.Event()
         self._looking = trio.Lock()
+        self._is_draining = False
         self._resolving = trio.Event()
         self.moved = trio.Event()
         """Set, and replaced, whenever a lane was served."""
@@ -280,7 +282,7 @@ class Pusher:
 
     async def _serve(self) -> None:
         while True:
-            while not self._ready:
+            while not self._ready or self._is_draining:
                 self._work = trio.Event() if self._work.is_set() else self._work
                 await self._work.wait()
             lane = self._ready.popleft()
@@ -295,6 +297,13 @@ class Pusher:
                 self.schedule(lane, again_us)
             self.moved.set()
             self.moved = trio.Event()
+
+    async def drain(self) -> None:
+        """Begin nothing more, and wait a moment for what is under way: what Stripe said is recorded before the end."""
+        self._is_draining = True
+        with trio.move_on_after(DRAIN_SECONDS_MAX):
+            while self._busy:
+                await self.moved.wait()
 
     # What others tell it.
 

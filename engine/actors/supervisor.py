@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from random import Random
 from typing import Any, Literal
 
@@ -32,11 +31,12 @@ from engine.actors.group import Group, Marks
 from engine.actors.indexer import Indexer
 from engine.actors.key_merger import KeyMerger
 from engine.actors.log_writer import LogWriter, Offer
+from engine.actors.opening import open_log
 from engine.actors.operations import OperationRunner
 from engine.actors.period_closer import PeriodCloser
 from engine.actors.push_desk import PushDesk
 from engine.actors.pusher import Pusher
-from engine.actors.recovery import Progress, Recovered, genesis_drafts, read_genesis, recover
+from engine.actors.recovery import Progress, Recovered
 from engine.actors.retention import Retention
 from engine.actors.shard import Shard
 from engine.actors.snapshotter import ControlState, Snapshotter
@@ -56,8 +56,8 @@ from engine.ports import Billing, Clock, Ids, RunBlocking
 from wal.archive import ArchiveStore
 from wal.cells import CellStore
 from wal.key_index import RECENT_KEYS_MAX, KeyIndex
-from wal.log import Envelope, Log, LogError
-from wal.runs import RunStore, RunStoreError
+from wal.log import Envelope, Log
+from wal.runs import RunStore
 from wal.snapshot import SnapshotStore
 
 _logger = structlog.get_logger("stripemeter.engine")
@@ -148,6 +148,8 @@ class Meter:
                         await self._start(writer_nursery, shard_nursery, followers)
                         on_ready()
                 self.phase = "stopping"
+                if self._started is not None:
+                    await self._started.push.drain()
                 followers.cancel_scope.cancel()
             if starting.cancelled_caught:  # told to stop while recovering: nothing was acknowledged
                 writer_nursery.cancel_scope.cancel()
@@ -171,7 +173,18 @@ class Meter:
     async def _start(
         self, writer_nursery: trio.Nursery, shard_nursery: trio.Nursery, followers: trio.Nursery
     ) -> None:
-        recovered, keys = await self._recover()
+        recovered, keys, self.log_id = await open_log(
+            self.log,
+            self._runs,
+            self._snapshots,
+            software=self.options.software,
+            settings=self._settings(),
+            recent_keys_max=self.options.recent_keys_max,
+            clock=self.clock,
+            ids=self.ids,
+            run_blocking=self.run_blocking,
+            progress=self._progressed,
+        )
         self.registry, self.rules = recovered.registry, recovered.rules
         self.audit, self.push = recovered.audit, recovered.push
         self.shards = self._deal(recovered)
@@ -308,51 +321,6 @@ class Meter:
             asking=asking,
         )
         return retention, eraser
-
-    async def _recover(self) -> tuple[Recovered, KeyIndex]:
-        if self.log.head().next_sequence == 0:
-            self.log_id = self.ids.token(16)
-            try:
-                await self.run_blocking(partial(self._write_genesis, self.log_id))
-            except LogError as error:
-                raise StartRefused(f"the log's first record can't be written: {error}") from error
-        genesis = await self.run_blocking(partial(read_genesis, self.log))
-        self.log_id = genesis.log_id
-        head = self.log.head()
-        open_index = partial(
-            KeyIndex.open,
-            self._runs,
-            log_id=self.log_id,
-            epoch=head.epoch,
-            head_sequence=head.next_sequence,
-            recent_keys_max=self.options.recent_keys_max,
-        )
-        try:
-            keys = await self.run_blocking(open_index)
-        except RunStoreError as error:
-            raise StartRefused(f"the key index can't be opened: {error}") from error
-        started_us = self.clock.monotonic_us()
-        recovered = await recover(
-            self.log,
-            keys,
-            self._snapshots,
-            self.log_id,
-            run_blocking=self.run_blocking,
-            progress=self._progressed,
-        )
-        _logger.info(
-            "recovered",
-            events_folded=recovered.events_folded,
-            snapshot_position=recovered.snapshot_position,
-            next_sequence=head.next_sequence,
-            seconds=(self.clock.monotonic_us() - started_us) / 1e6,
-            notes=list(recovered.notes),
-            key_index_reset=keys.reset_because,
-        )
-        return recovered, keys
-
-    def _write_genesis(self, log_id: bytes) -> None:
-        genesis_drafts(self.log, log_id, self.options.software, self._settings(), self.clock)
 
     def _settings(self) -> SettingsChange:
         return SettingsChange(
