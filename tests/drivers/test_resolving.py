@@ -11,6 +11,7 @@ import trio.testing
 from engine.core.billing import Destination, Resolved, Unresolved
 from engine.drivers.billing import StripeBilling
 from engine.drivers.cached import RESOLVED_US, UNRESOLVED_US, ResolutionCache
+from engine.drivers.calls import LEGACY_API_VERSION, LIBRARY_API_VERSION
 from tests.drivers.fake_stripe import (
     KEY,
     Call,
@@ -129,7 +130,18 @@ LEGACY_PRICE = price(meter=None)
 
 async def test_an_item_is_its_meter_its_customer_and_its_running_period() -> None:
     assert await resolve(BY_ITEM) == Resolved(
-        "mtr_1", "cus_1", "api_calls", "who", "how_much", "si_1", "price_1", "usd", 100, 200, 50
+        "mtr_1",
+        "cus_1",
+        "api_calls",
+        "who",
+        "how_much",
+        "si_1",
+        "price_1",
+        "usd",
+        100,
+        200,
+        50,
+        api_version=LIBRARY_API_VERSION,
     )
 
 
@@ -141,20 +153,29 @@ async def test_an_older_version_keeps_the_period_on_the_subscription() -> None:
     )
     assert found == Resolved(
         "si_1", "cus_1", item="si_1", price="price_1", currency="usd",
-        period_start_s=300, period_end_s=400, item_created_s=50,
+        period_start_s=300, period_end_s=400, item_created_s=50, api_version=LEGACY_API_VERSION,
     )  # fmt: skip
 
 
 async def test_a_price_is_its_meter_and_the_customer_is_given() -> None:
     assert await resolve(BY_PRICE) == Resolved(
-        "mtr_1", "cus_1", "api_calls", "who", "how_much", price="price_1", currency="usd"
+        "mtr_1",
+        "cus_1",
+        "api_calls",
+        "who",
+        "how_much",
+        price="price_1",
+        currency="usd",
+        api_version=LIBRARY_API_VERSION,
     )
 
 
 async def test_an_event_name_is_searched_for_on_all_pages() -> None:
     meters = [meter(f"mtr_{number}", f"other_{number}") for number in range(2, 6)]
     found = await resolve(BY_EVENT, [*meters, meter("mtr_9")])
-    assert found == Resolved("mtr_9", "cus_1", "api_calls", "who", "how_much")
+    assert found == Resolved(
+        "mtr_9", "cus_1", "api_calls", "who", "how_much", api_version=LIBRARY_API_VERSION
+    )
 
 
 async def test_an_active_meter_goes_before_an_archived_one_of_the_same_name() -> None:
