@@ -25,12 +25,13 @@ from engine.config import Settings
 from engine.core.configured import Change
 from engine.core.events import KEY_REUSED, EventLimits
 from engine.core.operations import ERROR_CHARS_MAX, Asked, Operation, Progress, RowError
-from engine.core.sent_rows import Meant, SentRow, all_taken
+from engine.core.rows_in_bulk import Taker
+from engine.core.sent_rows import Meant, SentRow
 from engine.errors import Unavailable
 from gateway import collector
 from gateway.data_directory import DataDirectory
 from gateway.importing import Begun, Outcome, Sending
-from gateway.main import first_of, open_meter
+from gateway.opening import first_of, open_meter
 
 _ROW_BYTES: Final = 300
 _PAUSE_SECONDS: Final = 0.02
@@ -52,10 +53,10 @@ class _Taken:
         errors = self._errors
         for offer, lines in self._offers:
             await offer.settled()
-            verdicts = Counter(offer.verdicts)
-            new += verdicts[ACCEPTED]
-            duplicates += verdicts[DUPLICATE]
-            if verdicts[CONFLICT]:
+            verdicts = offer.verdicts
+            new += verdicts.count(ACCEPTED)
+            duplicates += verdicts.count(DUPLICATE)
+            if CONFLICT in verdicts:
                 errors += [
                     RowError(line, KEY_REUSED)
                     for line, verdict in zip(lines, offer.verdicts, strict=True)
@@ -75,7 +76,7 @@ class DirectoryTarget:
     def __init__(self, meter: Meter, meant: Meant, limits: EventLimits, *, historic: bool) -> None:
         self._meter = meter
         self._meant = meant
-        self._limits = limits
+        self._taker = Taker(meant, limits)
         self._historic = historic
         self._operation: Operation | None = None
 
@@ -91,19 +92,23 @@ class DirectoryTarget:
         """See Target."""
         assert self._operation is not None, "begin first"
         now_us = self._meter.clock.now_us()
-        tenants, refused = all_taken(rows, self._meant, now_us, self._limits, nul=nul)
+        tenants, refused = self._taker.take(rows, now_us, nul=nul)
         errors = [RowError(line, why.error[:ERROR_CHARS_MAX]) for line, why in refused]
         marks = Marks(self._operation.id, self._historic)
         offers = [
-            (await self._offer(tenant, of.rows, marks), of.lines) for tenant, of in tenants.items()
+            (await self._offer(tenant, of.columns, marks), of.lines)
+            for tenant, of in tenants.items()
         ]
         return _Taken(offers, errors)
 
-    async def _offer(self, tenant: str, rows: Sequence[tuple[Any, ...]], marks: Marks) -> Offer:
+    async def _offer(self, tenant: str, columns: Sequence[list[Any]], marks: Marks) -> Offer:
+        size_bytes = _ROW_BYTES * len(columns[0])
         with trio.fail_after(_WAIT_SECONDS_MAX):
             while True:
                 try:
-                    return self._meter.offer(tenant, rows, _ROW_BYTES * len(rows), marks)
+                    return self._meter.started.writer.offer_columns(
+                        tenant, columns, size_bytes, marks
+                    )
                 except Unavailable:  # a full queue, or the key index catches up
                     await trio.sleep(_PAUSE_SECONDS)
 

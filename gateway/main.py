@@ -1,4 +1,4 @@
-"""The composition root: settings in, a running server out. The only place that names LMDB and Hypercorn together.
+"""The composition root: settings in, a running server out. The only place that names Hypercorn (and `gateway.opening` LMDB).
 
 How it stops: SIGTERM or SIGINT ends accepting, what is in flight is answered, the tree of
 `engine.actors.supervisor` drains from the inside out; whoever still holds a connection after the grace period is
@@ -20,11 +20,10 @@ import hypercorn.trio
 import structlog
 import trio
 
-from engine.actors.supervisor import Meter, MeterOptions
 from engine.config import Settings
 from engine.errors import StartRefused
 from engine.ports import Fatal
-from gateway import __version__, collector
+from gateway import collector
 from gateway.asgi import create_asgi
 from gateway.auth import Access
 from gateway.context import Gateway
@@ -35,19 +34,9 @@ from gateway.lane_answers import LaneAnswers
 from gateway.lane_internals import difference, put_in
 from gateway.lane_watch import Watch, connections_max
 from gateway.logging_setup import adopt_hypercorn
-from gateway.measured_log import MeasuredLog
 from gateway.metrics import Metrics
+from gateway.opening import first_of, open_meter
 from gateway.stripe_ways import open_ways
-from gateway.system import SystemClock, SystemIds, run_in_thread
-from wal.archive import FileArchives
-from wal.cells import CellStoreError
-from wal.lmdb_cells import LmdbCells
-from wal.lmdb_copy import compact_if_asked
-from wal.lmdb_log import LmdbLog
-from wal.lmdb_runs import LmdbRuns
-from wal.log import LogError
-from wal.runs import RunStoreError
-from wal.snapshot import FileSnapshots
 
 _logger = structlog.get_logger("stripemeter.server")
 EXIT_STOPPED, EXIT_REFUSED, EXIT_FATAL = 0, 1, 3
@@ -56,50 +45,6 @@ _SWITCH_INTERVAL_SECONDS = 0.0005
 _HEAD_SECONDS_MAX = 5
 _IDLE_SECONDS_MAX = 30
 _HEAD_BYTES_MAX = 16 << 10
-
-
-def open_meter(
-    settings: Settings,
-    directory: DataDirectory,
-    *,
-    is_read_only: bool = False,
-    is_indexing: bool = True,
-) -> Meter:
-    """A meter on the directory's log and indexes. The directory is locked by the caller.
-
-    Read-only it appends nothing; the log must be there. Raises StartRefused when the log or an index can't be opened.
-    """
-    try:
-        if not is_read_only and (compaction := compact_if_asked(directory.log_path)) is not None:
-            _logger.info("log_compaction", result=compaction)
-        log = MeasuredLog(LmdbLog(directory.log_path, read_only=is_read_only))
-        runs = LmdbRuns(directory.keys_path)
-        cells = LmdbCells(directory.rollups_path)
-    except (LogError, RunStoreError, CellStoreError) as error:
-        raise StartRefused(str(error)) from error
-    return Meter(
-        MeterOptions(
-            software=__version__,
-            shards=settings.shards,
-            lateness_us=settings.lateness_us,
-            late_policy=settings.late_policy,
-            snapshot_every_events=settings.snapshot_every_events,
-            retention_days=settings.retention_days,
-            push_interval_us=settings.push_interval_us,
-            meta_bytes_max=settings.max_meta_bytes,
-            is_read_only=is_read_only,
-            is_indexing=is_indexing,
-            verify=settings.verify,
-        ),
-        log=log,
-        runs=runs,
-        cells=cells,
-        snapshots=FileSnapshots(directory.snapshots_path),
-        archives=FileArchives(directory.archives_path),
-        clock=SystemClock(),
-        ids=SystemIds(),
-        run_blocking=run_in_thread,
-    )
 
 
 def serve(settings: Settings) -> int:
@@ -151,14 +96,6 @@ def _exit_fatal(reason: BaseException) -> NoReturn:
     # Nothing waits for a clean end here: the disk or the log can't be trusted, the next start recovers.
     sys.stderr.write(f"stripemeter: {reason}\n")
     os._exit(EXIT_FATAL)
-
-
-def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first of what failed, without the groups that nurseries put around it."""
-    found: BaseException = group
-    while isinstance(found, BaseExceptionGroup):
-        found = found.exceptions[0]
-    return found
 
 
 async def _serve_http(gateway: Gateway, stop: trio.Event) -> None:

@@ -16,7 +16,7 @@ from engine.actors.supervisor import Meter
 from engine.config import Settings
 from engine.errors import EngineError, StartRefused
 from gateway.data_directory import DataDirectory
-from gateway.main import open_meter
+from gateway.opening import open_meter
 from wal.lmdb_copy import compact_if_asked
 from wal.lmdb_file import DATA_NAME
 

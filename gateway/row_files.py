@@ -11,15 +11,22 @@ import csv
 import gzip
 import io
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from hashlib import blake2b
-from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any, Final, Literal, NamedTuple, cast
 
 import msgspec
 
-from engine.core.sent_rows import LINE_BYTES_MAX, HeaderRefused, SentRow, rows_of_csv, rows_of_lines
+from engine.core.cell_rows import CellRows, cells_of
+from engine.core.sent_rows import (
+    LINE_BYTES_MAX,
+    HeaderRefused,
+    SentRow,
+    header_of,
+    rows_after_header,
+    rows_of_lines,
+)
 from engine.errors import EngineError
 
 Format = Literal["jsonl", "csv"]
@@ -48,7 +55,7 @@ class Cursor(msgspec.Struct, frozen=True, array_like=True):
 class Chunk(NamedTuple):
     """Some rows, and the cursor after them."""
 
-    rows: list[SentRow]
+    rows: Sequence[SentRow]
     after: Cursor
     nul: bool
     """Whether a name may hold U+0000."""
@@ -180,39 +187,102 @@ class RowFile:
             yield rest
 
     def _csv_chunks(self, start: Cursor, header: list[str]) -> Iterator[Chunk]:
-        # The reader takes line by line and none ahead, so after a row exactly that row's lines are counted.
-        shift = start.line - len(header)
-        rows = rows_of_csv(chain(header, self._text_lines()))
-        line = start.line
-        while taken := list(islice(rows, CSV_CHUNK_ROWS)):
-            line = self._lines_taken + start.line
-            if shift:
-                taken = [row._replace(line=row.line + shift) for row in taken]
-            yield Chunk(taken, self._cursor(line), nul=True)
+        """Whole blocks of lines the quick way; a block that has rows which need it, row by row up to its end."""
+        blocks = self._blocks()
+        lines = _TextLines(self.name, blocks)
+        names, _ = header_of(iter(header) if header else lines)
+        line = start.line + self._take_lines(lines)[0]
+        after_header = lines.rest()
+        while True:
+            if lines.is_between_blocks:
+                block, after_header = after_header or next(blocks, b""), b""
+                if not block:
+                    return
+                rows = _whole(block, names, line + 1)
+                if rows is not None:
+                    self._take(block)
+                    line += len(rows)
+                    yield Chunk(rows, self._cursor(line), nul=False)
+                    continue
+                lines.open(block)
+            # The reader takes line by line and none ahead, so after a row exactly that row's lines are counted.
+            some: list[SentRow] = []
+            for row in rows_after_header(lines, names, line):
+                some.append(row)
+                if len(some) == CSV_CHUNK_ROWS or lines.is_between_blocks:
+                    break
+            count, nul = self._take_lines(lines)
+            line += count
+            if some:
+                yield Chunk(some, self._cursor(line), nul=nul)
 
-    def _text_lines(self) -> Iterator[str]:
-        self._lines_taken = 0
-        for block in self._blocks():
-            for line in block.splitlines(keepends=True):
-                self._take(line)
-                self._lines_taken += 1
-                try:
-                    text = line.decode()
-                except UnicodeDecodeError as error:
-                    message = f"{self.name} is not UTF-8: {error}; convert it first"
-                    raise FileRefused(message) from error
-                yield text.removeprefix("\ufeff")
+    def _take_lines(self, lines: _TextLines) -> tuple[int, bool]:
+        """(how many lines were taken, whether they hold a NUL)."""
+        taken = lines.taken()
+        data = b"".join(taken)
+        self._take(data)
+        return len(taken), b"\0" in data
 
     def _header_lines(self) -> list[str]:
         """The lines of the header's row; the file is at its beginning again afterwards."""
-        lines: list[str] = []
-
-        def remembered() -> Iterator[str]:
-            for line in self._text_lines():
-                lines.append(line)
-                yield line
-
-        next(csv.reader(remembered(), strict=True), None)
+        lines = _TextLines(self.name, self._blocks())
+        next(csv.reader(lines, strict=True), None)
+        taken = [lines.text_of(line) for line in lines.taken()]
         self.close()
         self._open()
-        return lines
+        return taken
+
+
+def _whole(block: bytes, names: list[str], first_line: int) -> CellRows | None:
+    """The rows of a block of lines, the quick way; None: it needs the other."""
+    try:
+        return cells_of(block.decode(), names, first_line)
+    except UnicodeDecodeError:
+        return None
+
+
+class _TextLines(Iterator[str]):
+    """The lines of blocks as text, one by one; knows which were taken, and whether a block is used up."""
+
+    def __init__(self, name: str, blocks: Iterator[bytes]) -> None:
+        self._name = name
+        self._blocks = blocks
+        self._lines: list[bytes] = []
+        self._next = 0
+
+    @property
+    def is_between_blocks(self) -> bool:
+        """Whether the next line would be the first of a block."""
+        return self._next == len(self._lines)
+
+    def open(self, block: bytes) -> None:
+        """Go on with a block that was read elsewhere."""
+        assert not self._lines, "what was taken is asked for first"
+        self._lines = block.splitlines(keepends=True)
+
+    def rest(self) -> bytes:
+        """What is left of a block, which counts as read elsewhere; what was taken is asked for first."""
+        assert self._next == 0
+        rest, self._lines = b"".join(self._lines), []
+        return rest
+
+    def __next__(self) -> str:
+        if self._next == len(self._lines):
+            self._lines += next(self._blocks).splitlines(keepends=True)
+        line = self._lines[self._next]
+        self._next += 1
+        return self.text_of(line)
+
+    def text_of(self, line: bytes) -> str:
+        """A line as the reader has it. Raises FileRefused."""
+        try:
+            return line.decode().removeprefix("\ufeff")
+        except UnicodeDecodeError as error:
+            message = f"{self._name} is not UTF-8: {error}; convert it first"
+            raise FileRefused(message) from error
+
+    def taken(self) -> list[bytes]:
+        """The lines that were taken since the last call."""
+        taken, self._lines = self._lines[: self._next], self._lines[self._next :]
+        self._next = 0
+        return taken

@@ -24,7 +24,7 @@ million; all keys in a dict cost 170 bytes each.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from wal.key_filter import KeyFilter
@@ -228,7 +228,11 @@ class KeyIndex:
                 found[key] = stored
         return found
 
-    def add(self, keys_to_fingerprints: Mapping[bytes, bytes], next_position: int) -> None:
+    def add(
+        self,
+        keys_to_fingerprints: Mapping[bytes, bytes] | Iterable[tuple[bytes, bytes]],
+        next_position: int,
+    ) -> None:
         """Take in the keys of records that are durable in the log up to `next_position`."""
         assert next_position >= self._position, "the log only grows"
         self._recent.update(keys_to_fingerprints)

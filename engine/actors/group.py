@@ -44,6 +44,7 @@ class Group:
 
     __slots__ = (
         "bytes",
+        "columns",
         "controls",
         "done",
         "error",
@@ -62,6 +63,8 @@ class Group:
     def __init__(self) -> None:
         self.rows: dict[str, list[tuple[Any, ...]]] = {}
         """By the name of the part they will be (`part_name`): the tenant, for all but an operation's rows."""
+        self.columns: dict[str, list[list[Any]]] = {}
+        """Parts of operations whose rows came by column; a part is either here or in `rows`."""
         self.marks: dict[str, Marks] = {}
         """What the parts that have marks are marked with, by name."""
         self.keys: dict[bytes, bytes] = {}
@@ -83,6 +86,37 @@ class Group:
         """Whether there is nothing to commit."""
         return not self.events and not self.controls
 
+    def rows_of(self, name: str) -> int:
+        """How many rows a part has so far."""
+        columns = self.columns.get(name)
+        return len(self.rows.get(name, ())) if columns is None else len(columns[0])
+
+    def add_rows(self, name: str, rows: Sequence[tuple[Any, ...]]) -> int:
+        """Put rows into a part; the index of the first."""
+        columns = self.columns.get(name)
+        if columns is None:
+            part = self.rows.setdefault(name, [])
+            first = len(part)
+            part.extend(rows)
+            return first
+        first = len(columns[0])
+        for column, values in zip(columns, zip(*rows, strict=True), strict=True):
+            column.extend(values)
+        return first
+
+    def add_columns(self, name: str, columns: Sequence[list[Any]]) -> int:
+        """Put rows into a part, by column (`Row`'s order); they are the group's from now on. The index of the first."""
+        if name in self.rows:
+            return self.add_rows(name, list(zip(*columns, strict=True)))
+        part = self.columns.get(name)
+        if part is None:
+            self.columns[name] = list(columns)
+            return 0
+        first = len(part[0])
+        for column, values in zip(part, columns, strict=True):
+            column.extend(values)
+        return first
+
     def seal(self, received_at_us: int) -> list[TenantEvents]:
         """Fix the group's content and time: its events as columns, one part per tenant."""
         self.received_at_us = received_at_us
@@ -91,18 +125,30 @@ class Group:
             columns(name.partition("\0")[0], rows, marks[name].extra if name in marks else {})
             for name, rows in self.rows.items()
         ]
-        self.rows = {}
+        self.parts += [
+            TenantEvents._make((name.partition("\0")[0], *part, marks[name].extra))
+            for name, part in self.columns.items()
+        ]
+        self.rows, self.columns = {}, {}
         return self.parts
 
     def holds(self, tenant: str, metric: str) -> bool:
         """Whether it has an event of a metric, sealed or not yet. Reads every event: for rare questions."""
-        rows, parts = self.rows, self.parts
-        return any(
-            row[0] == metric
-            for name, of in rows.items()
-            if name.partition("\0")[0] == tenant
-            for row in of
-        ) or any(part.tenant == tenant and metric in part.metrics for part in parts)
+        rows, by_column, parts = self.rows, self.columns, self.parts
+        return (
+            any(
+                row[0] == metric
+                for name, of in rows.items()
+                if name.partition("\0")[0] == tenant
+                for row in of
+            )
+            or any(
+                metric in part[0]
+                for name, part in by_column.items()
+                if name.partition("\0")[0] == tenant
+            )
+            or any(part.tenant == tenant and metric in part.metrics for part in parts)
+        )
 
     def fold_returned(self, part: TenantEvents, late: Sequence[Late]) -> None:
         """A shard folded its share of a part; the last share makes the group done."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import msgspec
@@ -52,6 +53,9 @@ ACCEPTED, DUPLICATE, CONFLICT = 0, 1, 2
 _KEY, _FINGERPRINT = 5, 6  # columns of engine.core.records.Row
 _INDEX_FINGERPRINT_BYTES = 8
 """The key index keeps the first half of a fingerprint: enough to tell a reused key from a retry."""
+
+
+_first_half = itemgetter(slice(_INDEX_FINGERPRINT_BYTES))
 
 
 @dataclass(slots=True)
@@ -171,18 +175,41 @@ class LogWriter:
         if marks is not None:
             name = part_name(tenant, marks.operation)
             group.marks[name] = marks
-        part = group.rows.get(name)
         fresh = {row[_KEY]: row[_FINGERPRINT] for row in rows}
         if len(fresh) == len(rows) and self._all_new(fresh):
-            if part is None:
-                part = group.rows[name] = []
-            first = len(part)
-            part.extend(rows)
-            group.keys.update(fresh)
-            self._filled(group, len(rows), size_bytes)
-            verdicts = bytes(len(rows))
-            return Offer(name, verdicts, range(first, first + len(rows)), group, [group])
+            first = group.add_rows(name, rows)
+            return self._offered(name, first, fresh, size_bytes, group)
         return self._offer_one_by_one(name, rows, size_bytes, group)
+
+    def offer_columns(
+        self, tenant: str, columns: Sequence[list[Any]], size_bytes: int, marks: Marks
+    ) -> Offer:
+        """`offer` for an operation's rows by column (`Row`'s order), which are the writer's from now on.
+
+        If all keys are new, no object is made for any of the rows.
+        """
+        count = len(columns[_KEY])
+        group = self._admit(count, size_bytes)
+        name = part_name(tenant, marks.operation)
+        group.marks[name] = marks
+        fresh = dict(zip(columns[_KEY], columns[_FINGERPRINT], strict=True))
+        if len(fresh) == count and self._all_new(fresh):
+            first = group.add_columns(name, columns)
+            return self._offered(name, first, fresh, size_bytes, group)
+        rows = list(zip(*columns, strict=True))
+        return self._offer_one_by_one(name, rows, size_bytes, group)
+
+    def _offered(
+        self, name: str, first: int, fresh: dict[bytes, bytes], size_bytes: int, group: Group
+    ) -> Offer:
+        """Rows that are all new lie in the group's part from index `first` on."""
+        count = len(fresh)
+        if group.keys:
+            group.keys.update(fresh)
+        else:
+            group.keys = fresh
+        self._filled(group, count, size_bytes)
+        return Offer(name, bytes(count), range(first, first + count), group, [group])
 
     def _all_new(self, fresh: dict[bytes, bytes]) -> bool:
         committing = self._committing
@@ -197,17 +224,17 @@ class LogWriter:
     ) -> Offer:
         offer = Offer(name, verdicts := [], positions := [], None)
         waits_for: list[Group] = []
-        added = 0
+        fresh: dict[bytes, bytes] = {}
+        accepted: list[tuple[Any, ...]] = []
+        first = group.rows_of(name)
         for row in rows:
             key, fingerprint = row[_KEY], row[_FINGERPRINT]
-            known, holder = self._find(key)
+            known, holder = self._find(key) if key not in fresh else (fresh[key], group)
             if known is None:
-                part = group.rows.setdefault(name, [])
                 verdicts.append(ACCEPTED)
-                positions.append(len(part))
-                part.append(row)
-                group.keys[key] = fingerprint
-                added += 1
+                positions.append(first + len(accepted))
+                accepted.append(row)
+                fresh[key] = fingerprint
                 holder = group
             else:
                 same = fingerprint[: len(known)] == known
@@ -215,9 +242,11 @@ class LogWriter:
                 positions.append(-1)
             if holder is not None and holder not in waits_for:
                 waits_for.append(holder)
-        if added:
+        if accepted:
+            group.add_rows(name, accepted)
+            group.keys.update(fresh)
             offer.own_group = group
-            self._filled(group, added, size_bytes)
+            self._filled(group, len(accepted), size_bytes)
         offer.groups = waits_for
         return offer
 
@@ -322,10 +351,8 @@ class LogWriter:
         # From here to the shards' inboxes nothing may fail half-way: the events are durable.
         self.last_error = None
         next_sequence = envelopes[-1].sequence + envelopes[-1].item_count
-        self.keys.add(
-            {key: value[:_INDEX_FINGERPRINT_BYTES] for key, value in group.keys.items()},
-            next_sequence,
-        )
+        halves = map(_first_half, group.keys.values())
+        self.keys.add(zip(group.keys, halves, strict=True), next_sequence)
         self._committing = None
         self._unfolded.append(group)
         for record, envelope in zip(group.controls, envelopes, strict=False):
@@ -365,17 +392,8 @@ class LogWriter:
             ]
             work = {n: FoldWork(group, controls, []) for n in range(len(self._shards))}
         sequence = group.first_sequence
-        owner = self._owner
         for part in group.parts:
-            buckets: dict[int, list[int]] = {}
-            for index, partition in enumerate(part.partitions):
-                number = owner[partition]
-                bucket = buckets.get(number)
-                if bucket is None:
-                    buckets[number] = [index]
-                else:
-                    bucket.append(index)
-            for number, indexes in buckets.items():
+            for number, indexes in self._buckets(part).items():
                 share = work.get(number)
                 if share is None:
                     share = work[number] = FoldWork(group, (), [])
@@ -383,6 +401,21 @@ class LogWriter:
             sequence += part.event_count
         group.shards_left = len(work)
         return [(self._shards[number], share) for number, share in work.items()]
+
+    def _buckets(self, part: TenantEvents) -> dict[int, Sequence[int]]:
+        """The indexes of a part's events by the number of the shard that owns their partition."""
+        if len(self._shards) == 1:
+            return {0: range(part.event_count)}
+        owner = self._owner
+        buckets: dict[int, list[int]] = {}
+        for index, partition in enumerate(part.partitions):
+            number = owner[partition]
+            bucket = buckets.get(number)
+            if bucket is None:
+                buckets[number] = [index]
+            else:
+                bucket.append(index)
+        return {**buckets}
 
 
 def control_draft(record: ControlRecord, now_us: int) -> Draft:

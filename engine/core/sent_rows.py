@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from functools import lru_cache
-from hashlib import blake2b
-from typing import Annotated, Any, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple, overload
 
 import msgspec
 
@@ -28,11 +26,8 @@ from engine.core.events import (
     accept,
     holds_nul,
 )
-from engine.core.partitions import partition_of
-from engine.core.quantities import QuantityError, parse_json
 from engine.core.records import SOURCE_CODES, Row
-from engine.core.times import TimeError, parse_instant
-from engine.limits import FUTURE_US_MAX, METRIC_CHARS_MAX, NAME_CHARS_MAX
+from engine.limits import METRIC_CHARS_MAX, NAME_CHARS_MAX
 
 LINE_BYTES_MAX: Final = 1 << 20
 """Of one row; a longer one is refused, not cut."""
@@ -71,6 +66,33 @@ class SentRow(NamedTuple):
     event: SentEvent | Refusal
 
 
+class EventRows(Sequence[SentRow]):
+    """Rows that could all be read, on lines that follow one another."""
+
+    __slots__ = ("events", "first_line")
+
+    def __init__(self, events: Sequence[SentEvent], first_line: int) -> None:
+        self.events = events
+        self.first_line = first_line
+
+    def __len__(self) -> int:
+        return len(self.events)
+
+    def __iter__(self) -> Iterator[SentRow]:
+        return map(SentRow, range(self.first_line, self.first_line + len(self.events)), self.events)
+
+    @overload
+    def __getitem__(self, at: int) -> SentRow: ...
+    @overload
+    def __getitem__(self, at: slice) -> EventRows: ...
+    def __getitem__(self, at: int | slice) -> SentRow | EventRows:
+        if isinstance(at, slice):
+            first = self.first_line + range(len(self.events))[at].start
+            return EventRows(self.events[at], first)
+        line = self.first_line + range(len(self.events))[at]
+        return SentRow(line, self.events[at])
+
+
 class Meant(NamedTuple):
     """What rows mean that don't say it, and where they must lie."""
 
@@ -101,14 +123,17 @@ _UNREADABLE: Final = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
 # JSON.
 
 
-def rows_of_lines(data: bytes, first_line: int) -> list[SentRow]:
+def rows_of_lines(data: bytes, first_line: int) -> Sequence[SentRow]:
     """The rows of JSON lines; blank lines are none. `first_line` is the number of the first."""
     count = data.count(b"\n") + (not data.endswith(b"\n"))
     if _one_each(data, count):
         try:
             events = _decode_exact_lines(data)
+            if b'"meta"' in data or b"\\u" in data:  # which may spell meta
+                for event in events:
+                    event.meta = _as_object(event.meta)
             if len(events) == count:
-                return list(map(SentRow, range(first_line, first_line + count), events))
+                return EventRows(events, first_line)
         except _UNREADABLE:
             pass  # another style of names, or a row that is wrong
         with suppress(*_UNREADABLE):
@@ -123,8 +148,12 @@ def rows_of_lines(data: bytes, first_line: int) -> list[SentRow]:
 
 
 def _one_each(data: bytes, count: int) -> bool:
-    """Whether each line ends as an object does: the decoder also takes two on a line, and one over two lines."""
-    return data.count(b"}\n") >= count - 1 or data.count(b"}\r\n") >= count - 1
+    """Whether the lines part the objects: the decoder also takes two on a line, and one over two lines.
+
+    Inside of an object no line that ends with a brace is followed by one that begins with one.
+    """
+    between = data.count(b"}\n{") or data.count(b"}\r\n{")
+    return between == count - 1 and data[:1] == b"{" and data[-3:].rstrip()[-1:] == b"}"
 
 
 def rows_of_list(events: bytes) -> Iterator[SentRow]:
@@ -172,10 +201,14 @@ def _settled(row: _LooseRow) -> SentEvent | Refusal:
     row.customer_ref = row.customer_ref or row.customer_snake or ""
     row.tenant_id = row.tenant_id or row.tenant_snake
     row.resource_id = row.resource_id or row.resource_snake
-    meta = bytes(row.meta)
-    if meta[:1] == b'"':  # an export writes meta as a JSON string
-        row.meta = msgspec.Raw(msgspec.json.decode(meta, type=str).encode())
+    row.meta = _as_object(row.meta)
     return row
+
+
+def _as_object(meta: msgspec.Raw) -> msgspec.Raw:
+    """Meta without the JSON string that an export puts around it."""
+    raw = bytes(meta)
+    return msgspec.Raw(msgspec.json.decode(raw, type=str).encode()) if raw[:1] == b'"' else meta
 
 
 # CSV.
@@ -219,23 +252,38 @@ def columns_of(header: Sequence[str]) -> list[str]:
 
 def rows_of_csv(lines: Iterable[str]) -> Iterator[SentRow]:
     """The rows after the header, which is line 1. Raises HeaderRefused when there is no usable header."""
+    lines = iter(lines)
+    columns, line = header_of(lines)
+    yield from rows_after_header(lines, columns, line)
+
+
+def header_of(lines: Iterator[str]) -> tuple[list[str], int]:
+    """(columns, lines taken) of the header, the first row; nothing after it is taken. Raises HeaderRefused."""
     reader = csv.reader(lines, strict=True)
     try:
-        columns = columns_of(next(reader, []))
+        return columns_of(next(reader, [])), reader.line_num
     except csv.Error as error:
         raise HeaderRefused(f"line 1: {error}") from error
-    line = reader.line_num
+
+
+def rows_after_header(
+    lines: Iterator[str], columns: Sequence[str], lines_before: int
+) -> Iterator[SentRow]:
+    """The rows of the lines that follow `lines_before` others; after each, exactly its lines are taken."""
+    reader = csv.reader(lines, strict=True)
+    line = 0
     while True:
         try:
             cells = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            yield SentRow(line + 1, Refusal(None, f"the row is no CSV: {error}"))
+            refusal = Refusal(None, f"the row is no CSV: {error}")
+            yield SentRow(lines_before + line + 1, refusal)
             line = reader.line_num
             continue
         if cells:
-            yield SentRow(line + 1, _csv_row(columns, cells))
+            yield SentRow(lines_before + line + 1, row_of_cells(columns, cells))
         line = reader.line_num
 
 
@@ -264,7 +312,8 @@ def count_csv(text: str) -> int:
     return count
 
 
-def _csv_row(columns: Sequence[str], cells: Sequence[str]) -> SentEvent | Refusal:
+def row_of_cells(columns: Sequence[str], cells: Sequence[str]) -> SentEvent | Refusal:
+    """The row whose cells stand under `columns` (from `columns_of`)."""
     if len(cells) != len(columns):
         return Refusal(None, f"has {len(cells)} cells, the header {len(columns)}")
     fields: dict[str, Any] = {
@@ -315,96 +364,6 @@ def taken(
     if too_late or (meant.start_us is not None and ts_us < meant.start_us):
         return Refusal(key, "ts: lies outside of periodStart and periodEnd")
     return tenant, row
-
-
-class TenantRows:
-    """A tenant's good rows, and the line of each."""
-
-    __slots__ = ("lines", "rows")
-
-    def __init__(self) -> None:
-        self.rows: list[Row] = []
-        self.lines: list[int] = []
-
-
-def all_taken(
-    rows: Sequence[SentRow], meant: Meant, now_us: int, limits: EventLimits, *, nul: bool = True
-) -> tuple[dict[str, TenantRows], list[tuple[int, Refusal]]]:
-    """The good rows by tenant, in their order, and (line, refusal) of the others. As `taken`, at half its cost."""
-    tenants: dict[str, TenantRows] = {}
-    refused: list[tuple[int, Refusal]] = []
-    default, latest_us, horizon_us = meant.tenant, now_us + FUTURE_US_MAX, limits.horizon_us
-    is_plain = not nul and meant.start_us is None and meant.end_us is None and meant.only_tenant
-    last_tenant, last = None, TenantRows()
-    for line, event in rows:
-        made: Any = None
-        tenant = None
-        if is_plain and type(event) is ExactRow and event.ts is not None:
-            tenant = event.tenant_id or default
-            if tenant is not None and (default is None or tenant == default):
-                made = _plain(event, event.ts, tenant, meant.source)
-                if made is not None and not horizon_us <= made[3] <= latest_us:
-                    made = None
-        if made is None:
-            made = taken(event, meant, now_us, limits, nul=nul)
-            if isinstance(made, Refusal):
-                refused.append((line, made))
-                continue
-            tenant, made = made
-        if tenant != last_tenant:
-            assert tenant is not None, "a row that is taken has a tenant"
-            last_tenant, last = tenant, tenants.setdefault(tenant, TenantRows())
-        last.rows.append(made)
-        last.lines.append(line)
-    return tenants, refused
-
-
-def _plain(event: ExactRow, ts: str, tenant: str, source: int) -> tuple[Any, ...] | None:
-    """The row of an event without source and meta, as `accept` makes it; None: let that look at it."""
-    if event.source is not None or event.meta != _NO_META:
-        return None
-    try:
-        micros = parse_json(bytes(event.quantity))
-        ts_us = parse_instant(ts)
-    except (QuantityError, TimeError):
-        return None
-    if micros < 0:
-        return None
-    metric, customer, resource = event.metric, event.customer_ref, event.resource_id
-    key_text = event.idempotency_key
-    hasher = _empty_hash()
-    hasher.update(f"{metric}\0{resource or ''}\0{micros}\0{ts_us}\0{0}\0".encode())
-    fingerprint = hasher.digest()
-    if key_text is None:
-        key_text = "auto:" + fingerprint.hex()
-    partition, customers_hash = _customers_hash(tenant, customer)
-    hasher = customers_hash()
-    hasher.update(key_text.encode())
-    key = hasher.digest()
-    return (
-        metric,
-        customer,
-        micros,
-        ts_us,
-        partition,
-        key,
-        fingerprint,
-        source,
-        key_text,
-        resource,
-        None,
-    )
-
-
-_empty_hash = blake2b(digest_size=16).copy
-"""A copy costs two thirds of a new one."""
-
-
-@lru_cache(maxsize=65_536)
-def _customers_hash(tenant: str, customer: str) -> tuple[int, Callable[[], Any]]:
-    """The customer's partition, and what gives a hash that has taken in the text of a key up to the key itself."""
-    prefix = f"{tenant}\0{customer}\0".encode()
-    return partition_of(tenant, customer), blake2b(prefix, digest_size=16).copy
 
 
 SOURCE_OF_BACKFILL: Final = SOURCE_CODES["etl"]

@@ -142,7 +142,7 @@ def parse_instant(text: str) -> int:
         if text[-1] in "Zz":
             fraction = text[19:-1]
         else:
-            us -= _offset_us(text[-6:])
+            us -= offset_us(text[-6:])
             fraction = text[19:-6]
     except (TimeError, KeyError):
         return _leap_second_us(text)
@@ -162,14 +162,14 @@ def _second_us(text: str) -> int:
 
     Events that arrive together happened within a few seconds of each other.
     """
-    us = _day_us(text[:10]) + _MINUTES_US[text[11:16]] + _SECONDS_US[text[16:]]
+    us = day_us(text[:10]) + _MINUTES_US[text[11:16]] + _SECONDS_US[text[16:]]
     if text[10] not in "Tt ":
         raise TimeError(_NOT_AN_INSTANT)
     return us
 
 
 @lru_cache(maxsize=_DAYS_CACHED_MAX)
-def _day_us(text: str) -> int:
+def day_us(text: str) -> int:
     """The start of the UTC day `YYYY-MM-DD`. Year 0 passes: an offset may move its last hours into year 1."""
     match = _DATE.fullmatch(text)
     if match is None:
@@ -193,7 +193,7 @@ def _fraction_us(text: str) -> int:
 
 
 @lru_cache(maxsize=_OFFSETS)
-def _offset_us(text: str) -> int:
+def offset_us(text: str) -> int:
     """How far an offset, `+hh:mm` or `-hh:mm`, is ahead of UTC. The cache holds every offset there is."""
     match = _OFFSET.fullmatch(text)
     if match is None:
@@ -217,7 +217,7 @@ def _leap_second_us(text: str) -> int:
     if _PLUS_LOST.fullmatch(text):
         raise TimeError(_OFFSET_PLUS_LOST)
     if _DATE.fullmatch(text[:10]):
-        _day_us(text[:10])  # Raises when it is the day that is wrong, and says so.
+        day_us(text[:10])  # Raises when it is the day that is wrong, and says so.
     raise TimeError(_NOT_AN_INSTANT)
 
 
@@ -247,7 +247,7 @@ def _day_text(days: int) -> str:
 
 def parse_date(text: str) -> int:
     """The first instant of the UTC day `YYYY-MM-DD`. Raises TimeError."""
-    us = _day_us(text)
+    us = day_us(text)
     if us < INSTANT_US_MIN:
         raise TimeError(_OUT_OF_RANGE)
     return us

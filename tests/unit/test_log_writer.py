@@ -11,6 +11,7 @@ import trio
 import trio.testing
 
 from engine.actors import log_writer
+from engine.actors.group import Marks
 from engine.actors.log_writer import ACCEPTED, CONFLICT, DUPLICATE, LogWriter
 from engine.actors.shard import Shard
 from engine.core.configured import Change, Mapping, MappingChange
@@ -273,3 +274,35 @@ async def test_usage_that_is_being_committed_is_on_its_way() -> None:
         assert not b.writer.is_on_its_way("u", "m")
         b.gate.open()
         await offer.settled()
+
+
+@pytest.mark.parametrize("order", ["columns, rows", "rows, columns", "columns, columns"])
+@pytest.mark.parametrize("repeats", ["none", "of its own", "of others"])
+async def test_rows_by_column_are_the_same_rows_wherever_they_meet_others(
+    order: str, repeats: str
+) -> None:
+    first = [one(f"k{n}", str(n), f"c{n}") for n in range(5)]
+    second = [one(f"k{n}", str(n), f"c{n}") for n in range(5, 9)]
+    if repeats != "none":
+        second += [one("k6", "6", "c6"), one("k7", "9", "c7"), one("k9")]
+    if repeats == "of others":
+        second += [one("k1", "1", "c1"), one("k2", "7", "c2")]
+    marks = Marks("op")
+    found = []
+    for ways in (["rows", "rows"], order.split(", ")):
+        async with bench() as b:
+            offers = []
+            for rows, way in zip((first, second), ways, strict=True):
+                if way == "rows":
+                    offers.append(b.writer.offer("t", rows, 10, marks))
+                else:
+                    by_column = list(map(list, zip(*rows, strict=True)))
+                    offers.append(b.writer.offer_columns("t", by_column, 10, marks))
+            assert b.writer.is_on_its_way("t", "m") is False
+            for offer in offers:
+                await offer.settled()
+            (record,) = b.log.read(0, bytes_max=1 << 20)
+            told = [(o.part, list(o.verdicts), list(o.positions)) for o in offers]
+            found.append((told, [part.data for part in record.parts], b.total()))
+    assert found[0] == found[1]
+    assert found[0][2] == sum(range(9)) + (repeats != "none")

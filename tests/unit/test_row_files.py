@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.core.events import EventLimits, Refusal
+from engine.core.rows_in_bulk import Taker
 from engine.core.sent_rows import (
     SOURCE_OF_IMPORT,
     HeaderRefused,
     Meant,
     SentRow,
-    all_taken,
     columns_of,
     count_csv,
     rows_of_csv,
@@ -72,6 +72,14 @@ def test_a_bad_row_is_named_by_its_line_and_its_neighbours_are_taken() -> None:
     assert "twice" in row.event.error
 
 
+def test_two_rows_on_a_line_are_none_whatever_else_is_wrong_in_the_file() -> None:
+    row = GOOD.strip()
+    for odd in (row + row + b"\n\n", b"\n" + row + row + b"\n", row[:-1] + b"\n}" + row + b"\n"):
+        rows = rows_of_lines(GOOD + odd + GOOD, 1)
+        assert any(isinstance(one.event, Refusal) for one in rows), odd
+        assert [one.line for one in rows if not isinstance(one.event, Refusal)] == [1, 4], odd
+
+
 def test_a_header_that_is_none_is_refused_by_the_columns_name() -> None:
     for header, word in (
         (["quantity", "amount"], "amount"),
@@ -86,7 +94,7 @@ def test_a_header_that_is_none_is_refused_by_the_columns_name() -> None:
 
 def test_a_nul_in_a_name_is_refused_and_never_joins_two_names() -> None:
     data = GOOD.replace(b'"c"', b'"c\\u0000d"')
-    tenants, refused = all_taken(rows_of_lines(data, 1), PLAIN, NOW_US, LIMITS, nul=True)
+    tenants, refused = Taker(PLAIN, LIMITS).take(rows_of_lines(data, 1), NOW_US, nul=True)
     assert (tenants, len(refused)) == ({}, 1)
 
 
@@ -134,7 +142,7 @@ def test_the_short_way_makes_the_row_of_the_long_one(
     data = msgspec.json.encode(row | more)
     meant = Meant(tenant, SOURCE_OF_IMPORT)
     long = taken(rows_of_lines(data, 1)[0].event, meant, NOW_US, LIMITS)
-    tenants, refused = all_taken(rows_of_lines(data, 1), meant, NOW_US, LIMITS, nul=False)
+    tenants, refused = Taker(meant, LIMITS).take(rows_of_lines(data, 1), NOW_US, nul=False)
     if isinstance(long, Refusal):
         assert refused == [(1, long)]
     else:
@@ -156,9 +164,8 @@ def test_rows_in_bulk_are_taken_as_one_by_one(
         for number, line in enumerate(data.split(b"\n")[:-1], 1)
     ]
     assert [(row.line, taken(row.event, meant, NOW_US, LIMITS)) for row in one_by_one] == alone
-    tenants, refused = all_taken(
-        rows_of_lines(data, 1) if rows else [], meant, NOW_US, LIMITS, nul=False
-    )
+    sent = rows_of_lines(data, 1) if rows else []
+    tenants, refused = Taker(meant, LIMITS).take(sent, NOW_US, nul=False)
     assert refused == [(line, got) for line, got in alone if isinstance(got, Refusal)]
     taken_alone = [(line, got) for line, got in alone if not isinstance(got, Refusal)]
     in_bulk = [
