@@ -16,6 +16,7 @@ from engine.core.billing import (
     Proven,
     PushRequest,
     Reading,
+    RejectionReport,
     Resolved,
     Unread,
     Unresolved,
@@ -87,6 +88,12 @@ class Billing(Protocol):
 
         Of an item (legacy): `total_usage` of the billing period that holds `start_s`.
         """
+        ...
+
+    async def rejections(
+        self, event_id: str, connect_account: str | None
+    ) -> RejectionReport | Unread:
+        """What a thin event about rejected meter events (`evt_...`) stands for. `Unread.is_missing`: there is none."""
         ...
 
     async def cancel(self, request: PushRequest) -> Outcome:

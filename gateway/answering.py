@@ -6,7 +6,8 @@ must not know Quart, any endpoint, or how the answer is sent.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -29,6 +30,8 @@ class Asked(NamedTuple):
     x_api_key: bytes | None
     query_string: bytes
     request_id: str
+    headers: Mapping[str, str] = MappingProxyType({})
+    """Those that the route names (`Route.headers`), in lower case."""
 
 
 async def answer_route(
@@ -64,6 +67,7 @@ async def answer_route(
         body=body,
         now_us=now_us,
         request_id=asked.request_id,
+        headers=asked.headers,
     )
     try:
         answer: Answer | Problem = await route.handler(call)

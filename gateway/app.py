@@ -64,9 +64,14 @@ def _view(gateway: Gateway, route: Route) -> Callable[..., Awaitable[Response]]:
             _latin_1(found.headers.get("x-api-key")),
             found.query_string,
             request_id_of(found),
+            {
+                name.lower(): text
+                for name, _ in route.headers
+                if (text := found.headers.get(name)) is not None
+            },
         )
         answer = await answer_route(
-            gateway, route, asked, path, partial(_body, gateway, decoder, found)
+            gateway, route, asked, path, partial(_body, gateway, route, decoder, found)
         )
         if found.method == "HEAD" and isinstance(answer, Answer):
             answer = await _without_stream(answer)
@@ -86,8 +91,13 @@ def request_id_of(found: Request) -> str:
 
 
 async def _body(
-    gateway: Gateway, decoder: msgspec.json.Decoder[Any] | None, found: Request
+    gateway: Gateway,
+    route: Route,
+    decoder: msgspec.json.Decoder[Any] | None,
+    found: Request,
 ) -> Any | Problem:
+    if route.takes_raw_body:
+        return bytes(await found.get_data(cache=False, as_text=False, parse_form_data=False))
     if decoder is None:
         return None
     headers = found.headers

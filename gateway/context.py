@@ -22,6 +22,7 @@ from gateway.auth import Access
 from gateway.metrics import Metrics
 from gateway.rate_limit import RateLimiter
 from gateway.streams import Streams
+from gateway.stripe_signature import SeenEvents
 from gateway.stripe_ways import StripeWays
 
 
@@ -48,6 +49,8 @@ class Gateway:
     replays: Replays = field(init=False)
     audit: AuditReader = field(init=False)
     streams: Streams = field(init=False)
+    seen_events: SeenEvents = field(default_factory=SeenEvents)
+    """Webhooks of Stripe's that were dealt with."""
     started_us: int = field(init=False)
     """On the monotonic clock."""
 

@@ -1,21 +1,25 @@
 """`/v1/customers`: what is known of a customer beyond its usage: its Stripe customer and its billing anchor.
 
-Rules it keeps: PUT is the whole of what is known, so a field left out is gone afterwards; the Stripe fields are stored
-as they are and used by pushing, which this release does not do yet. It must not know when an anchor takes effect.
+Rules it keeps: PUT is the whole of what is known, so a field left out is gone afterwards; a dry run says what would be
+sent and changes nothing. It must not know when an anchor or a destination takes effect.
 """
 
 from __future__ import annotations
 
 from itertools import islice
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 
+from engine.actors.administration import Wanted
 from engine.core.configured import Customer
 from engine.core.times import TimeError, parse_instant
 from engine.errors import Unavailable
 from gateway import parameters
+from gateway.mapping_shapes import Cutover
 from gateway.problems import Problem, wrong_fields
+from gateway.push_previews import preview_of
+from gateway.push_shapes import CutoverRow
 from gateway.routes import Answer, Call
 from gateway.shapes import (
     CustomerRef,
@@ -26,8 +30,16 @@ from gateway.shapes import (
     instant_or_none,
 )
 
-StripeText = Annotated[
-    str, msgspec.Meta(description="Stored for pushing; not used by this release.", max_length=255)
+StripeCustomer = Annotated[
+    str,
+    msgspec.Meta(
+        description="Its id at Stripe. Without it, a customerRef that is itself a `cus_...` is taken for it.",
+        max_length=255,
+        examples=["cus_123"],
+    ),
+]
+TestClock = Annotated[
+    str, msgspec.Meta(description="Stripe's test clock that it lives by.", max_length=255)
 ]
 BillingAnchor = Annotated[
     str,
@@ -42,25 +54,29 @@ BillingAnchor = Annotated[
 class CustomerBody(msgspec.Struct, rename="camel", forbid_unknown_fields=True, kw_only=True):
     """All that is known of a customer from now on.
 
-    customerRef may be repeated; createdAt, updatedAt and effectiveFrom are passed over, so that what GET answered
-    can be sent back.
+    customerRef may be repeated; createdAt, updatedAt, effectiveFrom, pushEffectiveFrom and preview are passed over, so
+    that what was answered can be sent back.
     """
 
     tenant_id: TenantId | None = None
     customer_ref: CustomerRef | None = None
-    stripe_customer_id: StripeText | None = None
+    stripe_customer_id: StripeCustomer | None = None
     subscription_items: Annotated[
         dict[str, str],
         msgspec.Meta(
-            description="Metric to subscription item. Stored for pushing.",
+            description="Metric to the subscription item that bills it; wins over what the mapping names.",
             examples=[{"api_calls": "si_123"}],
         ),
     ] = {}
     billing_anchor: BillingAnchor | None = None
-    test_clock: StripeText | None = None
+    test_clock: TestClock | None = None
+    cutover: Cutover | None = None
+    dry_run: bool = False
     created_at: str | None = None
     updated_at: str | None = None
     effective_from: str | None = None
+    push_effective_from: str | None = None
+    preview: Any = None
 
 
 class CustomerView(msgspec.Struct, rename="camel", kw_only=True):
@@ -88,6 +104,22 @@ class CustomerView(msgspec.Struct, rename="camel", kw_only=True):
         | msgspec.UnsetType
         | None
     ) = msgspec.UNSET
+    push_effective_from: (
+        Annotated[
+            str,
+            msgspec.Meta(
+                description=(
+                    "After a change only: from when its Stripe customer and items hold, if they changed and something "
+                    "had been pushed before. Null: at once."
+                ),
+                extra_json_schema={"format": "date-time"},
+            ),
+        ]
+        | msgspec.UnsetType
+        | None
+    ) = msgspec.UNSET
+    preview: list[CutoverRow] | msgspec.UnsetType = msgspec.UNSET
+    """Of a dry run: what would be sent; nothing was changed."""
 
 
 class CustomerList(msgspec.Struct, rename="camel", kw_only=True):
@@ -99,7 +131,9 @@ class CustomerList(msgspec.Struct, rename="camel", kw_only=True):
 
 
 def view(
-    customer: Customer, effective_from: str | msgspec.UnsetType | None = msgspec.UNSET
+    customer: Customer,
+    effective_from: str | msgspec.UnsetType | None = msgspec.UNSET,
+    push_effective_from: str | msgspec.UnsetType | None = msgspec.UNSET,
 ) -> CustomerView:
     """A customer as the API shows it."""
     return CustomerView(
@@ -112,6 +146,7 @@ def view(
         created_at=instant_or_none(customer.created_at_us) or "",
         updated_at=instant_or_none(customer.updated_at_us) or "",
         effective_from=effective_from,
+        push_effective_from=push_effective_from,
     )
 
 
@@ -128,6 +163,10 @@ async def put_customer(call: Call) -> Answer | Problem:
             anchor_us = parse_instant(body.billing_anchor)
         except TimeError as error:
             return wrong_fields([("billingAnchor", str(error))])
+    wanted = Wanted(
+        body.cutover or call.query["cutover"],
+        is_dry_run=body.dry_run or call.query["dryRun"] == "true",
+    )
     changed = await call.gateway.administration.put_customer(
         Customer(
             tenant_id=call.tenant,
@@ -138,9 +177,16 @@ async def put_customer(call: Call) -> Answer | Problem:
             test_clock=body.test_clock,
         ),
         call.by,
+        wanted,
     )
-    shown = view(changed.value, instant_or_none(changed.effective_from_us))
-    return Answer(shown, 201 if changed.was_new else 200)
+    shown = view(
+        changed.value,
+        instant_or_none(changed.effective_from_us),
+        instant_or_none(changed.push_from_us),
+    )
+    if wanted.is_dry_run:
+        shown.preview = await preview_of(call.gateway, changed.records)
+    return Answer(shown, 201 if changed.was_new and not wanted.is_dry_run else 200)
 
 
 async def get_customer(call: Call) -> Answer | Problem:

@@ -55,6 +55,7 @@ class Checks(msgspec.Struct, rename="camel"):
     snapshots: Check
     clock: Check
     disk: Check
+    stripe: Check
 
 
 class Recovery(msgspec.Struct):
@@ -120,7 +121,7 @@ def _checks(gateway: Gateway) -> Checks:
     disk = _disk(gateway.free_bytes())
     if meter.phase == "recovering":
         waiting = Check("degraded", "recovering")
-        return Checks(waiting, waiting, waiting, waiting, waiting, waiting, disk)
+        return Checks(waiting, waiting, waiting, waiting, waiting, waiting, disk, waiting)
     started = meter.started
     writer = started.writer
     events, size_bytes = writer.queued
@@ -142,7 +143,27 @@ def _checks(gateway: Gateway) -> Checks:
         snapshots=_check("degraded", started.snapshotter.last_error, {}),
         clock=_check("degraded", started.closer.held_because, {}),
         disk=disk,
+        stripe=_stripe(gateway),
     )
+
+
+def _stripe(gateway: Gateway) -> Check:
+    """What usage is pushed through. A key that fails degrades: events are taken all the same."""
+    connections = gateway.meter.started.push.connections
+    modes: dict[str, Any] = {}
+    errors = []
+    for role, connection in connections.items():
+        report = connection.report()
+        modes[role] = report.mode
+        if report.error is not None:
+            errors.append(f"{role}: {report.error}")
+    is_simulator = gateway.ways is not None and gateway.ways.simulator_url is not None
+    facts: dict[str, Any] = {"simulator": is_simulator, "pushing": bool(connections)}
+    facts |= {"modes": modes} if modes else {}
+    standings = gateway.metrics.push.standings
+    if standings is not None:
+        facts["targetsThatNeedAPerson"] = standings.need_person
+    return _check("degraded", "; ".join(errors) or None, facts)
 
 
 def _check(when_wrong: CheckStatus, problem: str | None, facts: dict[str, Any]) -> Check:
@@ -162,4 +183,5 @@ def _disk(free_bytes: int | None) -> Check:
 
 async def metrics(call: Call) -> Answer | Problem:
     """GET /metrics."""
+    await call.gateway.metrics.push.refresh()
     return Answer(call.gateway.metrics.exposition(), content_type=METRICS_CONTENT_TYPE)

@@ -24,6 +24,7 @@ from prometheus_client.registry import Collector
 from engine.actors.supervisor import Meter
 from engine.core.times import INSTANT_US_MIN
 from gateway.measured_log import Distribution, MeasuredLog
+from gateway.push_metrics import PUSH_DESCRIPTIONS, PushMetrics
 from gateway.streams import Streams
 
 METER_LABELS_MAX: Final = 200
@@ -67,6 +68,7 @@ DESCRIPTIONS: Final[dict[str, str]] = {
     "erasures_open": "Erasures that were begun and have not ended.",
     "retention_horizon_timestamp_seconds": "Unix time before which events are refused; 0: none was dropped.",
     "keeping_failed": "1 while an erasure or retention can't go on; its reason is in the log.",
+    **PUSH_DESCRIPTIONS,
     "process_uptime_seconds": "Seconds since the server started.",
     "ready": "1 when the server takes events, else 0.",
 }
@@ -88,6 +90,7 @@ class Metrics:
         self._latency = Distribution(INGEST_MS)
         self.streams: Streams | None = None
         """The gateway's; it sets it."""
+        self.push = PushMetrics(meter)
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(_Exposition(self))
 
@@ -224,6 +227,7 @@ class Metrics:
         for result, count in meter.started.operations.rows.items():
             rows.add_metric((result,), count)
         yield rows
+        yield from self.push.collect()
         yield _gauge(
             "late_adjustments",
             sum(len(of.by_id) for s in states for of in s.adjustments.values()),

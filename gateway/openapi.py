@@ -27,6 +27,8 @@ TAGS: Final[dict[str, str]] = {
     "usage": "What was used: now, and over time.",
     "mappings": "How a metric is counted.",
     "customers": "What is known of a customer beyond its usage.",
+    "pushes": "What Stripe was told of it, and what waits for a decision.",
+    "webhooks": "What Stripe tells us.",
     "adjustments": "Corrections of what was counted, and decisions on late events.",
     "erasures": "Take a customer's name out of everything; totals stay.",
     "admin": "API keys, retention, and the trail of all changes.",
@@ -86,6 +88,8 @@ def _operation(route: Route, refs: dict[Any, Any]) -> dict[str, Any]:
             for kind in route.request_content_types
         }
         operation["requestBody"] = {"required": True, "content": content}
+    elif route.takes_raw_body:
+        operation["requestBody"] = {"required": True, "content": {"application/json": {}}}
     return operation
 
 

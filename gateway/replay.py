@@ -15,7 +15,7 @@ from engine.core.quantities import to_json
 from engine.core.replay import MetricChange, ReplayPlan, ReplayRequest
 from engine.core.times import INSTANT_US_END, INSTANT_US_MIN, TimeError, parse_instant_or_relative
 from gateway import parameters
-from gateway.mappings import LatenessHours, lateness_us
+from gateway.mapping_shapes import LatenessHours, lateness_us
 from gateway.problems import Problem, wrong_fields
 from gateway.routes import Answer, Call
 from gateway.shapes import (

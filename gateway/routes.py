@@ -8,7 +8,7 @@ It must not know any resource.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
@@ -35,6 +35,8 @@ class Call:
     body: Any
     now_us: int
     request_id: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Those that the route names, in lower case, as far as they were sent."""
 
     @property
     def by(self) -> By:
@@ -86,6 +88,8 @@ class Route:
     content_type: str = "application/json"
     other_content_types: tuple[str, ...] = ()
     """What a parameter may ask for instead."""
+    takes_raw_body: bool = False
+    """The handler gets the body's bytes as they came: they are signed."""
     request_content_types: tuple[str, ...] = ("application/json",)
     headers: tuple[tuple[str, str], ...] = ()
     """Request headers it reads: (name, description)."""
@@ -117,6 +121,8 @@ class Route:
             found |= {401, 403, 503}
         if self.request is not None:
             found |= {408, 413, 415}
+        if self.takes_raw_body:
+            found |= {400, 408, 413}
         if self.handler is not None and self.method != "GET" and self.scope is not None:
             found.add(507)
         return tuple(sorted(found | {500}))

@@ -25,22 +25,32 @@ from gateway.around import INGEST_PATH, USAGE_PATH
 from gateway.ingest import IngestResponse
 from gateway.ingest_decoding import CLOUD_EVENT, CLOUD_EVENT_BATCH
 from gateway.ingest_document import IngestBody
+from gateway.mapping_shapes import (
+    CUTOVER,
+    DRY_RUN,
+    MappingBody,
+    MappingList,
+    MappingUpdate,
+    MappingView,
+)
 from gateway.openapi import document
 from gateway.problems import Problem
 from gateway.routes import Answer, Call, Route
 from gateway.table_corrections import ADJUSTMENTS, AUDIT, REPLAY
 from gateway.table_imports import BACKFILLS, IMPORTS
 from gateway.table_keeping import KEEPING
+from gateway.table_pushing import PUSHING
 
 _PAGE_POLICY: Final = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; "
     "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-_STORED_ONLY: Final = (
+_CHANGES: Final = (
     "Period, aggregation, latenessHours and unit count from now on. Once the metric has usage, another period or "
-    "aggregation holds from the end of the running period, which `effectiveFrom` names. The Stripe fields "
-    "(stripeAccount, priceId, subscriptionItemId, meterEventName, driver, currency, shadow) are stored as they are: "
-    "pushing to Stripe, which uses them, is a later release."
+    "aggregation holds from the end of the running period, which `effectiveFrom` names. Once something was pushed, a "
+    "change of where or how much is pushed (driver, account, meter, price, item, stripeScale) holds from the next period, "
+    "which `pushEffectiveFrom` names, or with `cutover` now. `dryRun` answers what would be sent (`preview`) and changes "
+    "nothing. A shadow mapping is pushed to the test account alone, by its shadow fields."
 )
 
 
@@ -196,7 +206,7 @@ _MAPPINGS = (
             parameters.OFFSET,
             parameters.CURSOR,
         ),
-        response=mappings.MappingList,
+        response=MappingList,
     ),
     Route(
         method="POST",
@@ -204,13 +214,14 @@ _MAPPINGS = (
         handler=mappings.create_mapping,
         tag="mappings",
         summary="Say how a metric is counted",
-        description=f"One active mapping per tenant and metric. {_STORED_ONLY}",
+        description=f"One active mapping per tenant and metric. {_CHANGES}",
         scope="mappings:write",
         tenancy="required",
         parameters=(parameters.TENANT,),
-        request=mappings.MappingBody,
-        response=mappings.MappingView,
+        request=MappingBody,
+        response=MappingView,
         status=201,
+        other_statuses=(200,),
         errors=(409,),
     ),
     Route(
@@ -222,7 +233,7 @@ _MAPPINGS = (
         scope="mappings:read",
         tenancy="optional",
         parameters=(parameters.TENANT,),
-        response=mappings.MappingView,
+        response=MappingView,
         errors=(404,),
     ),
     Route(
@@ -231,12 +242,12 @@ _MAPPINGS = (
         handler=mappings.update_mapping,
         tag="mappings",
         summary="Change a mapping",
-        description=f"Fields given replace, fields left out stay. {_STORED_ONLY}",
+        description=f"Fields given replace, fields left out stay. {_CHANGES}",
         scope="mappings:write",
         tenancy="optional",
-        parameters=(parameters.TENANT,),
-        request=mappings.MappingUpdate,
-        response=mappings.MappingView,
+        parameters=(parameters.TENANT, CUTOVER, DRY_RUN),
+        request=MappingUpdate,
+        response=MappingView,
         errors=(404, 409),
     ),
     Route(
@@ -296,12 +307,12 @@ _CUSTOMERS = (
         description=(
             "The whole representation: a field left out is gone afterwards. Another billingAnchor holds at once, or, "
             "once there is usage counted by the old one, from the end of the running period. A Stripe customer or "
-            "item belongs to one tenant. stripeCustomerId, subscriptionItems and testClock are stored as they are: "
-            "pushing to Stripe, which uses them, is a later release."
+            "item belongs to one tenant. Once something was pushed for it, another Stripe customer or item holds from its "
+            "next period, which `pushEffectiveFrom` names, or with `cutover` now; `dryRun` answers what would be sent."
         ),
         scope="mappings:write",
         tenancy="required",
-        parameters=(parameters.TENANT,),
+        parameters=(parameters.TENANT, CUTOVER, DRY_RUN),
         request=customers.CustomerBody,
         response=customers.CustomerView,
         other_statuses=(201,),
@@ -431,6 +442,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     + _USAGE
     + _MAPPINGS
     + _CUSTOMERS
+    + PUSHING
     + ADJUSTMENTS
     + REPLAY
     + _KEYS

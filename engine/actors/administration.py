@@ -27,6 +27,7 @@ from engine.core.configured import (
 )
 from engine.core.configured_checks import check_customer, check_mapping
 from engine.core.periods import next_boundary
+from engine.core.push_records import PushDecision
 from engine.core.records import ApiKeyChange, ControlRecord
 from engine.core.stripe_owners import StripeOwners
 from engine.core.times import INSTANT_US_END
@@ -51,6 +52,13 @@ class Wanted(NamedTuple):
     """Check everything, record nothing."""
 
 
+class Recorded(NamedTuple):
+    """What a change wrote, or (dry run) would have."""
+
+    change: MappingChange | CustomerChange
+    freezes: list[PushDecision]
+
+
 class Changed(NamedTuple):
     """A mapping after its change."""
 
@@ -59,6 +67,7 @@ class Changed(NamedTuple):
     """From when its periods hold; None: at once."""
     push_from_us: int | None
     """From when its destination holds, if that changed; None: at once, or always."""
+    records: Recorded
 
 
 class ChangedCustomer(NamedTuple):
@@ -69,6 +78,7 @@ class ChangedCustomer(NamedTuple):
     """From when its billing anchor holds; None: at once."""
     push_from_us: int | None
     was_new: bool
+    records: Recorded
 
 
 _AS_USUAL: Final = Wanted()
@@ -156,8 +166,8 @@ class Administration:
         pushing = push_effects.of_mapping(self._meter, mapping, wanted.cutover, now_us)
         change = _change(by, effective_from_us)
         record = MappingChange(mapping=mapping, change=change, push=pushing.effect)
-        await self._append_push_change(record, pushing, by, wanted)
-        return Changed(mapping, effective_from_us, pushing.from_us)
+        recorded = await self._append_push_change(record, pushing, by, wanted)
+        return Changed(mapping, effective_from_us, pushing.from_us, recorded)
 
     async def _append_push_change(
         self,
@@ -165,12 +175,12 @@ class Administration:
         pushing: push_effects.PushChange,
         by: By,
         wanted: Wanted,
-    ) -> None:
-        if wanted.is_dry_run:
-            return
+    ) -> Recorded:
         freezes = await push_effects.frozen(self._meter, pushing, by.actor)
-        # One append: a cutover without what it was cut at would leave everything where it was.
-        await self._meter.append_controls((*freezes, record))
+        if not wanted.is_dry_run:
+            # One append: a cutover without what it was cut at would leave everything where it was.
+            await self._meter.append_controls((*freezes, record))
+        return Recorded(record, freezes)
 
     def _is_anothers_item(self, item: str, tenant: str) -> bool:
         """Whether another tenant has a subscription item, as a customer's or a mapping's."""
@@ -243,10 +253,11 @@ class Administration:
             pushing = push_effects.of_customer(self._meter, customer, wanted.cutover, now_us)
             change = _change(by, effective_from_us)
             record = CustomerChange(customer=customer, change=change, push=pushing.effect)
-            await self._append_push_change(record, pushing, by, wanted)
+            recorded = await self._append_push_change(record, pushing, by, wanted)
             if not wanted.is_dry_run:
                 owners.take(old, customer)
-            return ChangedCustomer(customer, effective_from_us, pushing.from_us, old is None)
+            push_from_us = pushing.from_us
+            return ChangedCustomer(customer, effective_from_us, push_from_us, old is None, recorded)
 
     def _anchor_effect_us(self, customer: Customer, now_us: int) -> int | None:
         """From when the anchor holds; None: always, since nothing was counted by another one.

@@ -67,7 +67,7 @@ def of_mapping(meter: Meter, mapping: Mapping, cutover: Cutover | None, now_us: 
         effect = PushEffect(from_us=boundary_us)
         return PushChange(effect, boundary_us if is_change else None)
     _check_not_final(meter, {(tenant, metric)}, None, now_us)
-    series = tuple(_series_of_metric(meter, tenant, metric)) if cutover == "carry" else ()
+    series = tuple(series_of_metric(meter, tenant, metric)) if cutover == "carry" else ()
     return PushChange(PushEffect(from_us=now_us, cutover=cutover), now_us, series)
 
 
@@ -143,7 +143,8 @@ def _ends_of(
             yield next_boundary(schedule, now_us)
 
 
-def _series_of_metric(meter: Meter, tenant: str, metric: str) -> Iterator[Series]:
+def series_of_metric(meter: Meter, tenant: str, metric: str) -> Iterator[Series]:
+    """Every customer's use of a metric; one may come twice."""
     for shard in meter.shards:
         for partition, counters in shard.state.counters.items():
             for series in counters:

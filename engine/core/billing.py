@@ -154,10 +154,32 @@ class Reading(NamedTuple):
 
 
 class Unread(NamedTuple):
-    """The summary could not be read."""
+    """What was asked for could not be read."""
 
     reason: str
     after_us: int | None = None
+    is_missing: bool = False
+    """Stripe says that this account has no such thing."""
+
+
+# What Stripe rejected after it had taken it.
+
+
+class RejectedEvent(NamedTuple):
+    """A meter event that Stripe acknowledged and did not count."""
+
+    identifier: str
+    reason: str
+    """In words, with Stripe's code."""
+
+
+class RejectionReport(NamedTuple):
+    """One of Stripe's reports. It names samples: `events` may be more than `named` has."""
+
+    meter: str | None
+    """`mtr_...`; None: the events named no meter that exists."""
+    events: int
+    named: tuple[RejectedEvent, ...]
 
 
 def same_units(left: str | int, right: str | int) -> bool:

@@ -30,6 +30,8 @@ from engine.core.billing import (
     PushRequest,
     Reading,
     Refused,
+    RejectedEvent,
+    RejectionReport,
     Resolved,
     Unknown,
     Unread,
@@ -54,6 +56,7 @@ from engine.drivers.shapes import (
     Balance,
     MeterEvent,
     MeterSummary,
+    RejectionEvent,
     UsageRecord,
     UsageSummary,
 )
@@ -299,6 +302,27 @@ class StripeBilling:
         if (units := _sum_of(texts)) is None:
             return Unread(f"summary of {resolved.event_name}: a total that is no number")
         return Reading(units)
+
+    async def rejections(
+        self, event_id: str, connect_account: str | None
+    ) -> RejectionReport | Unread:
+        """See the port."""
+        if not is_id(event_id):
+            return Unread(f"{event_id[:40]!r} is no event of Stripe's (evt_...)", is_missing=True)
+        path = f"/v2/core/events/{event_id}"
+        event = await ask(self._calls, path, RejectionEvent, connect_account=connect_account)
+        if isinstance(event, Unanswered):
+            return Unread(f"report {event_id}: {event.reason}", event.after_us, event.is_missing)
+        named = tuple(
+            RejectedEvent(
+                sample.request.identifier,
+                f"{kind.code}: {sample.error_message}"[: limits.STRIPE_REASON_CHARS_MAX],
+            )
+            for kind in event.data.reason.error_types
+            for sample in kind.sample_errors
+        )
+        meter = None if event.related_object is None else event.related_object.id
+        return RejectionReport(meter, event.data.reason.error_count, named)
 
     async def _read_usage_records(
         self, resolved: Resolved, start_s: int, connect_account: str | None

@@ -14,6 +14,53 @@ import msgspec
 ObjectT = TypeVar("ObjectT")
 
 
+class RejectedRequest(msgspec.Struct, frozen=True):
+    """Of a sample."""
+
+    identifier: str
+
+
+class SampleError(msgspec.Struct, frozen=True):
+    """One rejected event of a report."""
+
+    error_message: str
+    request: RejectedRequest
+
+
+class ErrorType(msgspec.Struct, frozen=True):
+    """The events of a report that were rejected for one reason."""
+
+    code: str
+    error_count: int
+    sample_errors: list[SampleError] = []
+
+
+class RejectionReason(msgspec.Struct, frozen=True):
+    """Of a report."""
+
+    error_count: int
+    error_types: list[ErrorType] = []
+
+
+class RejectionData(msgspec.Struct, frozen=True):
+    """Of a thin event about rejected meter events."""
+
+    reason: RejectionReason
+
+
+class RelatedObject(msgspec.Struct, frozen=True):
+    """What a thin event is about."""
+
+    id: str
+
+
+class RejectionEvent(msgspec.Struct, frozen=True):
+    """`GET /v2/core/events/{id}`, `v1.billing.meter.error_report_triggered` and `...no_meter_found`."""
+
+    data: RejectionData
+    related_object: RelatedObject | None = None
+
+
 class Account(msgspec.Struct, frozen=True):
     """`GET /v1/account`."""
 
