@@ -1,0 +1,494 @@
+"""Push totals: what each target's own use comes to, whoever contributes and in whatever order it is taken in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from engine.core.billing import Destination, Proven, Resolved, Unresolved
+from engine.core.configured import Change
+from engine.core.partitions import partition_of
+from engine.core.push_plan import TargetView
+from engine.core.push_records import Lane, PushDecision, Target, series_digest
+from engine.core.push_routes import PushRoutes
+from engine.core.push_totals import PERIODS_MAX, PeriodUse, PushTotals, uses_of
+from engine.core.records import AdjustmentChange, AdjustmentMade, PeriodClosing, Row, columns
+from engine.core.shard_state import Series, ShardState
+from engine.core.times import HOUR_US, MINUTE_US
+from engine.limits import PARTITIONS
+from tests.helpers.pushing import (
+    AUGUST,
+    DAY_US,
+    JULY,
+    JUNE,
+    NOON,
+    SEPTEMBER,
+    UNIT,
+    Book,
+    baseline,
+    customer,
+    mapped,
+    target,
+)
+
+ANNA: Series = ("acme", "calls", "anna")
+BOB: Series = ("acme", "calls", "bob")
+ENDS = {JUNE: JULY, JULY: AUGUST, AUGUST: SEPTEMBER}
+
+
+def use(units: int = 0, start_us: int = JULY, **fields: Any) -> PeriodUse:
+    micros = fields.pop("micros", units * UNIT)
+    return PeriodUse(start_us, ENDS[start_us], micros, start_us + HOUR_US, **fields)
+
+
+class World:
+    """Routes, a ledger and a Stripe that knows some destinations."""
+
+    def __init__(self, *records: Any) -> None:
+        self.routes, self.book = PushRoutes(), Book()
+        self.known: dict[str, Resolved | Unresolved | None] = {}
+        """By event name or item; what is not there is a meter of its own."""
+        self.proven: dict[str, Proven] = {
+            "main": Proven("acct_1", "test"),
+            "shadow": Proven("acct_t", "test"),
+        }
+        self.mapping: Any = None
+        self.totals = PushTotals(
+            self.routes,
+            self.book.ledger,
+            resolution=lambda _role, destination: self.resolve(destination),
+            proven=self.proven.get,
+            mapping=lambda _tenant, _metric: self.mapping,
+        )
+        self.fold(*records)
+
+    def resolve(self, destination: Destination) -> Resolved | Unresolved | None:
+        name = destination.item or destination.event_name or ""
+        if name in self.known:
+            return self.known[name]
+        return Resolved(f"mtr_{name}", None, event_name=name)
+
+    def fold(self, *records: Any, at_us: int = NOON) -> World:
+        for record in records:
+            self.routes.fold(record)
+            self.book.ledger.fold(record, at_us)
+        return self
+
+    def take(self, series: Series, *uses: PeriodUse) -> set[Target]:
+        return self.totals.take(series, uses)
+
+    def locals(self) -> dict[tuple[str, str, int], int]:
+        """(object, customer, period start) to local micros of every target; units where they are whole."""
+        found = {}
+        for one in self.totals.targets:
+            key = (one.lane.object_id, one.lane.customer, one.start_us)
+            found[key] = self.view(one).local_micros
+        return found
+
+    def view(self, of: Target) -> TargetView:
+        seen = self.totals.view(of)
+        assert seen is not None
+        return seen
+
+    def only(self) -> TargetView:
+        (one,) = self.totals.targets
+        return self.view(one)
+
+
+def shared(*records: Any) -> World:
+    """Anna and Bob are one Stripe customer."""
+    both = [customer(ref, stripe_customer_id="cus_1") for ref in ("anna", "bob")]
+    return World(mapped(), *both, *records)
+
+
+def test_all_customers_of_one_stripe_customer_share_its_target() -> None:
+    world = shared()
+    changed = world.take(ANNA, use(3), use(1, JUNE)) | world.take(BOB, use(4))
+    assert world.locals() == {
+        ("mtr_calls", "cus_1", JULY): 7 * UNIT,
+        ("mtr_calls", "cus_1", JUNE): UNIT,
+    }
+    july = Target(Lane("acct_1", "test", "mtr_calls", "cus_1"), "1", JULY, AUGUST)
+    assert july in changed
+    assert set(world.totals.series_of(july)) == {ANNA, BOB}
+    assert [part.micros for part in world.totals.contributions(ANNA)] == [3 * UNIT, UNIT]
+
+
+def test_only_targets_that_changed_are_named() -> None:
+    world = shared()
+    world.take(ANNA, use(3), use(1, JUNE))
+    assert world.take(ANNA, use(3), use(1, JUNE)) == set()
+    assert {one.start_us for one in world.take(ANNA, use(4), use(1, JUNE))} == {JULY}
+    assert {one.start_us for one in world.take(ANNA, use(4))} == {JUNE}
+    assert {one.start_us for one in world.take(ANNA)} == {JULY}
+    assert world.locals() == {}
+
+
+def test_sums_hold_remainders_until_they_are_whole_and_go_beyond_int64() -> None:
+    world = shared()
+    world.take(ANNA, use(micros=600_000))
+    world.take(BOB, use(micros=400_000 + 10**30))
+    assert world.only().local_micros == 1_000_000 + 10**30
+
+
+def test_whoever_came_first_the_same_series_speaks_for_the_target() -> None:
+    one, other = shared(), shared()
+    for world, order in ((one, (ANNA, BOB)), (other, (BOB, ANNA))):
+        for series in order:
+            world.take(series, use(3))
+    assert one.only() == other.only()
+
+
+# Cutovers.
+
+
+def frozen(series: Series, micros: int, at_us: int = NOON) -> PushDecision:
+    rows = ((series_digest(*series), JULY, str(micros)),)
+    return PushDecision(kind="freeze", actor="k", at_us=at_us, rows=rows)
+
+
+def test_a_change_at_the_next_period_leaves_the_running_one() -> None:
+    world = shared(mapped(NOON, meter_event_name="new"))
+    world.take(ANNA, use(3), use(5, AUGUST))
+    assert world.locals() == {
+        ("mtr_calls", "cus_1", JULY): 3 * UNIT,
+        ("mtr_new", "cus_1", AUGUST): 5 * UNIT,
+    }
+
+
+def test_to_move_takes_all_from_the_old_target_and_gives_it_to_the_new() -> None:
+    world = shared(mapped(NOON, "move", meter_event_name="new"))
+    world.take(ANNA, use(9))
+    assert world.locals() == {("mtr_calls", "cus_1", JULY): 0, ("mtr_new", "cus_1", JULY): 9 * UNIT}
+
+
+def test_to_carry_leaves_the_old_target_what_it_had_and_the_new_one_gets_the_rest() -> None:
+    world = shared(frozen(ANNA, 4_500_000), mapped(NOON, "carry", meter_event_name="new"))
+    for micros in (4_500_000, 9_000_000, 10**25):
+        world.take(ANNA, use(micros=micros))
+        old, new = (world.locals()[name, "cus_1", JULY] for name in ("mtr_calls", "mtr_new"))
+        assert (old, old + new) == (4_500_000, micros)
+
+
+def test_who_had_used_nothing_at_the_cutover_is_all_the_new_targets() -> None:
+    world = shared(frozen(ANNA, 4 * UNIT), mapped(NOON, "carry", meter_event_name="new"))
+    world.take(BOB, use(6))
+    assert world.locals() == {("mtr_calls", "cus_1", JULY): 0, ("mtr_new", "cus_1", JULY): 6 * UNIT}
+
+
+def test_two_carries_back_and_forth_add_up_to_the_whole() -> None:
+    later = NOON + DAY_US
+    world = shared(
+        frozen(ANNA, 4 * UNIT),
+        mapped(NOON, "carry", meter_event_name="new"),
+        frozen(ANNA, 7 * UNIT, later),
+        mapped(later, "carry"),
+    )
+    world.take(ANNA, use(12))
+    assert world.locals() == {
+        ("mtr_calls", "cus_1", JULY): 9 * UNIT,
+        ("mtr_new", "cus_1", JULY): 3 * UNIT,
+    }
+
+
+def test_a_carry_to_a_route_that_turns_out_to_be_the_same_target_adds_up() -> None:
+    """From an event name to the item on that event's meter: one target, and both shares are its."""
+    world = shared(frozen(ANNA, 4 * UNIT))
+    world.known["si_1"] = Resolved("mtr_calls", "cus_1", event_name="calls", item="si_1")
+    item: Any = {"stripe_customer_id": "cus_1", "subscription_items": {"calls": "si_1"}}
+    world.fold(customer(from_us=NOON, cutover="carry", **item))
+    world.take(ANNA, use(10))
+    assert world.locals() == {("mtr_calls", "cus_1", JULY): 10 * UNIT}
+    assert world.only().resolved.item == "si_1"
+
+
+def test_a_change_of_scale_is_another_target_of_the_same_lane() -> None:
+    world = shared(frozen(ANNA, 4 * UNIT), mapped(NOON, "carry", stripe_scale="1000"))
+    world.take(ANNA, use(5))
+    by_scale = {one.scale: world.view(one).local_micros for one in world.totals.targets}
+    assert by_scale == {"1": 4 * UNIT, "1000": UNIT}
+    assert len({one.lane for one in world.totals.targets}) == 1
+
+
+# Roles, and what is held.
+
+
+def test_shadow_use_goes_to_a_target_of_its_own_and_mains_is_held_meanwhile() -> None:
+    world = shared(mapped(shadow=True, shadow_meter_event_name="try"))
+    world.take(ANNA, use(5))
+    found = {one.lane.account: world.view(one) for one in world.totals.targets}
+    assert {account: seen.role for account, seen in found.items()} == {
+        "acct_1": "main",
+        "acct_t": "shadow",
+    }
+    assert found["acct_1"].hold == "its mapping is not active"
+    assert found["acct_t"].hold is None
+
+
+def test_a_deactivated_mapping_stays_in_the_totals_and_is_held() -> None:
+    world = shared()
+    world.take(ANNA, use(5))
+    world.fold(mapped(active=False))
+    assert world.take(ANNA, use(6))
+    assert (world.only().local_micros, world.only().hold) == (6 * UNIT, "its mapping is not active")
+    world.fold(mapped())
+    world.take(ANNA, use(6))
+    assert world.only().hold is None
+
+
+def test_one_who_lost_the_stripe_customer_holds_the_target_and_stays_in_it() -> None:
+    world = shared()
+    world.take(ANNA, use(5))
+    world.take(BOB, use(2))
+    world.fold(customer("bob", NOON))
+    world.take(BOB, use(3))
+    assert world.only().local_micros == 8 * UNIT
+    assert "no Stripe customer any more" in str(world.only().hold)
+
+
+def test_an_item_of_another_customer_or_with_another_period_is_held() -> None:
+    item: Any = {"subscription_items": {"calls": "si_1"}}
+    world = World(mapped(), customer(stripe_customer_id="cus_1", **item))
+    july_s, august_s = JULY // UNIT, AUGUST // UNIT
+
+    def hold(period: tuple[int, int], owner: str = "cus_1", at: int = JULY) -> str | None:
+        world.known["si_1"] = Resolved(
+            "mtr_1", owner, item="si_1", period_start_s=period[0], period_end_s=period[1]
+        )
+        world.take(ANNA, use(1, at))
+        return world.only().hold
+
+    assert hold((july_s, august_s)) is None
+    assert hold((july_s + 999, august_s)) is None, "an item that began within the period"
+    assert hold((august_s, august_s + 999)) is None, "over at Stripe too"
+    assert "belongs to cus_9" in str(hold((july_s, august_s), "cus_9"))
+    assert "not begun" in str(hold((july_s, august_s), at=AUGUST))
+    assert "billingAnchor" in str(hold((july_s - 999, august_s)))
+    assert "billingAnchor" in str(hold((july_s, august_s - 999)))
+
+
+def test_an_item_says_whose_use_it_is() -> None:
+    world = World(mapped(), customer(subscription_items={"calls": "si_1"}))
+    world.known["si_1"] = Resolved("mtr_1", "cus_5", item="si_1")
+    world.take(ANNA, use(1))
+    assert world.locals() == {("mtr_1", "cus_5", JULY): UNIT}
+
+
+# What is not known.
+
+
+def test_what_is_not_known_yet_contributes_nothing_and_no_target_may_decrease() -> None:
+    world = shared()
+    world.take(ANNA, use(5))
+    assert world.only().may_decrease
+    item: Any = {"stripe_customer_id": "cus_1", "subscription_items": {"calls": "si_1"}}
+    world.fold(customer("bob", **item))
+    world.known["si_1"] = None
+    world.take(BOB, use(2))
+    assert (world.only().local_micros, world.only().may_decrease) == (5 * UNIT, False)
+    assert world.totals.is_waiting(BOB)
+    assert not world.totals.is_everything_resolved
+    ((role, destination),) = world.totals.unresolved()
+    assert (role, destination.item) == ("main", "si_1")
+    world.known["si_1"] = Resolved("mtr_calls", "cus_1", item="si_1")
+    assert world.totals.resolved(role, destination) == {BOB}
+    world.take(BOB, use(2))
+    assert (world.only().local_micros, world.only().may_decrease) == (7 * UNIT, True)
+    assert world.totals.resolved(role, destination) == {BOB}, (
+        "who is routed by it, should it change"
+    )
+
+
+def test_use_that_lost_its_destination_for_good_decreases_nothing_where_it_may_have_been() -> None:
+    world = shared()
+    item: Any = {"stripe_customer_id": "cus_1", "subscription_items": {"calls": "si_1"}}
+    world.fold(customer("bob", **item), customer("eve", stripe_customer_id="cus_2"))
+    world.known["si_1"] = Unresolved("it is gone", is_stopped=True)
+    world.take(BOB, use(2))
+    world.take(ANNA, use(5), use(1, JUNE))
+    world.take(("acme", "calls", "eve"), use(5))
+    may = {
+        (one.lane.customer, one.start_us): world.view(one).may_decrease
+        for one in world.totals.targets
+    }
+    assert may == {("cus_1", JULY): False, ("cus_1", JUNE): True, ("cus_2", JULY): True}
+    assert world.totals.unroutable[BOB] == "it is gone"
+    world.take(BOB)
+    assert all(world.view(one).may_decrease for one in world.totals.targets)
+    assert BOB not in world.totals.unroutable
+
+
+@pytest.mark.parametrize("is_temporary", [True, False])
+def test_a_shadow_that_can_not_be_reached_holds_nothing_of_main(is_temporary: bool) -> None:
+    world = shared(mapped(id="map_2", metric="seats", shadow=True, shadow_meter_event_name="try"))
+    world.known["try"] = Unresolved("needs STRIPE_TEST_SECRET_KEY", is_temporary=is_temporary)
+    world.take(ANNA, use(5))
+    world.take(("acme", "seats", "anna"), use(1))
+    assert world.only().may_decrease
+
+
+def test_an_account_that_is_not_proven_is_waited_for() -> None:
+    world = shared()
+    del world.proven["main"]
+    world.take(ANNA, use(5))
+    assert world.locals() == {}
+    assert world.totals.is_waiting(ANNA)
+    world.take(ANNA)
+    assert world.totals.is_everything_resolved
+
+
+def test_what_goes_nowhere_says_why() -> None:
+    world = World(mapped())
+    world.take(ANNA, use(5))
+    assert "PUT /v1/customers" in world.totals.unroutable[ANNA]
+    assert world.totals.is_everything_resolved, "nobody waits for an answer"
+
+
+# Carried and kept.
+
+
+def test_units_carried_into_a_period_without_use_find_their_target() -> None:
+    world = shared()
+    world.take(ANNA, use(5))
+    july = next(iter(world.totals.targets))
+    world.fold(
+        PushDecision(
+            kind="carry",
+            actor="k",
+            target=july,
+            into="current",
+            units="5",
+            at_us=AUGUST,
+            until_us=SEPTEMBER,
+        )
+    )
+    changed = world.take(ANNA, use(5))
+    assert {one.start_us for one in changed} == {AUGUST}
+    (august,) = changed
+    planned = world.book.planned(world.view(august), now_us=AUGUST + DAY_US)
+    assert (planned.standing, planned.due) == ("due", 5)
+
+
+def test_what_an_erased_customer_had_used_stays_in_the_target() -> None:
+    world = shared()
+    world.take(ANNA, use(5))
+    (july,) = world.totals.targets
+    world.fold(PushDecision(kind="keep", actor="k", target=july, micros=str(7 * UNIT)))
+    assert world.only().local_micros == 12 * UNIT
+
+
+# From counters.
+
+
+def folded(*events: tuple[str, int, int], historic: bool = False, state: Any = None) -> ShardState:
+    """A state with (customer, units, time) folded, in one group."""
+    made = state or ShardState(range(PARTITIONS))
+    rows = [
+        Row(
+            "calls",
+            ref,
+            units * UNIT,
+            ts_us,
+            partition_of("acme", ref),
+            b"",
+            b"",
+            0,
+            "",
+            None,
+            None,
+        )
+        for ref, units, ts_us in events
+    ]
+    extra = {"operation": "op_1", "historic": True} if historic else {}
+    part = columns("acme", rows, extra)
+    made.fold_events(part, range(len(rows)), first_sequence=1, received_at_us=NOON)
+    return made
+
+
+def uses(state: ShardState, series: Series = ANNA) -> list[PeriodUse]:
+    return uses_of(state, state.rules, partition_of("acme", series[2]), series)
+
+
+def closed(state: ShardState) -> ShardState:
+    record = PeriodClosing(start_us=JUNE, end_us=JULY, lateness_us=0)
+    state.fold_control(record, sequence=5, received_at_us=NOON)
+    return state
+
+
+def test_the_newest_periods_of_a_series_are_told_newest_first() -> None:
+    state = folded(("anna", 3, JULY + 1), ("anna", 4, JUNE + 1), ("bob", 9, JULY))
+    assert uses(state) == [
+        PeriodUse(JULY, AUGUST, 3 * UNIT, JULY + 1),
+        PeriodUse(JUNE, JULY, 4 * UNIT, JUNE + 1),
+    ]
+    assert uses(state, ("acme", "calls", "eve")) == []
+    state.fold_control(mapped(period="day"), sequence=2, received_at_us=NOON)
+    days = [("anna", 1, JUNE + day * DAY_US) for day in range(-30, 40)]
+    long = folded(*days, state=ShardState(range(PARTITIONS), state.rules))
+    assert len(uses(long)) == PERIODS_MAX
+    assert uses(long)[0].start_us == JUNE + 39 * DAY_US
+
+
+def test_historic_imports_are_counted_and_never_pushed() -> None:
+    state = closed(folded(("anna", 3, JUNE + 1)))
+    folded(("anna", 40, JUNE + 2), ("anna", 2, JULY + 1), historic=True, state=state)
+    by_start = {one.start_us: one for one in uses(state)}
+    assert by_start[JUNE][2] == 3 * UNIT
+    assert by_start[JULY][2] == 2 * UNIT, "an open period is not historic"
+    counter = state.counters[partition_of("acme", "anna")][ANNA]
+    assert counter.older is not None
+    assert counter.older.sum == 43 * UNIT
+
+
+@pytest.mark.parametrize("aggregation", ["max", "last"])
+def test_a_max_that_a_historic_import_changed_is_held(aggregation: str) -> None:
+    state = ShardState(range(PARTITIONS))
+    state.fold_control(mapped(aggregation=aggregation), sequence=1, received_at_us=JUNE)
+    closed(folded(("anna", 3, JUNE + 1), state=state))
+    folded(("anna", 40, JUNE + 2), historic=True, state=state)
+    (june,) = uses(state)
+    assert june.hold is not None
+    world = shared()
+    world.take(ANNA, june)
+    assert world.only().hold == june.hold
+
+
+def test_an_approved_adjustment_counts_also_where_there_is_no_counter() -> None:
+    state = ShardState(range(PARTITIONS))
+    partition = partition_of("acme", "anna")
+    made = AdjustmentMade(
+        id="adj_1",
+        tenant_id="acme",
+        metric="calls",
+        customer_ref="anna",
+        period_start_us=JUNE,
+        period_end_us=JULY,
+        kind="delta",
+        micros=-5,
+        reason="credit",
+    )
+    by = Change(actor="k")
+    create = AdjustmentChange(
+        action="create", partition=partition, change=by, tenant_id="acme", adjustment=made
+    )
+    state.fold_control(create, sequence=1, received_at_us=NOON)
+    assert uses(state) == []
+    approve = AdjustmentChange(
+        action="approve", partition=partition, change=by, tenant_id="acme", ids=("adj_1",)
+    )
+    state.fold_control(approve, sequence=2, received_at_us=NOON)
+    assert uses(state) == [PeriodUse(JUNE, JULY, -5, JUNE)]
+
+
+def test_a_max_is_pushed_as_the_differences_of_its_running_value() -> None:
+    state = ShardState(range(PARTITIONS))
+    state.fold_control(mapped(aggregation="last"), sequence=1, received_at_us=JUNE)
+    world, book, sent = shared(), Book(baseline()), []
+    for number, units in enumerate((7, 4, 9, 9)):
+        folded(("anna", units, JULY + number * MINUTE_US), state=state)
+        world.take(ANNA, *uses(state))
+        seen = world.only()._replace(target=target())
+        if book.planned(seen).standing == "due":
+            sent.append(book.push(seen).request.value)
+    assert sent == ["7", "-3", "5"]
