@@ -21,6 +21,7 @@ import stripe.params
 import stripe.params.billing
 import stripe.params.test_helpers
 import stripe.params.v2.billing
+import stripe.params.v2.core
 import typing_extensions
 from stripe._request_options import RequestOptions
 from stripe._stripe_context import StripeContext
@@ -91,6 +92,7 @@ ENDPOINTS: list[tuple[str, str, Any]] = [
         r"/v1/subscription_items/si_\w+/usage_record_summaries",
         UsageRecordSummaryListParams,
     ),
+    ("get", r"/v2/core/events/evt_\w+", stripe.params.v2.core.EventRetrieveParams),
     (
         "post",
         r"/v2/billing/meter_event_session",
