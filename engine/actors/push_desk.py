@@ -205,11 +205,15 @@ class PushDesk:
                 raise Conflict("the target does not wait for a baseline")
             need = baseline_need(view, ledger) or BaselineNeed("decided", person=True)
             reading = lane.awaits.reading or "0"
+            beside = sum(
+                each.pushed for each in lane.minutes_used(target.start_us) if each.target != target
+            )
             return baseline_decision(
                 view,
                 ledger.target(target),
                 need,
                 reading,
+                beside=beside,
                 choice=choice,
                 actor=by.actor,
                 request_id=by.request_id,

@@ -177,9 +177,12 @@ class PushTotals:
         for lost in self._lost_of.pop(series, ()):
             _discard(self._lost, lost, series)
         fresh: dict[Target, Contribution] = {}
-        roles = self._routes.roles_known(*series[:2])
-        self._gather(fresh, series, roles, uses)
-        self._gather(fresh, series, roles, self._carried_in(fresh, uses))
+        for role in self._routes.roles_known(*series[:2]):
+            for use in uses:
+                for contribution in self._of_use(series, role, use):
+                    # Shadow beside main on the same account and meter: main speaks.
+                    fresh.setdefault(contribution.target, contribution)
+        fresh.update((owed.target, owed) for owed in self._carried_in(fresh))
         before = self._of_series.pop(series, ())
         changed: set[Target] = set()
         for target in before:
@@ -202,31 +205,20 @@ class PushTotals:
             self._of_series[series] = tuple(fresh)
         return changed
 
-    def _gather(
-        self,
-        fresh: dict[Target, Contribution],
-        series: Series,
-        roles: Sequence[Role],
-        uses: Iterable[PeriodUse],
-    ) -> None:
-        for role in roles:
-            for use in uses:
-                for contribution in self._of_use(series, role, use):
-                    # Shadow beside main on the same account and meter: main speaks.
-                    fresh.setdefault(contribution.target, contribution)
-
-    def _carried_in(
-        self, fresh: dict[Target, Contribution], uses: Sequence[PeriodUse]
-    ) -> list[PeriodUse]:
-        """Periods without use that are owed something from an earlier one: nothing else would make their targets."""
-        known = {use.start_us for use in uses}
-        found: dict[int, PeriodUse] = {}
-        for lane in {target.lane for target in fresh}:
+    def _carried_in(self, fresh: dict[Target, Contribution]) -> list[Contribution]:
+        """To targets that are owed something from an earlier period of their lane: without use nothing else makes them."""
+        found: dict[Target, Contribution] = {}
+        # Newest periods come first, and the newest of a lane and scale is what is known best.
+        for (lane, scale), one in _newest(fresh).items():
             state = self._ledger.lane(lane)
             for owed in () if state is None else state.targets.values():
-                start_us, end_us = owed.target.start_us, owed.target.end_us
-                if owed.carried_in and start_us not in known:
-                    found[start_us] = PeriodUse(start_us, end_us, 0, start_us)
+                into = owed.target
+                if owed.carried_in and into.scale == scale and into not in fresh:
+                    nothing = PeriodUse(into.start_us, into.end_us, 0, into.start_us)
+                    hold = one.hold or misfit(one.route, one.resolved, nothing)
+                    found[into] = one._replace(
+                        target=into, micros=0, newest_event_us=into.start_us, hold=hold, base=None
+                    )
         return list(found.values())
 
     def _of_use(self, series: Series, role: Role, use: PeriodUse) -> list[Contribution]:
@@ -380,6 +372,14 @@ class PushTotals:
             grace_us=0 if mapping is None else mapping.finalization_grace_us,
             may_decrease=self._may_decrease(role, target),
         )
+
+
+def _newest(fresh: dict[Target, Contribution]) -> dict[tuple[Lane, str], Contribution]:
+    """The first contribution to each lane and scale."""
+    found: dict[tuple[Lane, str], Contribution] = {}
+    for target, one in fresh.items():
+        found.setdefault((target.lane, target.scale), one)
+    return found
 
 
 def _both(one: Contribution, other: Contribution, use: PeriodUse) -> Contribution:

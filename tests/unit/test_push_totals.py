@@ -348,26 +348,29 @@ def test_what_goes_nowhere_says_why() -> None:
 # Carried and kept.
 
 
-def test_units_carried_into_a_period_without_use_find_their_target() -> None:
-    world = shared()
+@pytest.mark.parametrize("change", [{}, {"stripe_scale": "10"}, {"meter_event_name": "new"}])
+def test_units_carried_into_a_period_find_their_target_whatever_changed_since(
+    change: dict[str, str],
+) -> None:
+    world = shared(mapped(AUGUST, **change))
     world.take(ANNA, use(5))
-    july = next(iter(world.totals.targets))
-    world.fold(
-        PushDecision(
-            kind="carry",
-            actor="k",
-            target=july,
-            into="current",
-            units="5",
-            at_us=AUGUST,
-            until_us=SEPTEMBER,
-        )
+    (july,) = world.totals.targets
+    carry = PushDecision(
+        kind="carry",
+        actor="k",
+        target=july,
+        into="current",
+        units="5",
+        at_us=AUGUST,
+        until_us=SEPTEMBER,
     )
-    changed = world.take(ANNA, use(5))
-    assert {one.start_us for one in changed} == {AUGUST}
-    (august,) = changed
-    planned = world.book.planned(world.view(august), now_us=AUGUST + DAY_US)
-    assert (planned.standing, planned.due) == ("due", 5)
+    world.fold(carry)
+    for august_use in ((), (use(3, AUGUST),)):
+        world.take(ANNA, use(5), *august_use)
+        own = 3 if august_use and not change else 0
+        owed = Target(july.lane, july.scale, AUGUST, SEPTEMBER)
+        planned = world.book.planned(world.view(owed), now_us=AUGUST + DAY_US)
+        assert (planned.standing, planned.due) == ("due", 5 + own)
 
 
 def test_what_an_erased_customer_had_used_stays_in_the_target() -> None:
