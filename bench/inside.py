@@ -1,6 +1,6 @@
 """Runs the engine inside the measuring process, without HTTP: for what a client can't see (stalls, bytes, folding).
 
-Rules it keeps: the meter is the composition root's own (`gateway.main.open_meter`), with the server's settings of
+Rules it keeps: the meter is the composition root's own (`gateway.opening.open_meter`), with the server's settings of
 the interpreter; only what is asked of it differs. It must not know any benchmark.
 """
 
@@ -19,7 +19,7 @@ from engine.actors.supervisor import Meter
 from engine.config import load
 from gateway import collector
 from gateway.data_directory import DataDirectory
-from gateway.main import open_meter
+from gateway.opening import open_meter
 
 
 class Started(NamedTuple):

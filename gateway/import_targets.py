@@ -8,7 +8,6 @@ It must not know files.
 from __future__ import annotations
 
 import tempfile
-from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -145,14 +144,12 @@ class DryTarget:
         """See Target."""
         return Begun("", b"", 0, 0)
 
-    async def send(self, rows: Sequence[SentRow], *, nul: bool) -> Sending:  # noqa: ARG002 - it looks itself
+    async def send(self, rows: Sequence[SentRow], *, nul: bool) -> Sending:
         """See Target."""
         await trio.lowlevel.checkpoint()
-        judged = [self._dry_run.judge(row) for row in rows]
-        fates = Counter(one.fate for one in judged)
-        errors = [RowError(one.line, one.error) for one in judged if one.error is not None]
-        new, late = fates["new"] + fates["late"], fates["late"]
-        return _Judged(Outcome(new, late, fates["duplicate"], errors))
+        fates = self._dry_run.judge_all(rows, nul=nul)
+        errors = [RowError(line, error) for line, error in fates.errors]
+        return _Judged(Outcome(fates.new + fates.late, fates.late, fates.duplicates, errors))
 
     async def note(self, progress: Progress) -> None:
         """See Target."""

@@ -176,7 +176,7 @@ class LogWriter:
             name = part_name(tenant, marks.operation)
             group.marks[name] = marks
         fresh = {row[_KEY]: row[_FINGERPRINT] for row in rows}
-        if len(fresh) == len(rows) and self._all_new(fresh):
+        if len(fresh) == len(rows) and self.are_all_new(fresh):
             first = group.add_rows(name, rows)
             return self._offered(name, first, fresh, size_bytes, group)
         return self._offer_one_by_one(name, rows, size_bytes, group)
@@ -193,7 +193,7 @@ class LogWriter:
         name = part_name(tenant, marks.operation)
         group.marks[name] = marks
         fresh = dict(zip(columns[_KEY], columns[_FINGERPRINT], strict=True))
-        if len(fresh) == count and self._all_new(fresh):
+        if len(fresh) == count and self.are_all_new(fresh):
             first = group.add_columns(name, columns)
             return self._offered(name, first, fresh, size_bytes, group)
         rows = list(zip(*columns, strict=True))
@@ -211,7 +211,8 @@ class LogWriter:
         self._filled(group, count, size_bytes)
         return Offer(name, bytes(count), range(first, first + count), group, [group])
 
-    def _all_new(self, fresh: dict[bytes, bytes]) -> bool:
+    def are_all_new(self, fresh: dict[bytes, bytes]) -> bool:
+        """Whether no event has any of these keys. Raises Unavailable when the key index is damaged."""
         committing = self._committing
         return (
             self._filling.keys.keys().isdisjoint(fresh)

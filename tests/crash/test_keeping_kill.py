@@ -22,7 +22,7 @@ from engine.errors import StartRefused
 from gateway.backup import BackupError, back_up, restore
 from gateway.data_directory import DataDirectory
 from gateway.log_check import check
-from gateway.main import open_meter
+from gateway.opening import open_meter
 from tests.helpers.event_log import EventLog, Sent
 from tests.helpers.keeping import state_of
 from tests.helpers.served import settings_of
