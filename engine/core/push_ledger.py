@@ -149,6 +149,8 @@ class PushLedger:
         """(series, period start) to (cutover's instant, micros so far), in order."""
         self.kept: dict[tuple[bytes, int], list[tuple[Target, str]]] = {}
         """(series of an erased customer, period start) to the targets it stays part of, less so many micros."""
+        self.version = 0
+        """Grows when what is frozen, kept or carried changes. Not part of `state`."""
         self.was_shadow: set[tuple[str, str]] = set()
         self._active: dict[str, tuple[str, str, Role]] = {}
         """Mapping id to what it spoke for when it was last active."""
@@ -267,6 +269,7 @@ class PushLedger:
                 return
 
     def _fold_decision(self, record: PushDecision, received_at_us: int) -> None:
+        self.version += record.kind in ("freeze", "keep", "carry")
         if record.kind == "freeze":
             for digest, start_us, micros in record.rows:
                 self.frozen.setdefault((digest, start_us), []).append((record.at_us, micros))

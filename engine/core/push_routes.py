@@ -112,15 +112,20 @@ class PushRoutes:
         """(tenant, metric) to the id and role of the active mapping."""
         self.attached: dict[tuple[str, str], bool] = {}
         """(tenant, customerRef) to whether its newest record still names a Stripe customer."""
+        self.version = 0
+        """Grows with every change: who looked before can tell whether it still holds. Not part of `state`."""
 
     def fold(self, record: object) -> None:
         """Take a record in; those that move no destination are passed over."""
         match record:
             case MappingChange():
+                self.version += 1
                 self._fold_mapping(record)
             case CustomerChange():
+                self.version += 1
                 self._fold_customer(record)
             case EraseChange():
+                self.version += 1
                 self.rename(record.tenant_id, record.names)
             case _:
                 pass

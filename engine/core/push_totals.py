@@ -24,6 +24,8 @@ from engine.core.shard_state import Series, ShardState
 PERIODS_MAX: Final = 64
 """Of a series, the newest; older ones are final for years."""
 _SECOND_US: Final = 1_000_000
+_Stamp = tuple[int, int, Proven | None, Proven | None]
+"""Of what decides where use goes, beside what Stripe knows of a destination."""
 _Lost = tuple[Role, str, int]
 """(role, Stripe customer, period start)."""
 KeyT = TypeVar("KeyT")
@@ -129,6 +131,8 @@ class PushTotals:
         self._lost: dict[_Lost, set[Series]] = {}
         """Use that no longer has a destination, by whose and when: less than before proves nothing there."""
         self._lost_of: dict[Series, set[_Lost]] = {}
+        self._taken: dict[Series, tuple[_Stamp, dict[int, PeriodUse]]] = {}
+        """What was known and used when a series was taken in last, unless something about it may change unseen."""
 
     @property
     def targets(self) -> Iterable[Target]:
@@ -158,6 +162,8 @@ class PushTotals:
         waited = self._waiting[role].pop(destination, set())
         for series in waited:
             _discard(self._waits_of, series, (role, destination))
+        for series in users | waited:
+            self._taken.pop(series, None)
         return users | waited
 
     def series_of(self, target: Target) -> Sequence[Series]:
@@ -170,22 +176,60 @@ class PushTotals:
         return [self._sums[target].parts[series] for target in self._of_series.get(series, ())]
 
     def take(self, series: Series, uses: Sequence[PeriodUse]) -> set[Target]:
-        """A series may have changed: bring its targets up; those that did change are returned."""
+        """A series may have changed: bring its targets up; those that did change are returned.
+
+        Costs as much as the periods that changed, unless destinations did.
+        """
+        stamp = self._stamp()
+        now = {use.start_us: use for use in uses}
+        taken = self._taken.pop(series, None)
+        if taken is not None and taken[0] == stamp:
+            before = taken[1]
+            starts = {
+                start for start in before.keys() | now.keys() if before.get(start) != now.get(start)
+            }
+            fresh = self._fresh(series, [now[start] for start in starts if start in now])
+            changed = self._replace(series, fresh, starts)
+        else:
+            self._forget(series)
+            fresh = self._fresh(series, uses)
+            owed = self._carried_in(fresh)
+            fresh.update((one.target, one) for one in owed)
+            changed = self._replace(series, fresh, None)
+            if owed:
+                return changed
+        if not (series in self._waits_of or series in self._lost_of or series in self.unroutable):
+            self._taken[series] = (stamp, now)
+        return changed
+
+    def _stamp(self) -> _Stamp:
+        versions = (self._routes.version, self._ledger.version)
+        return (*versions, self._proven("main"), self._proven("shadow"))
+
+    def _forget(self, series: Series) -> None:
         self.unroutable.pop(series, None)
         for role, destination in self._waits_of.pop(series, ()):
             _discard(self._waiting[role], destination, series)
         for lost in self._lost_of.pop(series, ()):
             _discard(self._lost, lost, series)
+
+    def _fresh(self, series: Series, uses: Iterable[PeriodUse]) -> dict[Target, Contribution]:
         fresh: dict[Target, Contribution] = {}
         for role in self._routes.roles_known(*series[:2]):
             for use in uses:
                 for contribution in self._of_use(series, role, use):
                     # Shadow beside main on the same account and meter: main speaks.
                     fresh.setdefault(contribution.target, contribution)
-        fresh.update((owed.target, owed) for owed in self._carried_in(fresh))
-        before = self._of_series.pop(series, ())
+        return fresh
+
+    def _replace(
+        self, series: Series, fresh: dict[Target, Contribution], starts: set[int] | None
+    ) -> set[Target]:
+        """Put what a series contributes in periods with these starts (None: in all) in the place of what it did."""
+        of_series = self._of_series.pop(series, ())
+        replaced = [one for one in of_series if starts is None or one.start_us in starts]
         changed: set[Target] = set()
-        for target in before:
+        for target in replaced:
             if target not in fresh:
                 held = self._sums[target]
                 del held.parts[series]
@@ -201,8 +245,9 @@ class PushTotals:
             if found.parts.get(series) != contribution:
                 found.parts[series] = contribution
                 changed.add(target)
-        if fresh:
-            self._of_series[series] = tuple(fresh)
+        others = () if starts is None else [one for one in of_series if one.start_us not in starts]
+        if fresh or others:
+            self._of_series[series] = (*fresh, *others)
         return changed
 
     def _carried_in(self, fresh: dict[Target, Contribution]) -> list[Contribution]:

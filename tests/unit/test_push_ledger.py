@@ -294,5 +294,5 @@ def test_a_snapshot_of_everything_is_the_same_ledger(rng: random.Random) -> None
     intent = book.intend(view(1))
     book.fold(ended(intent, "quarantined", reason="r"))
     again = PushLedger.restore(book.ledger.state())
-    assert vars(again) == vars(book.ledger)
+    assert vars(again) == vars(book.ledger) | {"version": 0}
     assert again.state() == book.ledger.state()

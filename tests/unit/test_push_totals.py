@@ -256,6 +256,7 @@ def test_an_item_of_another_customer_or_with_another_period_is_held() -> None:
         world.known["si_1"] = Resolved(
             "mtr_1", owner, item="si_1", period_start_s=period[0], period_end_s=period[1]
         )
+        world.totals.resolved("main", Destination("meter", item="si_1"))
         world.take(ANNA, use(1, at))
         return world.only().hold
 
