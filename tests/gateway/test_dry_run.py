@@ -45,7 +45,7 @@ async def test_many_rows_have_the_fates_that_each_has_alone(
             print("seed", seed)
             at = random.Random(seed)
             now_us = server.clock.now_us()
-            sent = [row(at, now_us) | {"idempotencyKey": f"k{n}"} for n in range(seed * 8)]
+            sent = [row(at, now_us) | {"idempotencyKey": f"k{n}"} for n in range(seed * 30)]
             if sent:
                 await server.client.post("/v1/events/ingest", json={"events": sent})
             if seed == 4:
