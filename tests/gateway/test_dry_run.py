@@ -20,9 +20,9 @@ from tests.helpers.served import served
 MONTH_US = 1_790_812_800_000_000  # 2026-10-01T00:00:00Z
 
 
-def row(at: random.Random, now_us: int) -> dict[str, Any]:
+def row(at: random.Random, now_us: int, hours: int) -> dict[str, Any]:
     """Around the lateness edge and the closed month, with few keys, so that many come again."""
-    edge_us = at.choice([now_us - 48 * HOUR_US, MONTH_US, now_us])
+    edge_us = at.choice([now_us - hours * HOUR_US, MONTH_US, now_us])
     return {
         "tenantId": at.choice(["acme", "acme", "other"]),
         "metric": at.choice(["calls", "bytes"]),
@@ -33,19 +33,20 @@ def row(at: random.Random, now_us: int) -> dict[str, Any]:
     }
 
 
+@pytest.mark.parametrize("hours", [48, 960], ids=["no older period is open", "one is"])
 @pytest.mark.parametrize("historic", [False, True])
 async def test_many_rows_have_the_fates_that_each_has_alone(
-    monkeypatch: pytest.MonkeyPatch, *, historic: bool
+    monkeypatch: pytest.MonkeyPatch, hours: int, *, historic: bool
 ) -> None:
     monkeypatch.setattr(dry_run, "KEYS_MAX", 400)
     seen: Counter[str] = Counter()
-    async with served() as server:
+    async with served(STRIPEMETER_LATENESS_HOURS=str(hours)) as server:
         meter = server.gateway.meter
         for seed in range(8):
             print("seed", seed)
             at = random.Random(seed)
             now_us = server.clock.now_us()
-            sent = [row(at, now_us) | {"idempotencyKey": f"k{n}"} for n in range(seed * 30)]
+            sent = [row(at, now_us, hours) | {"idempotencyKey": f"k{n}"} for n in range(seed * 30)]
             if sent:
                 await server.client.post("/v1/events/ingest", json={"events": sent})
             if seed == 4:
@@ -55,10 +56,10 @@ async def test_many_rows_have_the_fates_that_each_has_alone(
             meant, limits = Meant(None, SOURCE_OF_IMPORT), EventLimits(4096)
             alone = DryRun(meter, meant, limits, historic=historic)
             many = DryRun(meter, meant, limits, historic=historic)
-            earlier = sent or [row(at, now_us)]
+            earlier = sent or [row(at, now_us, hours)]
             for _ in range(6):
                 fresh = at.random() < 0.5
-                rows = [row(at, now_us) for _ in range(100)]
+                rows = [row(at, now_us, hours) for _ in range(100)]
                 if fresh:
                     rows = [one | {"idempotencyKey": f"n{at.random()}"} for one in rows]
                 else:
