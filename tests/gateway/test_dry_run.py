@@ -40,7 +40,7 @@ async def test_many_rows_have_the_fates_that_each_has_alone(
 ) -> None:
     monkeypatch.setattr(dry_run, "KEYS_MAX", 400)
     seen: Counter[str] = Counter()
-    async with served(STRIPEMETER_LATENESS_HOURS=str(hours)) as server:
+    async with served(lateness_hours=str(hours)) as server:
         meter = server.gateway.meter
         for seed in range(8):
             print("seed", seed)
