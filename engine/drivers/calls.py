@@ -61,17 +61,12 @@ class Text(NamedTuple):
 
 
 class _Headers(dict[str, str]):
-    """An answer's headers, found under any case, as the library asks for them.
-
-    `Stripe-Notice` is left out: the library makes a Python warning of it, after the request was taken. So is what
-    repeats the key.
-    """
+    """An answer's headers, found under any case, as the library asks for them; none that repeats the key."""
 
     def __init__(self, named: Mapping[str, str], secret: str) -> None:
         super().__init__(
             (name.lower(), value) for name, value in named.items() if secret not in value
         )
-        self.pop("stripe-notice", None)
 
     def __getitem__(self, name: str) -> str:
         return super().__getitem__(name.lower())

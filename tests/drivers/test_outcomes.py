@@ -207,6 +207,9 @@ ANSWERS: list[tuple[str, Reply, PushRequest, Outcome]] = [
     ("a message without end is cut",
      error_reply(400, "x" * 5000), METER,
      Refused(f"Stripe: {'x' * 500} (invalid_request_error, req_1)", "invalid_request_error", "request", "req_1")),
+    ("a success is not sent again, whatever it asks for",
+     Reply(200, b'{"identifier": "i-1"}', {"Stripe-Should-Retry": "true"}), METER,
+     Delivered(None)),
     ("a notice does not hide a success",
      Reply(200, b'{"identifier": "i-1"}', {"Stripe-Notice": "look here", "Request-Id": "req_2"}), METER,
      Delivered("req_2")),
@@ -360,7 +363,7 @@ ENDINGS = [
     Reply(raw=b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{", ends=True),
     Reply(raw=b"HTTP/1.1 100 Continue\r\n\r\n", ends=True),
     Reply(raw=b"HTTP/1.1 200 OK\r\nX: " + b"x" * 300_000, ends=True),
-    Reply(200, b"x" * (5 << 20)),
+    Reply(200, b'{"identifier": "i-1", "more": "' + b"x" * (5 << 20) + b'"}'),
 ]
 
 
