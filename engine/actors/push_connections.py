@@ -145,6 +145,10 @@ class Connection:
                     "stripe_connected", role=self.role, account=answer.account, mode=answer.mode
                 )
 
+    def known_pace(self, account: str) -> Pace | None:
+        """The limits of an account, if it was ever asked."""
+        return self._paces.get(account)
+
     def known(self, destination: Destination) -> Resolved | Unresolved | None:
         """What was found out about a destination and still holds."""
         kept = self._kept.get(destination)

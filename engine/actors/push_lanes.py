@@ -26,7 +26,7 @@ from engine.core.billing import (
     Unknown,
     Unread,
 )
-from engine.core.pace import backoff_us
+from engine.core.pace import TokenBucket, backoff_us
 from engine.core.push_ledger import PushLedger
 from engine.core.push_plan import (
     Attempts,
@@ -68,6 +68,8 @@ class LaneRuntime:
         self.forced = False
         """The next plan passes over the pace and an earlier refusal."""
         self.last_error: str | None = None
+        self.slot: tuple[TokenBucket, int] | None = None
+        """The place it was given in a bucket, and from when it may be used."""
         self.failures = 0
         """Things that went wrong in a row outside of an intent: readings, records."""
 
@@ -152,9 +154,11 @@ class LaneServer:
     # A new intent.
 
     async def _begin(self, lane: Lane, runtime: LaneRuntime) -> int | None:
-        if self._held() is not None:
-            return self._clock.now_us() + 30_000_000
         now_us = self._clock.now_us()
+        if self._held() is not None:
+            return now_us + 30_000_000
+        if wait_us := self._gate(lane, runtime, now_us):
+            return now_us + wait_us
         wake_us: int | None = None
         due: TargetView | None = None
         for view in sorted(self._views(lane), key=lambda one: one.target.start_us):
@@ -180,7 +184,7 @@ class LaneServer:
         if need is not None:
             return await self._take_baseline(due, need, connection, runtime)
         # While nothing answers deltas are not made into intents: they go on adding up.
-        if wait_us := pace.breaker.admit(now_us) or pace.sends.take(now_us):
+        if wait_us := self._admitted(runtime, pace, pace.sends, now_us):
             return now_us + wait_us
         intent = make_intent(
             due, self._ledger, log_id=self._log_id, epoch=self._epoch, now_us=now_us
@@ -193,12 +197,31 @@ class LaneServer:
         await self._send(intent, runtime, connection, pace)
         return 0
 
+    def _gate(self, lane: Lane, runtime: LaneRuntime, now_us: int) -> int:
+        """Before anything is planned: how long nothing can be asked anyway; thousands may come at once."""
+        if runtime.slot is not None and runtime.slot[1] > now_us:
+            return runtime.slot[1] - now_us
+        state = self._ledger.lane(lane)
+        connection = self._connection("main" if state is None else state.role)
+        pace = None if connection is None else connection.known_pace(lane.account)
+        return 0 if pace is None else pace.breaker.wait_us(now_us)
+
+    def _admitted(self, runtime: LaneRuntime, pace: Pace, bucket: TokenBucket, now_us: int) -> int:
+        """0: ask now. Else microseconds to wait; the place in the bucket is kept meanwhile."""
+        slot, runtime.slot = runtime.slot, None
+        if slot is None or slot[0] is not bucket:
+            slot = (bucket, now_us + bucket.reserve(now_us))
+        wait_us = slot[1] - now_us if slot[1] > now_us else pace.breaker.admit(now_us)
+        if wait_us > 0:
+            runtime.slot = slot
+        return wait_us
+
     async def _take_baseline(
         self, view: TargetView, need: BaselineNeed, connection: Connection, runtime: LaneRuntime
     ) -> int | None:
         pace = connection.pace(view.connect_account)
         now_us = self._clock.now_us()
-        if wait_us := pace.breaker.admit(now_us) or pace.reads.take(now_us):
+        if wait_us := self._admitted(runtime, pace, pace.reads, now_us):
             return now_us + wait_us
         lane = view.target.lane
         start_s, end_s = baseline_range(view, now_us)
@@ -257,7 +280,7 @@ class LaneServer:
                 return await self._close(intent, step, runtime)
             case Send():
                 pace = connection.pace(request.connect_account)
-                if wait_us := pace.breaker.admit(now_us) or pace.sends.take(now_us):
+                if wait_us := self._admitted(runtime, pace, pace.sends, now_us):
                     return now_us + wait_us
                 await self._send(intent, runtime, connection, pace)
                 return 0
@@ -399,7 +422,7 @@ class LaneServer:
         assert attempts is not None
         pace = connection.pace(intent.request.connect_account)
         now_us = self._clock.now_us()
-        if wait_us := pace.breaker.admit(now_us) or pace.reads.take(now_us):
+        if wait_us := self._admitted(runtime, pace, pace.reads, now_us):
             return now_us + wait_us
         finalized_us = self._finalized_us(intent)
         step = await self._reader.judge(intent, attempts, connection, finalized_us)

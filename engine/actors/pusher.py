@@ -103,7 +103,8 @@ class Pusher:
         self._queued: set[Lane] = set()
         self._busy: set[Lane] = set()
         self._again: set[Lane] = set()
-        self._work = trio.Event()
+        self._idle: list[trio.Event] = []
+        """One per worker that waits, so that a lane wakes one and not all."""
         self._timer = trio.Event()
         self._looking = trio.Lock()
         self._is_draining = False
@@ -278,13 +279,15 @@ class Pusher:
         elif lane not in self._queued:
             self._queued.add(lane)
             self._ready.append(lane)
-            self._work.set()
+            if self._idle:
+                self._idle.pop().set()
 
     async def _serve(self) -> None:
         while True:
             while not self._ready or self._is_draining:
-                self._work = trio.Event() if self._work.is_set() else self._work
-                await self._work.wait()
+                wake = trio.Event()
+                self._idle.append(wake)
+                await wake.wait()
             lane = self._ready.popleft()
             self._queued.discard(lane)
             self._busy.add(lane)

@@ -17,6 +17,8 @@ FAILURES_MAX: Final = 5
 """Failures in a row after which the breaker opens."""
 OPEN_US_MIN: Final = SECOND_US
 OPEN_US_MAX: Final = 60 * SECOND_US
+AHEAD_US_MAX: Final = 3600 * SECOND_US
+"""Places given away in advance: more than an hour of them is a clock that moved."""
 BACKOFF_US_MIN: Final = SECOND_US // 2
 BACKOFF_US_MAX: Final = 300 * SECOND_US
 
@@ -38,12 +40,23 @@ class TokenBucket:
 
     def take(self, now_us: int) -> int:
         """0: taken. Else microseconds to wait before asking again; nothing is taken."""
-        if self._free_at_us > now_us + self._each_us:
-            # A clock that stepped back must not stop pushing for as long as it stepped.
-            self._free_at_us = min(self._free_at_us, now_us + SECOND_US)
+        self._mind_the_clock(now_us)
+        if self._free_at_us > now_us:
             return self._free_at_us - now_us
         self._free_at_us = max(self._free_at_us, now_us - self._burst_us) + self._each_us
         return 0
+
+    def reserve(self, now_us: int) -> int:
+        """Taken in any case; microseconds to wait until it may be used. Nobody asks twice for one place."""
+        self._mind_the_clock(now_us)
+        at_us = max(self._free_at_us, now_us - self._burst_us)
+        self._free_at_us = at_us + self._each_us
+        return max(0, at_us - now_us)
+
+    def _mind_the_clock(self, now_us: int) -> None:
+        """A clock that stepped back must not stop pushing for as long as it stepped."""
+        if self._free_at_us > now_us + AHEAD_US_MAX:
+            self._free_at_us = now_us
 
 
 class Breaker:
@@ -76,6 +89,10 @@ class Breaker:
             return wait_us
         self._probing_until_us = now_us + OPEN_US_MAX
         return 0
+
+    def wait_us(self, now_us: int) -> int:
+        """How long nobody gets through; 0: somebody may. Takes nothing."""
+        return min(max(0, max(self._closed_from_us, self._probing_until_us) - now_us), OPEN_US_MAX)
 
     def pause(self, now_us: int, wait_us: int) -> None:
         """Stripe asked for a pause; it answers, so this is no failure."""

@@ -9,6 +9,7 @@ person; a target is never pushed below zero. It must not know tasks, the log, or
 from __future__ import annotations
 
 from fractions import Fraction
+from functools import lru_cache
 from typing import Final, Literal, NamedTuple
 
 import msgspec
@@ -93,8 +94,15 @@ class Planned(NamedTuple):
 
 def billable_units(local_micros: int, scale: str) -> int:
     """floor(local x scale) in whole units, never below 0."""
-    scaled = Fraction(local_micros, MICROS_PER_UNIT) * Fraction(scale)
-    return max(0, scaled.numerator // scaled.denominator)
+    numerator, denominator = _ratio(scale)
+    return max(0, local_micros * numerator // denominator)
+
+
+@lru_cache(maxsize=1_024)
+def _ratio(scale: str) -> tuple[int, int]:
+    """Numerator and denominator of units per micro: a plan is made far more often than a scale is new."""
+    ratio = Fraction(scale) / MICROS_PER_UNIT
+    return ratio.numerator, ratio.denominator
 
 
 def remainder_text(local_micros: int, scale: str) -> Fraction:
