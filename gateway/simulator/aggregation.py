@@ -78,15 +78,12 @@ def accept(
         param = "timestamp" if code.startswith("timestamp") else "payload"
         return Refusal(400, _MESSAGES[code], code, param, is_kept=False)
     forget(desk.ledger, desk.now_us)
-    known = desk.ledger.sent.get(identifier)
-    if known is not None:
-        if known.at_us + REMEMBERED_US > desk.now_us:
-            return Refusal(
-                400,
-                f"An event already exists with identifier {identifier}.",
-                headers={"stripe-should-retry": "false"},
-            )
-        del desk.ledger.sent[identifier]
+    if identifier in desk.ledger.sent:
+        return Refusal(
+            400,
+            f"An event already exists with identifier {identifier}.",
+            headers={"stripe-should-retry": "false"},
+        )
     if len(desk.ledger.sent) >= IDENTIFIERS_MAX or desk.ledger.minutes >= MINUTES_MAX:
         return FULL
     archived = None if meter else _archived(desk, event_name)

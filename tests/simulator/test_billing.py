@@ -92,6 +92,7 @@ def test_tiers_cost_what_stripes_tables_say(mode: str, quantity: int, cents: int
     [
         ("0.05", None, 30, 2),
         ("0.05", None, 29, 1),
+        ("0.05", None, 50, 3),
         ("10", {"divide_by": 5, "round": "up"}, 1, 10),
         ("10", {"divide_by": 5, "round": "up"}, 5, 10),
         ("10", {"divide_by": 5, "round": "up"}, 6, 20),
@@ -166,6 +167,20 @@ def test_what_lags_beyond_finalization_is_not_billed() -> None:
     sim.wait(40 * DAY_S)
     assert invoices(sim, customer)[1] == ("subscription_cycle", "open", [5], 50)
     assert sim.total(meter, customer) == 105
+
+
+def test_an_invoice_that_was_finalized_early_stays_as_it_was() -> None:
+    sim = Sim()
+    meter, customer = sim.meter(), sim.customer()
+    subscribe(sim, customer, price_of(sim, meter))
+    sim.event(customer, 5)
+    sim.wait(JULY_S - START_S)
+    draft = sim.get("/v1/invoices", {"status": "draft"}).json()["data"][0]["id"]
+    assert sim.made(f"/v1/invoices/{draft}/finalize")["status"] == "open"
+    assert sim.post(f"/v1/invoices/{draft}/finalize").status == 400
+    sim.event(customer, 100, timestamp=JULY_S - 60)
+    sim.wait(2 * HOUR_S)
+    assert invoices(sim, customer)[1] == ("subscription_cycle", "open", [5], 50)
 
 
 def test_a_negative_cycle_total_bills_as_nothing() -> None:
@@ -321,6 +336,11 @@ def test_ids_are_expanded_and_tiers_show_only_then() -> None:
     assert found["customer"]["name"] == "Ada"
     assert [one["up_to"] for one in found["items"]["data"][0]["price"]["tiers"]] == [10, None]
     assert sim.get(path).json()["customer"] == customer, "expanding changes nothing that is kept"
+    clock = sim.made("/v1/test_helpers/test_clocks", {"frozen_time": START_S})["id"]
+    clocked = sim.customer(test_clock=clock)
+    for expanded in ({"expand[]": "test_clock"}, {}):
+        found = sim.get(f"/v1/customers/{clocked}", expanded).json()["test_clock"]
+        assert (found["id"] if expanded else found) == clock
     assert sim.get(path, {"expand[]": "surprise"}).status == 400
 
 

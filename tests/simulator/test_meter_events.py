@@ -191,16 +191,19 @@ def test_a_window_of_a_preaggregated_meter_is_overwritten() -> None:
     assert sim.total(meter, customer) == 12
 
 
+@pytest.mark.parametrize(("formula", "kept"), [("last", 5), ("sum", 5), ("count", 1)])
 @pytest.mark.parametrize("lag", [0, 60])
-def test_a_canceled_event_counts_no_more_and_its_identifier_stays_taken(lag: int) -> None:
+def test_a_canceled_event_counts_no_more_and_its_identifier_stays_taken(
+    lag: int, formula: str, kept: int
+) -> None:
     sim = Sim(lag_seconds_min=lag, lag_seconds_max=lag)
-    meter, customer = sim.meter("calls", "last"), sim.customer()
+    meter, customer = sim.meter("calls", formula), sim.customer()
     sim.event(customer, 5, "kept")
     sim.event(customer, 8, "canceled")
     fields = {"event_name": "calls", "type": "cancel", "cancel[identifier]": "canceled"}
     assert sim.post("/v1/billing/meter_event_adjustments", fields).status == 200
     sim.wait(120)
-    assert sim.total(meter, customer) == 5
+    assert sim.total(meter, customer) == kept
     assert sim.event(customer, 8, "canceled").status == 400
     assert sim.post("/v1/billing/meter_event_adjustments", fields).status == 400
     fields["cancel[identifier]"] = "kept"

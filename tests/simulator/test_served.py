@@ -97,6 +97,18 @@ async def test_a_hostile_client_ends_nothing_but_its_own_connection(tmp_path: Pa
         assert (await client.get("/v1/account")).status_code == 200
 
 
+async def test_a_reset_is_a_reset_and_no_polite_end(tmp_path: Path) -> None:
+    async with served_simulator(tmp_path) as simulator:
+        simulator.app.state.add_fault("reset", count=1)
+        stream = await trio.open_tcp_stream("127.0.0.1", int(simulator.base_url.rpartition(":")[2]))
+        async with stream:
+            await stream.send_all(
+                b"GET /v1/account HTTP/1.1\r\nhost: x\r\nauthorization: Bearer x\r\n\r\n"
+            )
+            with pytest.raises(trio.BrokenResourceError), trio.fail_after(5):
+                await stream.receive_some(65536)
+
+
 async def test_webhooks_go_out_signed_and_again_until_they_are_taken(tmp_path: Path) -> None:
     taken: list[bytes] = []
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
