@@ -45,6 +45,13 @@ COLUMNS: Final[dict[str, tuple[str, ...]]] = {
     "lane": LANE,
     "lane-sustained": LANE,
     "floor": ("server", "connections", "events_per_second", "p50_ms", "p99_ms", "server_cpu_us_per_event"),
+    "import": (
+        "format", "what", "code", "rows", "rows_per_second_best", "cpu_us_per_row_best", "start_cpu_seconds",
+    ),
+    "replay": (
+        "what", "events", "late_events", "median_ms", "max_ms", "preview_median_ms", "apply_median_ms", "apply_max_ms",
+        "p99_ms_alone", "p99_ms_beside", "p99_ratio",
+    ),
     "engine_path": ("batch", "requests_at_once", "cpu_us_per_event_p10", "cpu_us_per_event_median"),
 }  # fmt: skip
 WIDTH, HEIGHT, MARGIN = 640, 360, 56
