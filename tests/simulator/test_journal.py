@@ -20,6 +20,7 @@ from gateway.simulator import journal as journal_module
 from gateway.simulator.journal import Journal, SimulatorRefused, line_of, open_journal
 from gateway.simulator.ledger import Settings
 from gateway.simulator.state import StripeState, read_snapshot
+from gateway.simulator.wire import Request
 from tests.helpers.stripe_sim import LEGACY, START_S, Sim
 
 KEY = {"authorization": "Bearer sk_test_secret"}
@@ -35,10 +36,11 @@ def settled(sim: Sim) -> Any:
 
 
 def wander(sim: Sim, rng: random.Random, steps: int) -> None:
-    """A random walk over everything that changes the state."""
+    """A random walk over everything that changes the state, also by being looked at."""
+    sim.send(Request("GET", "/_sim/state"))
+    sim.wait(1)
     customers = [sim.customer() for _ in range(3)] + ["cus_nobody"]
     meters = [sim.meter(f"m{number}", how) for number, how in enumerate(("sum", "count", "last"))]
-    token = sim.made("/v2/billing/meter_event_session")["authentication_token"]
     legacy = sim.made(
         "/v1/prices",
         {
@@ -66,6 +68,8 @@ def wander(sim: Sim, rng: random.Random, steps: int) -> None:
                 account=rng.choice(["", "", "acct_b"]),
             )
         elif what == 6:
+            session = sim.post("/v2/billing/meter_event_session").body
+            token = msgspec.json.decode(session or b"{}").get("authentication_token", "")
             payload = {"value": "1", "stripe_customer_id": rng.choice(customers)}
             events = [
                 {"event_name": "m0", "identifier": f"s{number}-{n}", "payload": payload}
@@ -73,9 +77,8 @@ def wander(sim: Sim, rng: random.Random, steps: int) -> None:
             ]
             sim.post("/v2/billing/meter_event_stream", {"events": events}, token=token)
         elif what == 7:
-            sim.fault(
-                rng.choice(kinds), probability=0.5, for_seconds=rng.choice([1, 5000]), seconds=30
-            )
+            more = rng.choice([{"probability": 0.5}, {"count": 2}])
+            sim.fault(rng.choice(kinds), for_seconds=rng.choice([1, 5000]), seconds=30, **more)
         elif what == 8:
             cancel = {
                 "event_name": "m0",
@@ -86,6 +89,7 @@ def wander(sim: Sim, rng: random.Random, steps: int) -> None:
         elif what == 9:
             sim.get(f"/v1/billing/meters/{rng.choice(meters)['id']}")
             sim.get("/v1/customers/cus_looked_for")
+            sim.get("/v1/account", account=f"acct_{number}")
         elif what == 10:
             sim.post(
                 f"/v1/subscription_items/{item}/usage_records", {"quantity": 3}, version=LEGACY
@@ -101,6 +105,7 @@ def test_replaying_what_changed_something_gives_the_same_state(
         "lag_seconds_max": 500,
         "webhook_url": "http://127.0.0.1/hook",
         "auto_create": rng.random() < 0.5,
+        "meters": ("there",),
     }
     kept = Kept(tmp_path, **options)
     wander(kept.sim, rng, 150)
@@ -160,6 +165,27 @@ def test_a_directory_keeps_its_account_and_what_was_changed(tmp_path: Path) -> N
     third = second.reopened(lag_seconds_min=5, lag_seconds_max=5)
     assert third.sim.get(f"/v1/customers/{customer}").status == 200
     third.journal.close()
+
+
+def test_a_fault_that_a_reading_used_up_does_not_come_back(tmp_path: Path) -> None:
+    kept = Kept(tmp_path)
+    kept.sim.fault("unavailable", count=1)
+    assert kept.sim.get("/v1/account").status == 503
+    again = kept.reopened()
+    assert again.sim.get("/v1/account").status == 200
+    again.journal.close()
+
+
+@pytest.mark.parametrize("path", ["/_sim/state", "/_sim/faults"])
+def test_what_only_looking_brought_into_being_keeps_its_time(path: str, tmp_path: Path) -> None:
+    kept = Kept(tmp_path, meters=("there",))
+    kept.sim.send(Request("GET", path))
+    kept.sim.wait(1000)
+    kept.sim.customer()
+    again = kept.reopened(meters=("there",))
+    again.sim.time_us = kept.sim.time_us
+    assert settled(again.sim) == settled(kept.sim)
+    again.journal.close()
 
 
 def test_other_settings_at_a_start_change_nothing_that_was(tmp_path: Path) -> None:
