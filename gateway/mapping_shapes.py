@@ -127,6 +127,8 @@ PriceDocument = Annotated[
 ]
 
 
+ABSENT: Final = msgspec.Raw(b"")
+"""A field that was not sent; of this type a field can't be null or unset otherwise."""
 CUTOVER: Final = parameters.choice(
     "cutover", "As in the body: `move` or `carry`, to let a change hold now.", ("move", "carry")
 )
@@ -155,7 +157,7 @@ class MappingBody(msgspec.Struct, rename="camel", forbid_unknown_fields=True, kw
     finalization_grace_hours: GraceHours | None = None
     auto_repair: bool = False
     currency: StripeText | None = None
-    price_config: PriceDocument | None = None
+    price_config: PriceDocument = ABSENT
     shadow: bool = False
     shadow_stripe_account: StripeText | None = None
     shadow_price_id: StripeText | None = None
@@ -190,7 +192,7 @@ class MappingUpdate(msgspec.Struct, rename="camel", forbid_unknown_fields=True, 
     finalization_grace_hours: GraceHours | UnsetType | None = UNSET
     auto_repair: bool | UnsetType = UNSET
     currency: StripeText | UnsetType | None = UNSET
-    price_config: PriceDocument | UnsetType | None = UNSET
+    price_config: PriceDocument = ABSENT
     shadow: bool | UnsetType = UNSET
     shadow_stripe_account: StripeText | UnsetType | None = UNSET
     shadow_price_id: StripeText | UnsetType | None = UNSET
@@ -360,8 +362,10 @@ def read_numbers(given: dict[str, Any], currency: str | None) -> dict[str, Any] 
     if "stripe_scale" in fields:
         scale = fields["stripe_scale"]
         fields["stripe_scale"] = "1" if scale is None else _plain(scale)
-    if fields.get("price_config") is not None:
-        fields["price_config"] = _price(bytes(fields["price_config"]), currency, errors)
+    if "price_config" in fields:
+        price = bytes(fields.pop("price_config"))
+        if price:
+            fields["price_config"] = _price(price, currency, errors)
     return wrong_fields(errors) if errors else fields
 
 

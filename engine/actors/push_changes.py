@@ -101,13 +101,11 @@ class PushChanges:
         self._dirty[series] = None
 
     def take(self, tenant: str | None = None) -> Iterator[Series]:
-        """Hand out what may have changed, of a tenant or (None) all; await `newest` before.
+        """Hand out what may have changed by now, of a tenant or (None) all; await `newest` before iterating.
 
         Lazy: a scan of a metric with a million series goes on between two of them.
         """
         changes, self._later = self._later, []
-        for change in changes:
-            self._dirty.update(dict.fromkeys(self._corrected(change)))
         if tenant is None:
             dirty, self._dirty = self._dirty, {}
             scans, self._scans = self._scans, {}
@@ -118,6 +116,21 @@ class PushChanges:
                 del self._dirty[series]
             for mapped in scans:
                 del self._scans[mapped]
+        return self._handed_out(tenant, changes, dirty, scans)
+
+    def _handed_out(
+        self,
+        tenant: str | None,
+        changes: list[AdjustmentChange],
+        dirty: dict[Series, None],
+        scans: dict[tuple[str, str], None],
+    ) -> Iterator[Series]:
+        for change in changes:
+            for series in self._corrected(change):
+                if tenant in (None, series[0]):
+                    dirty[series] = None
+                else:
+                    self._dirty[series] = None
         yield from dirty
         for of_tenant, metric in scans:
             yield from self._series_of(of_tenant, metric)

@@ -170,7 +170,8 @@ class PushDesk:
         while True:
             reports = await self.targets(tenant, customer_ref)
             behind = [report for report in reports if is_behind(report)]
-            if not behind or self._clock.monotonic_us() >= until_us:
+            is_all_there = not behind and not self._is_waiting(tenant, customer_ref)
+            if is_all_there or self._clock.monotonic_us() >= until_us:
                 return reports
             for report in behind:
                 if report.id not in forced:
@@ -179,6 +180,16 @@ class PushDesk:
                 pusher.schedule(report.target.lane, self._clock.now_us())
             with trio.move_on_after(FLUSH_SLICE_SECONDS):
                 await pusher.moved.wait()
+
+    def _is_waiting(self, tenant: str | None, customer_ref: str | None) -> bool:
+        """Whether usage has no target only because Stripe has not said yet where it goes."""
+        totals = self._pusher.totals
+        return any(
+            tenant in (None, series[0])
+            and customer_ref in (None, series[2])
+            and totals.is_waiting(series)
+            for series in totals.unroutable
+        )
 
     def connections(self) -> dict[Role, ConnectionReport]:
         """Each key, as far as it may be shown."""

@@ -53,7 +53,7 @@ def of_mapping(meter: Meter, mapping: Mapping, cutover: Cutover | None, now_us: 
     role: Role = "shadow" if mapping.shadow else "main"
     routes = meter.push.routes
     old, since_us = routes.mapping_entry(tenant, metric, role)
-    if old is None or not _was_pushed(meter, role, {(tenant, metric)}, customer=None):
+    if old is None or not _was_pushed(meter, role, {(tenant, metric)}, None):
         return NOTHING
     new = mapping_route(mapping)
     never_named = since_us == INSTANT_US_MIN and not old.names_something
@@ -78,15 +78,15 @@ def of_customer(
     tenant, ref = customer.tenant_id, customer.customer_ref
     routes = meter.push.routes
     old, since_us = routes.customer_entry(tenant, ref)
-    implied = ref if ref.startswith(STRIPE_CUSTOMER_PREFIX) else None
-    known = implied if old is None else old.customer or implied
+    history = routes.customer_history(tenant, ref)
+    known = {route.customer for route in history if route.customer is not None}
+    if ref.startswith(STRIPE_CUSTOMER_PREFIX):
+        known.add(ref)
     metrics = {metric for of, metric in routes.metrics() if of == tenant}
     of_metrics = {(tenant, metric) for metric in metrics}
-    has_items = old is not None and bool(old.items)
-    if known is None and not has_items:
-        return NOTHING
-    by_customer = None if has_items else known
-    if not any(_was_pushed(meter, role, of_metrics, customer=by_customer) for role in _ROLES):
+    # Whose an item is only Stripe knows, so with items any customer of these metrics may have been this one.
+    customers = None if any(route.items for route in history) else known
+    if not any(_was_pushed(meter, role, of_metrics, customers) for role in _ROLES):
         return NOTHING
     new = customer_route(customer)
     if new.customer is None and not new.items:
@@ -97,7 +97,7 @@ def of_customer(
         return PushChange(
             PushEffect(from_us=now_us), max(ends_us, default=None) if is_change else None
         )
-    _check_not_final(meter, of_metrics, known, now_us)
+    _check_not_final(meter, of_metrics, customers, now_us)
     series = (
         tuple((tenant, metric, ref) for metric in sorted(metrics)) if cutover == "carry" else ()
     )
@@ -105,22 +105,24 @@ def of_customer(
 
 
 def _was_pushed(
-    meter: Meter, role: Role, of_metrics: set[tuple[str, str]], *, customer: str | None
+    meter: Meter, role: Role, of_metrics: set[tuple[str, str]], customers: set[str] | None
 ) -> bool:
-    """Whether anything was recorded for any of these (tenant, metric), of a Stripe customer or (None) any."""
+    """Whether anything was recorded for any of these (tenant, metric), of some Stripe customers or (None) any."""
     return any(
         lane.role == role
-        and (customer is None or lane.lane.customer == customer)
+        and (customers is None or lane.lane.customer in customers)
         and not of_metrics.isdisjoint(lane.series)
         for lane in meter.push.ledger.lanes.values()
     )
 
 
 def _check_not_final(
-    meter: Meter, of_metrics: set[tuple[str, str]], customer: str | None, now_us: int
+    meter: Meter, of_metrics: set[tuple[str, str]], customers: set[str] | None, now_us: int
 ) -> None:
     for lane in meter.push.ledger.lanes.values():
-        if of_metrics.isdisjoint(lane.series) or customer not in (None, lane.lane.customer):
+        if of_metrics.isdisjoint(lane.series):
+            continue
+        if customers is not None and lane.lane.customer not in customers:
             continue
         for state in lane.targets.values():
             is_running = state.target.start_us <= now_us < state.target.end_us

@@ -19,7 +19,7 @@ from engine.core.billing import Destination, Resolved, Unresolved
 from engine.core.configured import CustomerChange, MappingChange
 from engine.core.push_ledger import PushLedger
 from engine.core.push_plan import billable_units
-from engine.core.push_records import PushDecision, Role, Target
+from engine.core.push_records import PushDecision, Role, Target, target_id
 from engine.core.push_routes import PushRoutes
 from engine.core.push_totals import PushTotals, uses_of
 from engine.core.shard_state import Series
@@ -138,6 +138,8 @@ def _compared(pusher: Pusher, totals: PushTotals, series: Sequence[Series]) -> P
             target, tuple(sorted(refs[target])), units_before, units_after, pushed, would_send
         )
         rows.append(row)
-    rows.sort(key=lambda row: (row.target.lane.customer, row.target.start_us, row.target))
+    rows.sort(
+        key=lambda row: (row.target.lane.customer, row.target.start_us, target_id(row.target))
+    )
     unroutable = sorted((one[2], why) for one, why in totals.unroutable.items())
     return Preview(rows[:ROWS_MAX], unroutable[:ROWS_MAX])

@@ -150,15 +150,21 @@ class Pusher:
         async with self._looking:
             if not self.changes:
                 return
-            newest = self.changes.newest
-            if newest is not None:
-                await newest.done.wait()
-            for number, series in enumerate(self.changes.take(tenant)):
-                self._take(series)
-                if number % SERIES_PER_SLICE == 0:
-                    await trio.lowlevel.checkpoint()
+            # Shielded: who asks may go away, and what was handed out by then would be forgotten.
+            with trio.CancelScope(shield=True):
+                await self._take_in(tenant)
             if self.totals.unresolved():
                 self._resolving.set()
+
+    async def _take_in(self, tenant: str | None) -> None:
+        # Taken before the wait: what is fed meanwhile is not folded after it, and would count for nothing.
+        taken, newest = self.changes.take(tenant), self.changes.newest
+        if newest is not None:
+            await newest.done.wait()
+        for number, series in enumerate(taken):
+            self._take(series)
+            if number % SERIES_PER_SLICE == 0:
+                await trio.lowlevel.checkpoint()
 
     def _take(self, series: Series) -> None:
         shard, partition = self.changes.place_of(series)

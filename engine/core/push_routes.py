@@ -193,6 +193,10 @@ class PushRoutes:
         entries = self._customers.get((tenant, customer_ref))
         return (None, INSTANT_US_MIN) if entries is None else (entries[-1][1], entries[-1][0])
 
+    def customer_history(self, tenant: str, customer_ref: str) -> tuple[CustomerRoute, ...]:
+        """All that a customer was at Stripe, oldest first: periods go on with what they began with."""
+        return tuple(route for _, route, _ in self._customers.get((tenant, customer_ref), ()))
+
     def customer_route(self, tenant: str, customer_ref: str) -> CustomerRoute | None:
         """The newest that is known of a customer at Stripe, in force or due."""
         entries = self._customers.get((tenant, customer_ref))

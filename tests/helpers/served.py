@@ -13,12 +13,17 @@ import trio
 
 from engine.actors.supervisor import Meter, MeterOptions
 from engine.config import Settings, load
+from engine.drivers.billing import StripeBilling
 from engine.ports import ResultT
 from gateway.asgi import create_asgi
 from gateway.auth import Access
 from gateway.context import Gateway
 from gateway.measured_log import MeasuredLog
 from gateway.metrics import Metrics
+from gateway.simulator.ledger import Settings as SimulatorSettings
+from gateway.simulator.state import StripeState
+from gateway.stripe_ways import StripeWays
+from tests.helpers.simulator_wire import BASE, SimulatorWire
 from wal.archive import MemoryArchives
 from wal.memory_cells import MemoryCells
 from wal.memory_log import FakeDisk, MemoryLog
@@ -27,6 +32,7 @@ from wal.snapshot import MemorySnapshots
 
 START_US = 1_769_853_600_000_000
 """2026-01-31T10:00:00Z."""
+WEBHOOK_SECRET = "whsec_of_these_tests"
 ADMIN_KEY = "an-administrators-key-0123456789"
 PEPPER = bytes(range(32))
 
@@ -69,6 +75,8 @@ class Served:
     client: httpx.AsyncClient
     clock: SetClock
     disk: FakeDisk
+    stripe: StripeState | None = None
+    """The Stripe simulator that it pushes to."""
 
     async def key(self, tenant: str, *scopes: str, **more: Any) -> str:
         """The text of a new API key."""
@@ -108,6 +116,7 @@ def memory_gateway(settings: Settings, disk: FakeDisk | None = None) -> tuple[Ga
             lateness_us=settings.lateness_us,
             late_policy=settings.late_policy,
             snapshot_every_events=1_000_000,
+            push_interval_us=settings.push_interval_us,
             verify=True,
         ),
         log=MeasuredLog(MemoryLog(disk)),
@@ -131,17 +140,35 @@ async def client_of(gateway: Gateway) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
+def simulated(gateway: Gateway, clock: SetClock, **settings: Any) -> StripeState:
+    """Connect a gateway that does not run yet to a Stripe simulator in process, by the real driver."""
+    made = SimulatorSettings(**{"auto_create": True, "meters": ("calls", "other"), **settings})
+    stripe = StripeState(made, clock.now_us)
+    driver = StripeBilling(
+        "sk_test_of_these_tests", api_base=BASE, meter_events_base=BASE, wire=SimulatorWire(stripe)
+    )
+    gateway.meter.connect({"main": driver})
+    gateway.ways = StripeWays({"main": driver}, BASE, (WEBHOOK_SECRET,))
+    return stripe
+
+
 @asynccontextmanager
-async def served(**environ: str) -> AsyncIterator[Served]:
-    """A server that is ready; `auth="required"` also sets the administrator's key."""
+async def served(*, stripe: dict[str, Any] | None = None, **environ: str) -> AsyncIterator[Served]:
+    """A server that is ready; `auth="required"` also sets the administrator's key.
+
+    `stripe`: settings of a Stripe simulator in process that it pushes to; None: it pushes nowhere.
+    """
     if environ.get("auth") == "required":
         environ.setdefault("admin_key", ADMIN_KEY)
     disk = FakeDisk()
+    if stripe is not None:
+        environ.setdefault("push_interval_seconds", "0.01")
     gateway, clock = memory_gateway(settings_of(**environ), disk)
+    state = None if stripe is None else simulated(gateway, clock, **stripe)
     ready, done = trio.Event(), trio.Event()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(gateway.meter.run, done.wait, ready.set)
         await ready.wait()
         async with client_of(gateway) as client:
-            yield Served(gateway, client, clock, disk)
+            yield Served(gateway, client, clock, disk, state)
         done.set()
