@@ -16,6 +16,7 @@ from engine.core.push_records import PushDecision, PushIntent, Target, series_di
 from engine.core.push_state import PushState
 from engine.core.push_totals import PeriodUse
 from engine.core.times import HOUR_US, MINUTE_US
+from tests.helpers.push_world import ENDS, World, frozen
 from tests.helpers.pushing import (
     AUGUST,
     DAY_US,
@@ -34,7 +35,6 @@ from tests.helpers.pushing import (
     target,
     view,
 )
-from tests.unit.test_push_totals import ENDS, World, frozen
 
 TARGETS = (TARGET, target(scale="10"), target(AUGUST, SEPTEMBER))
 wholes = st.integers(0, 10**17)

@@ -6,17 +6,10 @@ from typing import Any
 
 import pytest
 
-from engine.core.billing import Destination, Proven, Resolved, Unresolved
-from engine.core.configured import Change
-from engine.core.partitions import partition_of
-from engine.core.push_plan import TargetView
-from engine.core.push_records import Lane, PushDecision, Target, series_digest
-from engine.core.push_routes import PushRoutes
-from engine.core.push_totals import PERIODS_MAX, PeriodUse, PushTotals, uses_of
-from engine.core.records import AdjustmentChange, AdjustmentMade, PeriodClosing, Row, columns
-from engine.core.shard_state import Series, ShardState
-from engine.core.times import HOUR_US, MINUTE_US
-from engine.limits import PARTITIONS
+from engine.core.billing import Destination, Resolved, Unresolved
+from engine.core.push_records import Lane, PushDecision, Target
+from engine.core.shard_state import Series
+from tests.helpers.push_world import ANNA, BOB, World, frozen, shared, use
 from tests.helpers.pushing import (
     AUGUST,
     DAY_US,
@@ -25,81 +18,9 @@ from tests.helpers.pushing import (
     NOON,
     SEPTEMBER,
     UNIT,
-    Book,
-    baseline,
     customer,
     mapped,
-    target,
 )
-
-ANNA: Series = ("acme", "calls", "anna")
-BOB: Series = ("acme", "calls", "bob")
-ENDS = {JUNE: JULY, JULY: AUGUST, AUGUST: SEPTEMBER}
-
-
-def use(units: int = 0, start_us: int = JULY, **fields: Any) -> PeriodUse:
-    micros = fields.pop("micros", units * UNIT)
-    return PeriodUse(start_us, ENDS[start_us], micros, start_us + HOUR_US, **fields)
-
-
-class World:
-    """Routes, a ledger and a Stripe that knows some destinations."""
-
-    def __init__(self, *records: Any) -> None:
-        self.routes, self.book = PushRoutes(), Book()
-        self.known: dict[str, Resolved | Unresolved | None] = {}
-        """By event name or item; what is not there is a meter of its own."""
-        self.proven: dict[str, Proven] = {
-            "main": Proven("acct_1", "test"),
-            "shadow": Proven("acct_t", "test"),
-        }
-        self.mapping: Any = None
-        self.totals = PushTotals(
-            self.routes,
-            self.book.ledger,
-            resolution=lambda _role, destination: self.resolve(destination),
-            proven=self.proven.get,
-            mapping=lambda _tenant, _metric: self.mapping,
-        )
-        self.fold(*records)
-
-    def resolve(self, destination: Destination) -> Resolved | Unresolved | None:
-        name = destination.item or destination.event_name or ""
-        if name in self.known:
-            return self.known[name]
-        return Resolved(f"mtr_{name}", None, event_name=name)
-
-    def fold(self, *records: Any, at_us: int = NOON) -> World:
-        for record in records:
-            self.routes.fold(record)
-            self.book.ledger.fold(record, at_us)
-        return self
-
-    def take(self, series: Series, *uses: PeriodUse) -> set[Target]:
-        return self.totals.take(series, uses)
-
-    def locals(self) -> dict[tuple[str, str, int], int]:
-        """(object, customer, period start) to local micros of every target; units where they are whole."""
-        found = {}
-        for one in self.totals.targets:
-            key = (one.lane.object_id, one.lane.customer, one.start_us)
-            found[key] = self.view(one).local_micros
-        return found
-
-    def view(self, of: Target) -> TargetView:
-        seen = self.totals.view(of)
-        assert seen is not None
-        return seen
-
-    def only(self) -> TargetView:
-        (one,) = self.totals.targets
-        return self.view(one)
-
-
-def shared(*records: Any) -> World:
-    """Anna and Bob are one Stripe customer."""
-    both = [customer(ref, stripe_customer_id="cus_1") for ref in ("anna", "bob")]
-    return World(mapped(), *both, *records)
 
 
 def test_all_customers_of_one_stripe_customer_share_its_target() -> None:
@@ -133,19 +54,17 @@ def test_sums_hold_remainders_until_they_are_whole_and_go_beyond_int64() -> None
 
 
 def test_whoever_came_first_the_same_series_speaks_for_the_target() -> None:
-    one, other = shared(), shared()
-    for world, order in ((one, (ANNA, BOB)), (other, (BOB, ANNA))):
+    seats: Series = ("acme", "seats", "anna")
+    both = mapped(id="map_2", metric="seats")
+    one, other = shared(both), shared(both)
+    for world, order in ((one, (ANNA, seats)), (other, (seats, ANNA))):
         for series in order:
             world.take(series, use(3))
     assert one.only() == other.only()
+    assert one.only().metric == "calls"
 
 
 # Cutovers.
-
-
-def frozen(series: Series, micros: int, at_us: int = NOON) -> PushDecision:
-    rows = ((series_digest(*series), JULY, str(micros)),)
-    return PushDecision(kind="freeze", actor="k", at_us=at_us, rows=rows)
 
 
 def test_a_change_at_the_next_period_leaves_the_running_one() -> None:
@@ -161,6 +80,15 @@ def test_to_move_takes_all_from_the_old_target_and_gives_it_to_the_new() -> None
     world = shared(mapped(NOON, "move", meter_event_name="new"))
     world.take(ANNA, use(9))
     assert world.locals() == {("mtr_calls", "cus_1", JULY): 0, ("mtr_new", "cus_1", JULY): 9 * UNIT}
+
+
+def test_to_move_after_a_carry_takes_all_from_both() -> None:
+    later = NOON + DAY_US
+    world = shared(frozen(ANNA, 4 * UNIT), mapped(NOON, "carry", meter_event_name="new"))
+    world.fold(mapped(later, "move", meter_event_name="last"))
+    world.take(ANNA, use(9))
+    found = {name: micros for (name, *_), micros in world.locals().items()}
+    assert found == {"mtr_calls": 0, "mtr_new": 0, "mtr_last": 9 * UNIT}
 
 
 def test_to_carry_leaves_the_old_target_what_it_had_and_the_new_one_gets_the_rest() -> None:
@@ -380,119 +308,3 @@ def test_what_an_erased_customer_had_used_stays_in_the_target() -> None:
     (july,) = world.totals.targets
     world.fold(PushDecision(kind="keep", actor="k", target=july, micros=str(7 * UNIT)))
     assert world.only().local_micros == 12 * UNIT
-
-
-# From counters.
-
-
-def folded(*events: tuple[str, int, int], historic: bool = False, state: Any = None) -> ShardState:
-    """A state with (customer, units, time) folded, in one group."""
-    made = state or ShardState(range(PARTITIONS))
-    rows = [
-        Row(
-            "calls",
-            ref,
-            units * UNIT,
-            ts_us,
-            partition_of("acme", ref),
-            b"",
-            b"",
-            0,
-            "",
-            None,
-            None,
-        )
-        for ref, units, ts_us in events
-    ]
-    extra = {"operation": "op_1", "historic": True} if historic else {}
-    part = columns("acme", rows, extra)
-    made.fold_events(part, range(len(rows)), first_sequence=1, received_at_us=NOON)
-    return made
-
-
-def uses(state: ShardState, series: Series = ANNA) -> list[PeriodUse]:
-    return uses_of(state, state.rules, partition_of("acme", series[2]), series)
-
-
-def closed(state: ShardState) -> ShardState:
-    record = PeriodClosing(start_us=JUNE, end_us=JULY, lateness_us=0)
-    state.fold_control(record, sequence=5, received_at_us=NOON)
-    return state
-
-
-def test_the_newest_periods_of_a_series_are_told_newest_first() -> None:
-    state = folded(("anna", 3, JULY + 1), ("anna", 4, JUNE + 1), ("bob", 9, JULY))
-    assert uses(state) == [
-        PeriodUse(JULY, AUGUST, 3 * UNIT, JULY + 1),
-        PeriodUse(JUNE, JULY, 4 * UNIT, JUNE + 1),
-    ]
-    assert uses(state, ("acme", "calls", "eve")) == []
-    state.fold_control(mapped(period="day"), sequence=2, received_at_us=NOON)
-    days = [("anna", 1, JUNE + day * DAY_US) for day in range(-30, 40)]
-    long = folded(*days, state=ShardState(range(PARTITIONS), state.rules))
-    assert len(uses(long)) == PERIODS_MAX
-    assert uses(long)[0].start_us == JUNE + 39 * DAY_US
-
-
-def test_historic_imports_are_counted_and_never_pushed() -> None:
-    state = closed(folded(("anna", 3, JUNE + 1)))
-    folded(("anna", 40, JUNE + 2), ("anna", 2, JULY + 1), historic=True, state=state)
-    by_start = {one.start_us: one for one in uses(state)}
-    assert by_start[JUNE][2] == 3 * UNIT
-    assert by_start[JULY][2] == 2 * UNIT, "an open period is not historic"
-    counter = state.counters[partition_of("acme", "anna")][ANNA]
-    assert counter.older is not None
-    assert counter.older.sum == 43 * UNIT
-
-
-@pytest.mark.parametrize("aggregation", ["max", "last"])
-def test_a_max_that_a_historic_import_changed_is_held(aggregation: str) -> None:
-    state = ShardState(range(PARTITIONS))
-    state.fold_control(mapped(aggregation=aggregation), sequence=1, received_at_us=JUNE)
-    closed(folded(("anna", 3, JUNE + 1), state=state))
-    folded(("anna", 40, JUNE + 2), historic=True, state=state)
-    (june,) = uses(state)
-    assert june.hold is not None
-    world = shared()
-    world.take(ANNA, june)
-    assert world.only().hold == june.hold
-
-
-def test_an_approved_adjustment_counts_also_where_there_is_no_counter() -> None:
-    state = ShardState(range(PARTITIONS))
-    partition = partition_of("acme", "anna")
-    made = AdjustmentMade(
-        id="adj_1",
-        tenant_id="acme",
-        metric="calls",
-        customer_ref="anna",
-        period_start_us=JUNE,
-        period_end_us=JULY,
-        kind="delta",
-        micros=-5,
-        reason="credit",
-    )
-    by = Change(actor="k")
-    create = AdjustmentChange(
-        action="create", partition=partition, change=by, tenant_id="acme", adjustment=made
-    )
-    state.fold_control(create, sequence=1, received_at_us=NOON)
-    assert uses(state) == []
-    approve = AdjustmentChange(
-        action="approve", partition=partition, change=by, tenant_id="acme", ids=("adj_1",)
-    )
-    state.fold_control(approve, sequence=2, received_at_us=NOON)
-    assert uses(state) == [PeriodUse(JUNE, JULY, -5, JUNE)]
-
-
-def test_a_max_is_pushed_as_the_differences_of_its_running_value() -> None:
-    state = ShardState(range(PARTITIONS))
-    state.fold_control(mapped(aggregation="last"), sequence=1, received_at_us=JUNE)
-    world, book, sent = shared(), Book(baseline()), []
-    for number, units in enumerate((7, 4, 9, 9)):
-        folded(("anna", units, JULY + number * MINUTE_US), state=state)
-        world.take(ANNA, *uses(state))
-        seen = world.only()._replace(target=target())
-        if book.planned(seen).standing == "due":
-            sent.append(book.push(seen).request.value)
-    assert sent == ["7", "-3", "5"]
