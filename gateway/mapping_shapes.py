@@ -127,8 +127,6 @@ PriceDocument = Annotated[
 ]
 
 
-ABSENT: Final = msgspec.Raw(b"")
-"""A field that was not sent; of this type a field can't be null or unset otherwise."""
 CUTOVER: Final = parameters.choice(
     "cutover", "As in the body: `move` or `carry`, to let a change hold now.", ("move", "carry")
 )
@@ -157,7 +155,7 @@ class MappingBody(msgspec.Struct, rename="camel", forbid_unknown_fields=True, kw
     finalization_grace_hours: GraceHours | None = None
     auto_repair: bool = False
     currency: StripeText | None = None
-    price_config: PriceDocument = ABSENT
+    price_config: PriceDocument = msgspec.field(default_factory=msgspec.Raw)
     shadow: bool = False
     shadow_stripe_account: StripeText | None = None
     shadow_price_id: StripeText | None = None
@@ -192,7 +190,7 @@ class MappingUpdate(msgspec.Struct, rename="camel", forbid_unknown_fields=True, 
     finalization_grace_hours: GraceHours | UnsetType | None = UNSET
     auto_repair: bool | UnsetType = UNSET
     currency: StripeText | UnsetType | None = UNSET
-    price_config: PriceDocument = ABSENT
+    price_config: PriceDocument = msgspec.field(default_factory=msgspec.Raw)
     shadow: bool | UnsetType = UNSET
     shadow_stripe_account: StripeText | UnsetType | None = UNSET
     shadow_price_id: StripeText | UnsetType | None = UNSET
@@ -364,7 +362,7 @@ def read_numbers(given: dict[str, Any], currency: str | None) -> dict[str, Any] 
         fields["stripe_scale"] = "1" if scale is None else _plain(scale)
     if "price_config" in fields:
         price = bytes(fields.pop("price_config"))
-        if price:
+        if price:  # Empty: it was not sent; a field of raw JSON can't be null or unset otherwise.
             fields["price_config"] = _price(price, currency, errors)
     return wrong_fields(errors) if errors else fields
 

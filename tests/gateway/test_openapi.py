@@ -9,15 +9,17 @@ from typing import Any
 
 import msgspec
 import pytest
+import trio
 
 from engine.core.events import SentEvent
 from gateway.app import create_app
 from gateway.ingest_document import IngestEvent
 from gateway.openapi import TAGS, operation_id
 from gateway.routes import Route
+from gateway.simulator.state import sign
 from gateway.table import ROUTES, openapi_document
 from tests.helpers.json_schema import mismatch
-from tests.helpers.served import memory_gateway, served, settings_of
+from tests.helpers.served import WEBHOOK_SECRET, Served, memory_gateway, served, settings_of
 
 DOCUMENT: dict[str, Any] = json.loads(openapi_document())
 SCHEMAS: dict[str, Any] = DOCUMENT["components"]["schemas"]
@@ -78,7 +80,7 @@ def test_every_route_says_what_it_does_takes_and_answers(route: Route) -> None:
         parameter["description"] and parameter["schema"] for parameter in found["parameters"]
     )
     assert {"500", str(route.status)} <= set(found["responses"])
-    assert ("requestBody" in found) == (route.request is not None)
+    assert ("requestBody" in found) == (route.request is not None or route.takes_raw_body)
     if route.scope is None:
         assert "security" not in found
     else:
@@ -103,7 +105,7 @@ def test_the_documented_event_is_the_one_that_is_decoded() -> None:
 
 
 async def test_what_is_answered_is_what_is_described() -> None:
-    async with served() as server:
+    async with served(stripe={}) as server:
         seen: set[str] = set()
 
         async def ask(method: str, template: str, path: str = "", **more: Any) -> Any:
@@ -140,6 +142,9 @@ async def test_what_is_answered_is_what_is_described() -> None:
         await ask("GET", "/v1/mappings/{id}", one)
         await ask("PUT", "/v1/mappings/{id}", one, json={"latenessHours": 1.5, "unit": "calls"})
         await ask("POST", "/v1/mappings", json=tenant | {"metric": "calls"})
+        await ask("POST", "/v1/mappings", json=tenant | {"metric": "m", "dryRun": True})
+        await ask("PUT", "/v1/mappings/{id}", one, json={"unit": "u"}, params={"dryRun": "true"})
+        await ask_pushes(server, ask, tenant)
         await ask("DELETE", "/v1/mappings/{id}", one)
         customer = {"billingAnchor": "2026-01-31T09:30:00Z", "subscriptionItems": {"calls": "si"}}
         template = "/v1/customers/{customerRef}"
@@ -171,6 +176,36 @@ async def test_what_is_answered_is_what_is_described() -> None:
             await ask("GET", path)
         await ask("GET", "/openapi.json")
         assert seen == {f"{route.method} {route.path}" for route in ROUTES}
+
+
+async def ask_pushes(server: Served, ask: Any, tenant: dict[str, str]) -> None:
+    """Every route of pushing."""
+    price = {"model": "flat", "currency": "USD", "unitPrice": 1}
+    pushed = {"metric": "pushed", "meterEventName": "calls", "priceConfig": price}
+    await ask("POST", "/v1/mappings", json=tenant | pushed)
+    event = tenant | {"metric": "pushed", "customerRef": "cus_1", "quantity": 7}
+    await server.ingest(event | {"idempotencyKey": "pushed"})
+    while not (found := await ask("GET", "/v1/pushes", params=tenant))["pushes"]:
+        await trio.sleep(0.01)
+    await ask("GET", "/v1/pushes", params=tenant | {"numbers": "string"})
+    await ask("POST", "/v1/pushes/flush", json=tenant | {"timeoutSeconds": 0})
+    for action, body in (
+        ("baseline", {"baseline": "now"}),
+        ("carry-forward", {"into": "current"}),
+        ("settle", {"delivered": True}),
+        ("resume", None),
+    ):
+        template = f"/v1/pushes/{{id}}/{action}"
+        for one in (found["pushes"][0]["id"], "none"):
+            await ask("POST", template, template.replace("{id}", one), json=body)
+    changed = {"stripeCustomerId": "cus_2", "cutover": "move", "dryRun": True}
+    template = "/v1/customers/{customerRef}"
+    await ask("PUT", template, "/v1/customers/cus_1", json=tenant | changed)
+    await ask("POST", "/v1/webhooks/stripe", content=b"{}")
+    event_body = b'{"id": "evt_1", "type": "ping"}'
+    signature = sign(WEBHOOK_SECRET, event_body, server.clock.us // 1_000_000)
+    headers = {"stripe-signature": signature}
+    await ask("POST", "/v1/webhooks/stripe", content=event_body, headers=headers)
 
 
 async def ask_for_corrections(ask: Any) -> None:
