@@ -22,7 +22,8 @@ ObjectT = TypeVar("ObjectT")
 
 PAGE_OBJECTS: Final = 100
 """Stripe's largest page."""
-_ID: Final = re.compile(r"[A-Za-z0-9_]{1,255}")
+# Prices, plans and customers of older accounts may have names that somebody chose: `gold-plan.v2`.
+_ID: Final = re.compile(r"(?!\.+\Z)[A-Za-z0-9_.@:+-]{1,255}")
 
 
 class Unanswered(NamedTuple):

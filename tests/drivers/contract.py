@@ -61,7 +61,7 @@ ENDPOINTS: list[tuple[str, str, Any]] = [
     ("post", r"/v1/billing/meter_event_adjustments", _BILLING.MeterEventAdjustmentCreateParams),
     ("get", r"/v1/customers/\w+", stripe.params.CustomerRetrieveParams),
     ("post", r"/v1/customers", stripe.params.CustomerCreateParams),
-    ("get", r"/v1/prices/price_\w+", stripe.params.PriceRetrieveParams),
+    ("get", r"/v1/prices/[\w.-]+", stripe.params.PriceRetrieveParams),
     ("post", r"/v1/prices", stripe.params.PriceCreateParams),
     ("post", r"/v1/prices/price_\w+", stripe.params.PriceUpdateParams),
     ("post", r"/v1/products/prod_\w+", stripe.params.ProductUpdateParams),

@@ -198,6 +198,9 @@ async def test_the_connected_account_is_asked() -> None:
     [
         (Destination("meter"), {}, "nothing says where usage goes", False),
         (Destination("meter", item="si_1/../x"), {}, "no id of Stripe's", False),
+        (Destination("meter", price=".."), {}, "no id of Stripe's", False),
+        (Destination("meter", price="price_1?x=y"), {}, "no id of Stripe's", False),
+        (Destination("meter", price="gold-plan.v2"), {}, "price gold-plan.v2 is not at Stripe", False),
         (BY_ITEM._replace(connect_account="acct 1"), {}, "no account of Stripe's", False),
         (Destination("usage_record"), {}, "need a subscription item", False),
         (BY_ITEM, {"si_1": None}, "subscription item si_1 is not at Stripe", False),
