@@ -1,7 +1,8 @@
 """An independent recount: the totals that the raw log implies, by the slow and obvious way.
 
 It shares no counting code with the engine: calendar months come from datetime, lateness from the design's rule read
-literally. What it and the engine agree on, two implementations agree on.
+literally, the watermarks at an operation's start from a copy taken there, dropped bodies from the archives, an erased
+customer's name from the erasures. What it and the engine agree on, two implementations agree on.
 """
 
 from __future__ import annotations
@@ -9,11 +10,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
+from hashlib import blake2b
 from typing import Any
+
+import msgspec
 
 from engine.core.configured import MappingChange
 from engine.core.records import (
     AdjustmentChange,
+    OperationChange,
     PartKind,
     PeriodClosing,
     RecordType,
@@ -22,6 +27,8 @@ from engine.core.records import (
     decode_control,
     decode_events,
 )
+from tests.helpers.taken_away import ErasureSeen, TakenAway, is_dropped
+from wal.archive import ArchiveStore
 from wal.log import Log, StoredRecord, scan
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -72,6 +79,19 @@ class Correction:
 
 
 @dataclass
+class Operated:
+    """A backfill or import as the records tell it."""
+
+    status: str = "pending"
+    at_begin: dict[Key, int] | None = None
+    """Every watermark at its start; None while it does not run."""
+    taken: int = 0
+    late: int = 0
+    processed: int = 0
+    failed_lines: list[int] = field(default_factory=list)
+
+
+@dataclass
 class Recount:
     """What the log says."""
 
@@ -82,13 +102,25 @@ class Recount:
         default_factory=dict
     )
     """(tenant, customer, key text) to every event stored under it: (metric, micros, ts)."""
+    hashes: dict[bytes, int] = field(default_factory=dict)
+    """How often an event is stored under each dedupe key: what stays of a key when its text was erased."""
     events: int = 0
+    dropped: int = 0
+    """Events whose bodies are in the archives alone."""
+    sections_dropped: int = 0
+    """Records of checkpoints that another one, or none, stands in for."""
+    horizon_us: int | None = None
+    """What is older may be dropped and is refused; None: no checkpoint was committed."""
     corrections: dict[str, Correction] = field(default_factory=dict)
-    newest_held: dict[tuple[Key, bool], Correction] = field(default_factory=dict)
-    """By counter and policy, the newest adjustment of late events."""
+    newest_held: dict[tuple[Key, bool, str | None], Correction] = field(default_factory=dict)
+    """By counter, policy and operation, the newest adjustment of late events."""
     folded: dict[Key, list[Event]] = field(default_factory=dict)
     plans: list[tuple[str, str]] = field(default_factory=list)
     """(tenant, hash) of every replay that was applied."""
+    operations: dict[str, Operated] = field(default_factory=dict)
+    erasures: dict[str, ErasureSeen] = field(default_factory=dict)
+    first_stored: dict[tuple[str, str], int] = field(default_factory=dict)
+    """(tenant, customer's name as it is stored) to the position of the first event that bears it."""
 
     def value(self, key: Key, aggregation: str) -> Fraction:
         """What counts: the folded events with the approved corrections, read literally from the design."""
@@ -112,22 +144,23 @@ class Recount:
             return quantity
         return values[-1][1] if values else Fraction(0)
 
-    def hold(self, key: Key, event: Event, policy: str) -> None:
-        """A late event joins the adjustment of its counter that is open for it, or makes one."""
+    def hold(self, key: Key, event: Event, policy: str, operation: str | None) -> None:
+        """A late event joins the adjustment of its counter and operation that is open for it, or makes one."""
         auto = policy == "auto"
         wanted = "approved" if auto else "pending"
-        newest = self.newest_held.get((key, auto))
+        newest = self.newest_held.get((key, auto, operation))
         if newest is None or newest.status != wanted:
             made_id = f"adj_{event.sequence:012x}"
             newest = Correction(made_id, key, "event", event.sequence, wanted, auto)
-            self.corrections[made_id] = self.newest_held[key, auto] = newest
+            self.corrections[made_id] = self.newest_held[key, auto, operation] = newest
         newest.events.append(event)
 
-    def change(self, record: AdjustmentChange, sequence: int) -> None:
+    def change(self, record: AdjustmentChange, sequence: int, gone: TakenAway) -> None:
         """A person's step."""
         made = record.adjustment
         if made is not None:
-            key = (made.tenant_id, made.metric, made.customer_ref, made.period_start_us)
+            customer = gone.known_as(made.tenant_id, made.customer_ref, sequence)
+            key = (made.tenant_id, made.metric, customer, made.period_start_us)
             amount = Fraction(_micros(made.micros), 10**6)
             assert made.id not in self.corrections, "an adjustment is made once"
             self.corrections[made.id] = Correction(
@@ -139,14 +172,33 @@ class Recount:
             assert correction.status == record.was, "a decision says what was"
             correction.status = "approved" if record.action == "approve" else "reverted"
 
-    def replay(self, record: ReplayApply) -> None:
+    def operate(self, record: OperationChange, watermarks: dict[Key, int]) -> None:
+        """A step of a backfill or import. What its end says of its rows must be what they came to."""
+        found = self.operations.setdefault(record.operation_id, Operated())
+        said = msgspec.msgpack.decode(record.payload)
+        if record.action == "begin":
+            found.status, found.at_begin = "processing", dict(watermarks)
+        elif record.action == "progress" and found.status == "processing":
+            assert said.get("processed", 0) >= found.processed, "an operation never goes back"
+            found.processed = said.get("processed", 0)
+            found.failed_lines += [line for line, _ in said.get("errors", ())]
+        elif record.action == "end":
+            assert found.status in ("pending", "processing"), "an operation ends once"
+            found.status, found.at_begin = record.status, None
+            said_counts = (said.get("accepted"), said.get("late"))
+            assert said_counts == (found.taken, found.late), (
+                f"{record.operation_id} is said to have taken (rows, late) {said_counts}, "
+                f"its rows are {(found.taken, found.late)}"
+            )
+
+    def replay(self, record: ReplayApply, sequence: int, gone: TakenAway) -> None:
         """Late events are folded: looked up by position, never taken from what the record says they come to."""
         self.plans.append((record.tenant_id, record.plan_hash))
         for counter in record.counters:
             key = (
                 counter.tenant_id,
                 counter.metric,
-                counter.customer_ref,
+                gone.known_as(counter.tenant_id, counter.customer_ref, sequence),
                 counter.period_start_us,
             )
             taken = []
@@ -242,51 +294,96 @@ class Judge:
         return end_us <= frontier or (watermark is not None and ts_us < watermark - window)
 
 
-def recount(log: Log) -> Recount:
-    """Read the whole log and add everything up. Knows calendar periods only."""
-    result, judge = Recount(), Judge()
+def recount(log: Log, archives: ArchiveStore | None = None) -> Recount:
+    """Read the whole log, dropped bodies from the archives, and add everything up. Knows calendar periods only."""
+    gone = TakenAway(log, archives)
+    result, judge = Recount(erasures=gone.erasures), Judge()
     watermarks: dict[Key, int] = {}
     for record in scan(log, 0):
         kind = record.envelope.record_type
         if kind == RecordType.EVENTS:
-            _count(record, result, judge, watermarks)
+            _count(record, result, judge, watermarks, gone)
+            continue
+        if is_dropped(record):
+            assert kind == RecordType.CHECKPOINT, (
+                "of control records only a checkpoint's are dropped"
+            )
+            result.sections_dropped += 1
             continue
         control = decode_control(kind, record.parts[0].data)
         judge.hear(control)
         if isinstance(control, AdjustmentChange):
-            result.change(control, record.sequence)
+            result.change(control, record.sequence, gone)
         elif isinstance(control, ReplayApply):
-            result.replay(control)
+            result.replay(control, record.sequence, gone)
+        elif isinstance(control, OperationChange):
+            result.operate(control, watermarks)
+    result.horizon_us = gone.horizon_us()
     result.sum_up(watermarks)
     return result
 
 
-def _count(record: StoredRecord, result: Recount, judge: Judge, watermarks: dict[Key, int]) -> None:
+def _count(
+    record: StoredRecord,
+    result: Recount,
+    judge: Judge,
+    watermarks: dict[Key, int],
+    gone: TakenAway,
+) -> None:
     """Add one event group."""
     received_us = record.envelope.received_at_us
-    parts = [p.data for p in record.parts]
-    kinds = [p.kind for p in record.parts]
+    whole = gone.whole(record)
+    kinds = [p.kind for p in whole.parts]
     assert kinds == [PartKind.COUNTING, PartKind.ERASABLE] * (len(kinds) // 2)
+    parts = [p.data for p in whole.parts]
     in_record, first = 0, record.sequence
     for counting, erasable in zip(parts[::2], parts[1::2], strict=True):
         part = decode_events(counting, erasable)
         in_record += part.event_count
+        operation = part.extra.get("operation")
+        running = result.operations.get(operation, Operated()) if operation else Operated()
         for i in range(part.event_count):
-            metric, customer, micros = part.metrics[i], part.customers[i], part.micros[i]
+            metric, stored, micros = part.metrics[i], part.customers[i], part.micros[i]
             sent_ts = part.times_us[i]
             ts_us = received_us if sent_ts is None else sent_ts
-            identity = (part.tenant, customer, part.key_texts[i])
+            _enter(result, part.tenant, stored, part.key_texts[i], part.keys[i], record.sequence)
+            identity = (part.tenant, stored, part.key_texts[i])
             result.keys.setdefault(identity, []).append((metric, micros, sent_ts))
             result.events += 1
             start_us, end_us = month_of(ts_us)
+            customer = gone.known_as(part.tenant, stored, record.sequence)
             key = (part.tenant, metric, customer, start_us)
-            watermark = watermarks.get(key)
             event = Event(first + i, Fraction(micros, 10**6), ts_us)
-            if judge.is_late((part.tenant, metric), ts_us, end_us, watermark):
-                result.hold(key, event, judge.policy)
+            # What runs is judged by the watermarks at its start, what has ended by the present ones.
+            held_against = watermarks if running.at_begin is None else running.at_begin
+            late = not part.extra.get("historic") and judge.is_late(
+                (part.tenant, metric), ts_us, end_us, held_against.get(key)
+            )
+            if running.at_begin is not None:
+                running.taken += 1
+                running.late += late
+            if late:
+                result.hold(key, event, judge.policy, operation)
                 continue
             result.folded.setdefault(key, []).append(event)
             seen = min(ts_us, received_us)
-            watermarks[key] = seen if watermark is None else max(watermark, seen)
+            watermarks[key] = max(watermarks.get(key, seen), seen)
+        if whole is not record:
+            result.dropped += part.event_count
+            newest_us = max(received_us if t is None else t for t in part.times_us)
+            horizon_us = gone.horizon_us()
+            assert horizon_us is not None
+            assert newest_us < horizon_us, "only what is older than the horizon is dropped"
         first += part.event_count
     assert in_record == record.envelope.item_count
+
+
+def _enter(
+    result: Recount, tenant: str, stored: str, key_text: str, key: bytes, sequence: int
+) -> None:
+    """Note an event's names; its key is that of its texts, or they were erased and only the key is left."""
+    text = f"{tenant}\0{stored}\0{key_text}".encode()
+    is_own = blake2b(text, digest_size=16).digest() == key
+    assert is_own or key_text == f"erased:{key.hex()}", "the stored texts are not those of the key"
+    result.hashes[key] = result.hashes.get(key, 0) + 1
+    result.first_stored.setdefault((tenant, stored), sequence)
