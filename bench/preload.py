@@ -45,6 +45,8 @@ class Content:
     events: int
     customers: int
     metrics: int
+    age_us: int = 0
+    """How long ago all of them happened and were received."""
 
     @property
     def counters(self) -> int:
@@ -62,7 +64,7 @@ def preload(directory: Path, content: Content) -> float:
     settings = SettingsChange(lateness_us=LATENESS_US, late_policy="review", actor="system:start")
     genesis_drafts(log, os.urandom(16), "bench", settings, clock)
     drafts: list[Draft] = []
-    for draft in _drafts(content, clock.now_us()):
+    for draft in _drafts(content, clock.now_us() - content.age_us):
         drafts.append(draft)
         if len(drafts) == DRAFTS_PER_APPEND:
             log.append(drafts)

@@ -42,6 +42,10 @@ COLUMNS: Final[dict[str, tuple[str, ...]]] = {
     ),
     "memory": ("counters", "bytes_per_counter", "keys", "ram_bytes_per_key"),
     "indexer": ("indexer", "events_per_second", "p99_ms", "server_cpu_us_per_event"),
+    "keeping": (
+        "what", "events", "seconds", "events_per_second", "mb_per_second", "p99_ms_alone", "p99_ms_beside",
+        "p99_ratio",
+    ),
     "lane": LANE,
     "lane-sustained": LANE,
     "floor": ("server", "connections", "events_per_second", "p50_ms", "p99_ms", "server_cpu_us_per_event"),
