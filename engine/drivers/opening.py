@@ -5,6 +5,7 @@ It must not know Stripe or keys.
 
 from __future__ import annotations
 
+import ipaddress
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -27,8 +28,19 @@ def open_wire(bases: tuple[str, ...]) -> Wire:
 
 
 def _has_proxy(base: str) -> bool:
+    """Whether requests there go through a proxy. To this machine itself none does, whatever NO_PROXY says."""
     parts = urlsplit(base)
+    host = parts.hostname or ""
+    if host == "localhost" or _is_loopback(host):
+        return False
     proxies = getproxies()
     if not (parts.scheme in proxies or "all" in proxies):
         return False
-    return not proxy_bypass(parts.hostname or "")
+    return not proxy_bypass(host)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
