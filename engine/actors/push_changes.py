@@ -80,7 +80,7 @@ class PushChanges:
                 self._scans[tenant, metric] = None
             case CustomerChange():
                 tenant = record.customer.tenant_id
-                for metric in self.mapped.get(tenant, ()):
+                for metric in sorted(self.mapped.get(tenant, ())):
                     self._dirty[tenant, metric, record.customer.customer_ref] = None
             case AdjustmentChange():
                 self._later.append(record)
@@ -91,7 +91,7 @@ class PushChanges:
             case EraseChange():
                 for both in record.names.items():
                     for name in both:
-                        for metric in self.mapped.get(record.tenant_id, ()):
+                        for metric in sorted(self.mapped.get(record.tenant_id, ())):
                             self._dirty[record.tenant_id, metric, name] = None
             case _:
                 pass

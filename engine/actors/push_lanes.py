@@ -27,19 +27,21 @@ from engine.core.billing import (
     Unread,
 )
 from engine.core.pace import TokenBucket, backoff_us
+from engine.core.push_baselines import (
+    BaselineNeed,
+    baseline_decision,
+    baseline_need,
+    baseline_range,
+)
 from engine.core.push_ledger import PushLedger
 from engine.core.push_plan import (
     Attempts,
-    BaselineNeed,
     Close,
     Planned,
     ReadBack,
     Send,
     TargetView,
     Wait,
-    baseline_decision,
-    baseline_need,
-    baseline_range,
     finalization_us,
     make_intent,
     next_for_open,
@@ -161,7 +163,7 @@ class LaneServer:
             return now_us + wait_us
         wake_us: int | None = None
         due: TargetView | None = None
-        for view in sorted(self._views(lane), key=lambda one: one.target.start_us):
+        for view in sorted(self._views(lane), key=_order):
             planned = self.planned(view, forced=runtime.forced)
             if planned.standing == "refused" and runtime.forced:
                 planned = planned._replace(standing="due", at_us=now_us)
@@ -449,6 +451,11 @@ class LaneServer:
             await self._recorder.record((record,))
             if isinstance(record, PushOutcome):
                 runtime.attempts = None
+
+
+def _order(view: TargetView) -> tuple[int, str]:
+    """Oldest period first."""
+    return view.target.start_us, view.target.scale
 
 
 _RESULT_NAMES: Final[dict[type, str]] = {

@@ -170,7 +170,7 @@ class Pusher:
         shard, partition = self.changes.place_of(series)
         uses = uses_of(shard.state, self.rules, partition, series)
         now_us = self._clock.now_us()
-        for target in self.totals.take(series, uses):
+        for target in sorted(self.totals.take(series, uses), key=_order):
             of_lane = self._targets_of.setdefault(target.lane, set())
             if self.totals.view(target) is None:
                 of_lane.discard(target)
@@ -221,11 +221,13 @@ class Pusher:
                 with trio.move_on_after(LOOK_SECONDS_MAX):
                     await self._resolving.wait()
                 self._resolving = trio.Event()
-                wanted = set(self.totals.unresolved())
+                # In the order they came up, not a set's: the same history asks the same again.
+                wanted = dict.fromkeys(self.totals.unresolved())
                 for role, connection in self.connections.items():
-                    wanted |= {(role, one) for one in connection.stale(1_000)}
-                for role, destination in wanted - under_way:
-                    if self.connections[role].proven is not None:
+                    wanted |= dict.fromkeys((role, one) for one in connection.stale(1_000))
+                for role, destination in wanted:
+                    is_new = (role, destination) not in under_way
+                    if is_new and self.connections[role].proven is not None:
                         under_way.add((role, destination))
                         await limiter.acquire_on_behalf_of((role, destination))
                         nursery.start_soon(self._resolve, role, destination, limiter, under_way)
@@ -241,7 +243,7 @@ class Pusher:
         before = connection.known(destination)
         wait_us = await connection.resolve(destination)
         if connection.known(destination) != before or wait_us is None:
-            for series in self.totals.resolved(role, destination):
+            for series in sorted(self.totals.resolved(role, destination)):
                 self.changes.add(series)
             await self.look()
         limiter.release_on_behalf_of((role, destination))
@@ -331,6 +333,11 @@ class Pusher:
             self._targets_of.setdefault(record.target.lane, set()).add(record.target)
         if lane is not None and lane not in self._busy:
             self.schedule(lane, self._clock.now_us())
+
+
+def _order(target: Target) -> tuple[int, str, str, str]:
+    """Any order will do, as long as it is the same in every process."""
+    return target.start_us, target.scale, target.lane.object_id, target.lane.customer
 
 
 _NO_KEY: Final[dict[Role, str]] = {
