@@ -17,11 +17,13 @@ from engine.actors.push_connections import ConnectionReport
 from engine.actors.pusher import Pusher
 from engine.core.billing import PushRequest
 from engine.core.periods import period_in
-from engine.core.push_plan import (
+from engine.core.push_baselines import (
     BaselineNeed,
-    TargetView,
     baseline_decision,
     baseline_need,
+)
+from engine.core.push_plan import (
+    TargetView,
     finalization_us,
     remainder_text,
 )

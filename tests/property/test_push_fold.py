@@ -10,8 +10,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.core.push_baselines import baseline_decision, baseline_need
 from engine.core.push_ledger import PushLedger
-from engine.core.push_plan import baseline_decision, baseline_need
 from engine.core.push_records import PushDecision, PushIntent, Target, series_digest
 from engine.core.push_state import PushState
 from engine.core.push_totals import PeriodUse

@@ -6,7 +6,12 @@ from typing import Any
 
 import pytest
 
-from engine.core.push_plan import BaselineNeed, baseline_decision, baseline_need, baseline_range
+from engine.core.push_baselines import (
+    BaselineNeed,
+    baseline_decision,
+    baseline_need,
+    baseline_range,
+)
 from engine.core.push_records import PushDecision
 from engine.core.times import HOUR_US, MINUTE_US
 from tests.helpers.pushing import (
