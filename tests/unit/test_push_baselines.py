@@ -219,7 +219,8 @@ def test_a_doubt_leaves_other_metrics_lanes_and_the_other_role_alone() -> None:
     book.fold(mapped(id="map_9", metric="seats"), at_us=NOON)
     book.fold(mapped(id="map_9", metric="seats", deleted=True), at_us=NOON + 1)
     assert need(book) is None
-    shadow = Book(mapped(shadow=True), baseline(role="shadow"))
+    shadow = Book(mapped(id="map_s", shadow=True), baseline(role="shadow"))
+    shadow.fold(mapped(id="map_m"), mapped(id="map_m", deleted=True), at_us=NOON)
     assert need(shadow, role="shadow") is None
 
 
