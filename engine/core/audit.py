@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 
 from engine.core.configured import CustomerChange, MappingChange
+from engine.core.finding_records import Finding
 from engine.core.keeping import CheckpointChange, EraseChange, RestoreChange
 from engine.core.push_records import PushDecision, PushIntent, PushOutcome, target_id
 from engine.core.records import (
@@ -112,6 +113,13 @@ def subject_of(record: ControlRecord) -> Subject | None:
                 return None
             action, about = f"push.{record.result}", f"push:{target_id(record.target)}"
             return Subject(record.tenant_id or None, record.actor, action, (about,), None)
+        case Finding():
+            # What was found is by the thousand, and in the reports; what was decided or repaired is here.
+            if record.action not in ("accept", "apply"):
+                return None
+            action, about = f"finding.{record.action}", f"finding:{record.id}"
+            tenant = record.tenant_id or None
+            return Subject(tenant, record.actor, action, (about,), record.request_id)
         case PushIntent():
             return None
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from engine.core.configured import CustomerChange, MappingChange
+from engine.core.finding_records import Finding
 from engine.core.keeping import CheckpointChange, EraseChange, RestoreChange
 from engine.core.push_records import PushDecision, PushIntent, PushOutcome
 from engine.core.quantities import to_json, unpack_ext
@@ -97,6 +98,8 @@ def after_of(record: ControlRecord) -> Content | None:
             return _of_decision(record)
         case PushOutcome():
             return {"number": record.number, "result": record.result}
+        case Finding():
+            return _of_finding(record)
         case PushIntent():
             return None
         case SettingsChange() | PeriodClosing():
@@ -117,6 +120,16 @@ def _of_decision(record: PushDecision) -> Content:
         "units": record.units,
         "reading": record.reading,
         "because": record.because,
+    }
+    return {name: value for name, value in content.items() if value is not None}
+
+
+def _of_finding(record: Finding) -> Content:
+    content = {
+        "cause": record.cause,
+        "units": record.units,
+        "repair": record.repair,
+        "note": record.note,
     }
     return {name: value for name, value in content.items() if value is not None}
 

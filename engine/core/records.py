@@ -17,6 +17,7 @@ from typing import Any, Final, Literal, NamedTuple
 import msgspec
 
 from engine.core.configured import Change, CustomerChange, MappingChange
+from engine.core.finding_records import FINDING_TYPES, Finding
 from engine.core.keeping import KEEPING_TYPES, KeepingRecord
 from engine.core.push_records import PUSH_TYPES, PushRecord
 from engine.core.quantities import pack, unpack_ext
@@ -406,6 +407,7 @@ ControlRecord = (
     | OperationChange
     | KeepingRecord
     | PushRecord
+    | Finding
 )
 CONTROL_TYPES: Final[dict[int, type[ControlRecord]]] = {
     RecordType.GENESIS: Genesis,
@@ -419,6 +421,7 @@ CONTROL_TYPES: Final[dict[int, type[ControlRecord]]] = {
     RecordType.OPERATION: OperationChange,
     **KEEPING_TYPES,
     **PUSH_TYPES,
+    **FINDING_TYPES,
 }
 _TYPE_OF: Final = {struct: record_type for record_type, struct in CONTROL_TYPES.items()}
 _DECODERS: Final = {
