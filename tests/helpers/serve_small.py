@@ -17,18 +17,25 @@ PLANT               a fault of `PLANTS`: the tests must find it
 from __future__ import annotations
 
 import os
+import secrets
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import trio
 
 from engine.actors import log_writer, period_closer, recovery
 from engine.actors.group import Group
+from engine.actors.push_lanes import LaneRuntime, LaneServer
 from engine.actors.supervisor import MeterOptions
+from engine.core.billing import PushRequest
+from engine.core.push_plan import Close
+from engine.core.push_records import PushIntent
+from engine.drivers.billing import StripeBilling
 from gateway import main as composition
 from gateway.cli.serve import command
 from gateway.hypercorn_repairs import RepairedH11
@@ -88,8 +95,42 @@ def plant_failing_connection() -> None:
     RepairedH11.handle = fails  # type: ignore[method-assign]
 
 
+def plant_new_identifier() -> None:
+    """Give an intent that is sent again another identifier."""
+    send = StripeBilling.send
+    began = secrets.token_hex(4)
+
+    async def renamed(
+        driver: StripeBilling, requests: Sequence[PushRequest], attempts: Sequence[int]
+    ) -> Any:
+        changed = [
+            msgspec.structs.replace(one, identifier=f"{one.identifier}-{began}") for one in requests
+        ]
+        return await send(driver, changed, attempts)
+
+    StripeBilling.send = renamed  # type: ignore[method-assign]
+
+
+def plant_early_outcome() -> None:
+    """Record that Stripe took a push before it was asked."""
+    send = LaneServer._send
+
+    async def early(
+        server: LaneServer, intent: PushIntent, runtime: LaneRuntime, *more: Any
+    ) -> None:
+        connection = more[0]
+        request = intent.request
+        await server._delivered(intent, runtime, Close("delivered", "answer"))
+        await connection.send(request, 0)
+
+    assert send
+    LaneServer._send = early  # type: ignore[method-assign,assignment]
+
+
 PLANTS: dict[str, Callable[[], None]] = {
     "early-answer": plant_early_answer,
+    "early-outcome": plant_early_outcome,
+    "new-identifier": plant_new_identifier,
     "deaf-to-errors": plant_deaf_to_errors,
     "failing-connection": plant_failing_connection,
     "forgotten-keys": plant_forgotten_keys,
