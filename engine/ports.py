@@ -12,6 +12,7 @@ from typing import Protocol, TypeVar
 
 from engine.core.billing import (
     Destination,
+    Invoiced,
     Outcome,
     Proven,
     PushRequest,
@@ -88,6 +89,12 @@ class Billing(Protocol):
 
         Of an item (legacy): `total_usage` of the billing period that holds `start_s`.
         """
+        ...
+
+    async def invoiced(
+        self, resolved: Resolved, customer: str, end_s: int, connect_account: str | None
+    ) -> Invoiced | Unread | None:
+        """What the final invoice has for the period that ends at `end_s`; None: there is no such line, or none yet."""
         ...
 
     async def rejections(

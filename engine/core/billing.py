@@ -153,6 +153,16 @@ class Reading(NamedTuple):
     """A decimal number as text, at the digits Stripe gave."""
 
 
+class Invoiced(NamedTuple):
+    """What a final invoice has of a customer's usage in a period."""
+
+    units: str
+    """Whole, the sum of its lines' quantities."""
+    finalized_at_us: int | None
+    invoice: str
+    """`in_...`."""
+
+
 class Unread(NamedTuple):
     """What was asked for could not be read."""
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from engine.core.finding_records import REASON_CHARS_MAX, Finding, finding_id, finding_key
+from engine.core.finding_records import REASON_CHARS_MAX, Finding, Gap, finding_id, finding_key
 from engine.core.findings import OPEN_MAX, Findings, OpenFinding
 from engine.core.reconciling import GATHERED, MANY, Issue
 
@@ -60,7 +60,7 @@ def _add(found: dict[str, Finding], record: Finding) -> None:
 
 def _of_account(issue: Issue) -> Finding:
     lane = issue.facts.target.lane
-    gap = "stripe" if issue.cause == "behind" else "push"
+    gap: Gap = "stripe" if issue.cause == "behind" else "push"
     reason = _REASONS[issue.cause]
     return Finding(
         action="open", cause=issue.cause, gap=gap, account=f"{lane.account}/{lane.mode}", reason=reason

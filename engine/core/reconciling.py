@@ -225,8 +225,8 @@ def _judge_stripe(
     issue: Issue | None = None
     if rejected is not None:
         missing = Fraction(0) if is_equal else max(expected - reading, Fraction(0))
-        reason = rejected.mark.rejected
-        issue = Issue(rejected, "stripe", "rejected", missing, reason, is_proven=True)
+        why = rejected.mark.rejected
+        issue = Issue(rejected, "stripe", "rejected", missing, why, is_proven=True)
     if is_equal:
         # A sum of what adds and what takes away may look whole while both are missing.
         is_confirmed = book.open_units == 0 and book.minus == 0

@@ -25,6 +25,7 @@ from engine.core.billing import (
     Delivered,
     Destination,
     DriverName,
+    Invoiced,
     Outcome,
     Proven,
     PushRequest,
@@ -47,6 +48,7 @@ from engine.drivers.calls import (
     StripeCalls,
     Text,
 )
+from engine.drivers.invoices import read_invoiced
 from engine.drivers.opening import open_wire
 from engine.drivers.outcomes import Subject, outcome_of_failure, outcome_of_problem, read_problem
 from engine.drivers.questions import Unanswered, ask, ask_list, decode, is_id
@@ -302,6 +304,12 @@ class StripeBilling:
         if (units := _sum_of(texts)) is None:
             return Unread(f"summary of {resolved.event_name}: a total that is no number")
         return Reading(units)
+
+    async def invoiced(
+        self, resolved: Resolved, customer: str, end_s: int, connect_account: str | None
+    ) -> Invoiced | Unread | None:
+        """See the port."""
+        return await read_invoiced(self._calls, resolved, customer, end_s, connect_account)
 
     async def rejections(
         self, event_id: str, connect_account: str | None

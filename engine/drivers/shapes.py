@@ -182,6 +182,92 @@ class Adjustment(msgspec.Struct, frozen=True):
     status: str
 
 
+class PriceDetails(msgspec.Struct, frozen=True):
+    """Of a line's pricing."""
+
+    price: str | None = None
+
+
+class LinePricing(msgspec.Struct, frozen=True):
+    """Of a line, since 2025-03-31.basil."""
+
+    price_details: PriceDetails | None = None
+
+
+class ItemDetails(msgspec.Struct, frozen=True):
+    """Of a line's parent."""
+
+    subscription_item: str | None = None
+
+
+class LineParent(msgspec.Struct, frozen=True):
+    """Of a line, since basil."""
+
+    subscription_item_details: ItemDetails | None = None
+
+
+class LinePeriod(msgspec.Struct, frozen=True):
+    """Of a line, unix seconds."""
+
+    start: int
+    end: int
+
+
+class LinePrice(msgspec.Struct, frozen=True):
+    """Of a line before basil."""
+
+    id: str
+
+
+class InvoiceLine(msgspec.Struct, frozen=True):
+    """`line_item`, of both API versions."""
+
+    id: str
+    period: LinePeriod
+    quantity: int | None = None
+    pricing: LinePricing | None = None
+    parent: LineParent | None = None
+    price: LinePrice | None = None
+    subscription_item: str | None = None
+
+    @property
+    def price_id(self) -> str | None:
+        """The price it is of."""
+        if self.pricing is not None and self.pricing.price_details is not None:
+            return self.pricing.price_details.price
+        return None if self.price is None else self.price.id
+
+    @property
+    def item(self) -> str | None:
+        """The subscription item it is of."""
+        if self.parent is not None and self.parent.subscription_item_details is not None:
+            return self.parent.subscription_item_details.subscription_item
+        return self.subscription_item
+
+
+class InvoiceLines(msgspec.Struct, frozen=True):
+    """The first lines of an invoice."""
+
+    data: list[InvoiceLine]
+    has_more: bool
+
+
+class Transitions(msgspec.Struct, frozen=True):
+    """Of an invoice."""
+
+    finalized_at: int | None = None
+
+
+class Invoice(msgspec.Struct, frozen=True):
+    """`invoice`."""
+
+    id: str
+    status: str | None
+    period_end: int
+    lines: InvoiceLines
+    status_transitions: Transitions
+
+
 class StreamSession(msgspec.Struct, frozen=True):
     """`v2.billing.meter_event_session`. Both times are by Stripe's clock."""
 
