@@ -2,21 +2,31 @@
 
 Rules it keeps: when many targets of an account lag, or wait to be pushed, that is one finding, and stays one until the
 last of them is right; what was accepted is not said again while it is the same; nothing is resolved that was not
-looked at. It must not know tasks, or how a difference is judged.
+looked at; work grows with what was looked at. It must not know tasks, or how a difference is judged.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
-from engine.core.finding_records import REASON_CHARS_MAX, Finding, Gap, finding_id, finding_key
-from engine.core.findings import OPEN_MAX, Findings, OpenFinding
+from engine.core.finding_records import (
+    REASON_CHARS_MAX,
+    Cause,
+    Finding,
+    Gap,
+    finding_id,
+    finding_key,
+    subject_of_finding,
+)
+from engine.core.findings import OPEN_MAX, Findings
 from engine.core.reconciling import GATHERED, MANY, Issue
+
+_READ_GAPS: Final[frozenset[Gap]] = frozenset(("stripe", "invoice"))
 
 
 class Unrouted(NamedTuple):
@@ -31,43 +41,78 @@ class Unrouted(NamedTuple):
     reason: str | None
 
 
-def wanted(
-    issues: Iterable[Issue], unrouted: Iterable[Unrouted], findings: Findings
-) -> dict[str, Finding]:
-    """What is to be open, by key; each as an `open` record without an id."""
-    found: dict[str, Finding] = {}
-    gathered: dict[Finding, list[Issue]] = defaultdict(list)
-    for issue in issues:
-        if issue.cause in GATHERED:
-            gathered[_of_account(issue)].append(issue)
-        else:
-            _add(found, _of_target(issue))
-    for whole, members in gathered.items():
-        if len(members) > MANY or finding_key(whole) in findings.open:
-            units = sum((one.units for one in members), Fraction(0))
-            _add(found, msgspec.structs.replace(whole, count=len(members), units=_text(units)))
-        else:
-            for issue in members:
-                _add(found, _of_target(issue))
-    for record in _of_unrouted(unrouted, findings):
-        _add(found, record)
-    return found
+class Looked(NamedTuple):
+    """A target that was looked at, and what about it is worth a word."""
+
+    id: str
+    issues: Sequence[Issue]
+    is_read: bool
+    """Stripe's summary was read; else nothing about it can be taken back."""
 
 
-def _add(found: dict[str, Finding], record: Finding) -> None:
-    found[finding_key(record)] = record
+_Group = tuple[str, str, Cause]
+"""(account, mode, cause)."""
 
 
-def _of_account(issue: Issue) -> Finding:
+class Gatherings:
+    """Which targets of an account have the causes that are one finding when there are many."""
+
+    def __init__(self) -> None:
+        self._members: dict[_Group, dict[str, Issue]] = defaultdict(dict)
+        self._of_target: dict[str, set[_Group]] = {}
+
+    def update(self, looked: Looked) -> None:
+        """Take in what a look at a target says."""
+        now = {_group_of(issue): issue for issue in looked.issues if issue.cause in GATHERED}
+        kept = self._of_target.pop(looked.id, set())
+        for group in kept - now.keys():
+            if looked.is_read or group[2] != "behind":
+                del self._members[group][looked.id]
+            else:
+                now[group] = self._members[group][looked.id]
+        for group, issue in now.items():
+            self._members[group][looked.id] = issue
+        if now:
+            self._of_target[looked.id] = set(now)
+
+    def forget(self, target: str) -> None:
+        """A target is gone."""
+        for group in self._of_target.pop(target, set()):
+            del self._members[group][target]
+
+    def is_whole(self, group: _Group, findings: Findings) -> bool:
+        """Whether the group speaks as one."""
+        members = self._members.get(group)
+        if not members:
+            return False
+        return len(members) > MANY or finding_key(_whole(group, members)) in findings.open
+
+    def wholes(self, findings: Findings) -> list[tuple[Finding, bool, Sequence[str]]]:
+        """(a finding about many, whether it is wanted, its members) of every group."""
+        return [
+            (_whole(group, members), self.is_whole(group, findings), tuple(members))
+            for group, members in self._members.items()
+        ]
+
+
+def _group_of(issue: Issue) -> _Group:
     lane = issue.facts.target.lane
-    gap: Gap = "stripe" if issue.cause == "behind" else "push"
-    reason = _REASONS[issue.cause]
+    return (lane.account, lane.mode, issue.cause)
+
+
+def _whole(group: _Group, members: Mapping[str, Issue]) -> Finding:
+    account, mode, cause = group
     return Finding(
-        action="open", cause=issue.cause, gap=gap, account=f"{lane.account}/{lane.mode}", reason=reason
-    )  # fmt: skip
+        action="open",
+        cause=cause,
+        gap="stripe" if cause == "behind" else "push",
+        account=f"{account}/{mode}",
+        reason=_REASONS[cause],
+        count=len(members),
+    )
 
 
-_REASONS = {
+_REASONS: Final = {
     "behind": "Stripe is behind: its summaries do not show what it acknowledged",
     "not_pushed": "pushing is behind",
 }
@@ -81,12 +126,61 @@ def _of_target(issue: Issue) -> Finding:
         cause=issue.cause,
         gap=issue.gap,
         target=facts.target,
-        units=_text(issue.units),
+        units=units_text(issue.units),
         reason=reason,
         repair=issue.repair,
         tenant_id=facts.tenant,
         metric=facts.metric,
     )
+
+
+def units_text(units: Fraction) -> str:
+    """Whole, or exact decimal digits: amounts come from decimal text."""
+    if units.denominator == 1:
+        return str(units.numerator)
+    digits = 0
+    while (units * 10**digits).denominator != 1 and digits < 40:
+        digits += 1
+    scaled = abs(int(units * 10**digits))
+    text = f"{scaled:0{digits + 1}d}"
+    return f"{'-' if units < 0 else ''}{text[:-digits]}.{text[-digits:]}"
+
+
+def steps(
+    findings: Findings, gatherings: Gatherings, looked: Sequence[Looked], now_us: int
+) -> list[Finding]:
+    """The records that bring what is open about some targets, and about many, to what was found."""
+    wanted: dict[str, Finding] = {}
+    covered: dict[str, bool] = {}
+    for one in looked:
+        gatherings.update(one)
+    for one in looked:
+        covered[one.id] = one.is_read
+        for issue in one.issues:
+            if issue.cause in GATHERED and gatherings.is_whole(_group_of(issue), findings):
+                continue
+            record = _of_target(issue)
+            wanted[finding_key(record)] = record
+    for whole, is_wanted, members in gatherings.wholes(findings):
+        covered[whole.account] = covered.get(whole.account, True)
+        if is_wanted:
+            key = finding_key(whole)
+            wanted[key] = whole
+            if key not in findings.open:
+                # Those that spoke for themselves are in it now.
+                covered |= {member: True for member in members if member not in covered}
+    return _records(findings, wanted, covered, now_us)
+
+
+def unrouted_steps(findings: Findings, unrouted: Iterable[Unrouted], now_us: int) -> list[Finding]:
+    """The same for use that has no target; `unrouted` is all of it."""
+    wanted = {finding_key(record): record for record in _of_unrouted(unrouted, findings)}
+    covered = {
+        subject_of_finding(known.record): True
+        for known in findings.open.values()
+        if known.record.target is None and not known.record.account
+    }
+    return _records(findings, wanted, covered, now_us)
 
 
 def _of_unrouted(unrouted: Iterable[Unrouted], findings: Findings) -> Iterable[Finding]:
@@ -101,7 +195,7 @@ def _of_unrouted(unrouted: Iterable[Unrouted], findings: Findings) -> Iterable[F
             tenant_id=tenant,
             metric=metric,
             count=len(members),
-            units=_text(sum((Fraction(one.units) for one in members), Fraction(0))),
+            units=units_text(sum((Fraction(one.units) for one in members), Fraction(0))),
             reason=members[0].reason,
             repair="accept",
         )
@@ -120,47 +214,41 @@ def _of_unrouted(unrouted: Iterable[Unrouted], findings: Findings) -> Iterable[F
             )
 
 
-def _text(units: Fraction) -> str:
-    """Whole, or exact decimal digits: amounts come from decimal text."""
-    if units.denominator == 1:
-        return str(units.numerator)
-    digits = 0
-    while (units * 10**digits).denominator != 1 and digits < 40:
-        digits += 1
-    scaled = abs(int(units * 10**digits))
-    text = f"{scaled:0{digits + 1}d}"
-    return f"{'-' if units < 0 else ''}{text[:-digits]}.{text[-digits:]}"
-
-
-def steps(
-    findings: Findings,
-    are_wanted: dict[str, Finding],
-    *,
-    was_looked_at: Callable[[OpenFinding], bool],
-    now_us: int,
+def _records(
+    findings: Findings, wanted: Mapping[str, Finding], covered: Mapping[str, bool], now_us: int
 ) -> list[Finding]:
-    """The records that bring what is open to what is wanted, oldest first."""
     records: list[Finding] = []
     room = OPEN_MAX - len(findings.open)
-    for key, record in are_wanted.items():
+    for key, record in wanted.items():
         known = findings.open.get(key)
         if known is None:
-            if room > 0 and findings.accepted.get(key) != record.units:
+            if room > 0 and not _is_accepted(findings, key, record):
                 records.append(msgspec.structs.replace(record, id=finding_id(key, now_us)))
                 room -= 1
         elif _differs(known.record, record):
             records.append(msgspec.structs.replace(record, action="change", id=known.id))
-    for key, known in findings.open.items():
-        if key not in are_wanted and was_looked_at(known):
-            records.append(
-                msgspec.structs.replace(known.record, action="resolve", id=known.id, repair=None)
-            )
+    for subject, is_read in covered.items():
+        for key in sorted(findings.open_of.get(subject, ())):
+            known = findings.open[key]
+            if key not in wanted and (is_read or known.record.gap not in _READ_GAPS):
+                records.append(
+                    msgspec.structs.replace(
+                        known.record, action="resolve", id=known.id, repair=None
+                    )
+                )
     return records
 
 
+def _is_accepted(findings: Findings, key: str, record: Finding) -> bool:
+    """Accepted amounts are not said again; a metric that nothing bills was accepted whatever it comes to."""
+    known = findings.accepted.get(key)
+    is_metric = record.target is None and not record.series
+    return known is not None and (is_metric or known == record.units)
+
+
 def _differs(known: Finding, now: Finding) -> bool:
-    """Whether a change is worth a record. How many lag changes at every look, and is in the reports."""
-    if now.account:
+    """Whether a change is worth a record. How many lag, and unbilled use, change at every look: see the reports."""
+    if now.target is None:
         return False
-    fields = (known.units, known.reason, known.repair, known.count)
-    return fields != (now.units, now.reason, now.repair, now.count)
+    fields = (known.units, known.reason, known.repair)
+    return fields != (now.units, now.reason, now.repair)

@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 
 from engine.core.configured import MappingChange
-from engine.core.finding_records import Finding, finding_key
+from engine.core.finding_records import Finding, finding_key, subject_of_finding
 from engine.core.push_ledger import PushLedger
 from engine.core.push_plan import UNITS_MAX
 from engine.core.push_records import PushDecision, PushOutcome, Target, target_id
@@ -79,6 +79,8 @@ class Findings:
     def __init__(self) -> None:
         self.open: dict[str, OpenFinding] = {}
         """By `finding_key`, oldest first."""
+        self.open_of: dict[str, set[str]] = {}
+        """Keys of open findings by what they are about. Not part of `state`."""
         self.ended: dict[str, EndedFinding] = {}
         """By id, oldest first."""
         self.marks: dict[str, Mark] = {}
@@ -132,7 +134,7 @@ class Findings:
             return
         key = finding_key(record)
         if record.action == "open":
-            self.open[key] = OpenFinding(record.id, record, at_us, at_us)
+            self._open(OpenFinding(record.id, record, at_us, at_us))
             return
         known = self.open.get(key)
         if known is None or known.id != record.id:
@@ -144,8 +146,17 @@ class Findings:
         else:
             self._end(key, known, record, at_us)
 
+    def _open(self, one: OpenFinding) -> None:
+        key = finding_key(one.record)
+        self.open[key] = one
+        self.open_of.setdefault(subject_of_finding(one.record), set()).add(key)
+
     def _end(self, key: str, known: OpenFinding, record: Finding, at_us: int) -> None:
         del self.open[key]
+        subject = subject_of_finding(known.record)
+        self.open_of[subject].discard(key)
+        if not self.open_of[subject]:
+            del self.open_of[subject]
         self.ended[known.id] = EndedFinding(
             known.id, known.record, known.opened_at_us, at_us, record.action, record.actor
         )
@@ -173,14 +184,14 @@ class Findings:
                 mark.plus = min(mark.plus + units, UNITS_MAX)
             else:
                 mark.minus = max(mark.minus + units, -UNITS_MAX)
-        elif record.result in ("rejected", "cancelled"):
+        if record.proof == "report":
+            mark.rejected = record.reason or "Stripe rejected it"
+        if record.result in ("rejected", "cancelled"):
             for known in ledger.delivered.values():
                 if (known.target, known.number) == (record.target, record.number):
                     # Until the total is confirmed nobody knows whether Stripe shows it still.
                     mark.minus = max(mark.minus - abs(known.units), -UNITS_MAX)
                     break
-            if record.result == "rejected":
-                mark.rejected = record.reason or "Stripe rejected it"
             return
         mark.exists = record.result == "quarantined" and record.proof == "exists"
 
@@ -207,9 +218,8 @@ class Findings:
 
     def of_target(self, key: str) -> Iterator[OpenFinding]:
         """The open findings about a target, by its id."""
-        for one in self.open.values():
-            if one.record.target is not None and target_id(one.record.target) == key:
-                yield one
+        for one in sorted(self.open_of.get(key, ())):
+            yield self.open[one]
 
     # Snapshots.
 
@@ -230,7 +240,8 @@ class Findings:
         """Findings from the bytes that `state` gave. Raises msgspec.MsgspecError on other bytes."""
         saved = msgspec.msgpack.decode(data, type=_Saved)
         found = Findings()
-        found.open = {finding_key(one.record): one for one in saved.open}
+        for one in saved.open:
+            found._open(one)
         found.ended = {one.id: one for one in saved.ended}
         found.marks, found.accepted = dict(saved.marks), dict(saved.accepted)
         found.mapped_at_us = {(tenant, metric): at for tenant, metric, at in saved.mapped_at_us}

@@ -34,6 +34,7 @@ class TokenBucket:
 
     def __init__(self, per_second: int) -> None:
         assert per_second > 0, "a bucket that never fills lets nobody through"
+        self.per_second = per_second
         self._each_us = SECOND_US // per_second
         self._burst_us = SECOND_US
         self._free_at_us = 0
