@@ -19,7 +19,7 @@ import numpy as np
 from engine.core.configured import CustomerChange, MappingChange
 from engine.core.finding_records import Finding
 from engine.core.keeping import CheckpointChange, EraseChange, RestoreChange
-from engine.core.push_records import PushDecision, PushIntent, PushOutcome, target_id
+from engine.core.push_records import PushDecision, PushIntent, PushOutcome, PushRecord, target_id
 from engine.core.records import (
     AdjustmentChange,
     ApiKeyChange,
@@ -101,27 +101,31 @@ def subject_of(record: ControlRecord) -> Subject | None:
             return Subject(None, record.actor, "retention.checkpoint", (target,), None)
         case RestoreChange():
             return Subject(None, record.actor, "log.restored", ("log",), None)
-        case PushDecision():
-            if record.target is None:
-                return None
-            action, about = f"push.{record.kind}", f"push:{target_id(record.target)}"
-            tenant = record.tenant_id or None
-            return Subject(tenant, record.actor, action, (about,), record.request_id)
-        case PushOutcome():
-            # What the pusher finds out is in the ledger, by the thousand; what a person decides is here.
-            if record.proof != "person":
-                return None
-            action, about = f"push.{record.result}", f"push:{target_id(record.target)}"
-            return Subject(record.tenant_id or None, record.actor, action, (about,), None)
+        case PushDecision() | PushOutcome() | PushIntent():
+            return _of_push(record)
         case Finding():
             # What was found is by the thousand, and in the reports; what was decided or repaired is here.
             if record.action not in ("accept", "apply"):
                 return None
             action, about = f"finding.{record.action}", f"finding:{record.id}"
-            tenant = record.tenant_id or None
-            return Subject(tenant, record.actor, action, (about,), record.request_id)
-        case PushIntent():
-            return None
+            return Subject(
+                record.tenant_id or None, record.actor, action, (about,), record.request_id
+            )
+
+
+def _of_push(record: PushRecord) -> Subject | None:
+    """Decisions are in the trail; what the pusher finds out is in the ledger, by the thousand."""
+    if isinstance(record, PushIntent) or record.target is None:
+        return None
+    request_id: str | None = None
+    if isinstance(record, PushDecision):
+        action, request_id = f"push.{record.kind}", record.request_id
+    elif record.proof == "person":
+        action = f"push.{record.result}"
+    else:
+        return None
+    about = f"push:{target_id(record.target)}"
+    return Subject(record.tenant_id or None, record.actor, action, (about,), request_id)
 
 
 class AuditQuery(NamedTuple):
