@@ -188,6 +188,33 @@ class Meter:
         self.registry, self.rules = recovered.registry, recovered.rules
         self.audit, self.push = recovered.audit, recovered.push
         self.shards = self._deal(recovered)
+        started = self._started = self._make_actors(keys, recovered.snapshot_position)
+        writer, closer = started.writer, started.closer
+        writer_nursery.start_soon(writer.run)
+        for shard in self.shards:
+            shard_nursery.start_soon(shard.run)
+        await self._record_settings(writer)
+        await closer.close_due()
+        if not self.options.is_read_only:
+            for task in (
+                started.snapshotter.run,
+                started.merger.run,
+                closer.run,
+                started.operations.run,
+            ):
+                followers.start_soon(task)
+            if self.options.is_indexing:
+                followers.start_soon(started.indexer.run)
+            if self._billing is not None:
+                followers.start_soon(started.push.run)
+            followers.start_soon(started.retention.run)
+            followers.start_soon(started.eraser.run)
+        started.snapshotter.log_grew(writer.published_sequence)
+        self.phase = "ready"
+        _logger.info("ready", next_sequence=writer.published_sequence)
+
+    def _make_actors(self, keys: KeyIndex, snapshot_position: int) -> _Started:
+        """All of them, on the recovered state; none runs yet."""
         writer = LogWriter(
             self.log,
             keys,
@@ -208,7 +235,7 @@ class Meter:
             control_state=self._control_state,
             run_blocking=self.run_blocking,
             every_events=self.options.snapshot_every_events,
-            last_position=recovered.snapshot_position,
+            last_position=snapshot_position,
         )
         merger = KeyMerger(keys, self.run_blocking)
         closer = PeriodCloser(self.rules, self.clock, self._append_closing)
@@ -224,7 +251,7 @@ class Meter:
         as_of = self._past(writer)
         pusher = self._make_pusher(writer, closer)
         retention, eraser = self._keepers(writer, snapshotter, indexer, operations.asking)
-        self._started = _Started(
+        return _Started(
             writer,
             keys,
             snapshotter,
@@ -238,23 +265,6 @@ class Meter:
             pusher,
             PushDesk(pusher, self.clock),
         )
-        writer_nursery.start_soon(writer.run)
-        for shard in self.shards:
-            shard_nursery.start_soon(shard.run)
-        await self._record_settings(writer)
-        await closer.close_due()
-        if not self.options.is_read_only:
-            for task in (snapshotter.run, merger.run, closer.run, operations.run):
-                followers.start_soon(task)
-            if self.options.is_indexing:
-                followers.start_soon(indexer.run)
-            if self._billing is not None:
-                followers.start_soon(pusher.run)
-            followers.start_soon(retention.run)
-            followers.start_soon(eraser.run)
-        snapshotter.log_grew(writer.published_sequence)
-        self.phase = "ready"
-        _logger.info("ready", next_sequence=writer.published_sequence)
 
     def _past(self, writer: LogWriter) -> AsOf:
         return AsOf(

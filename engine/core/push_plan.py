@@ -31,6 +31,8 @@ from engine.limits import MICROS_PER_UNIT
 
 SENDING_US_MAX: Final = 23 * HOUR_US
 """Identifiers are unique for at least 24 hours: later a resend could count twice."""
+UNSEEN_US_MAX: Final = 24 * HOUR_US
+"""An account on which nothing else is pushed never shows how far its summaries are: then a person decides."""
 READ_AFTER_US: Final = HOUR_US
 """From the last attempt to the first reading, and between two readings that find nothing."""
 PAST_US_MAX: Final = 34 * 24 * HOUR_US
@@ -71,11 +73,17 @@ class TargetView(NamedTuple):
     """What the mapping says to a Stripe that already holds something."""
     hold: str | None = None
     """Why it must not be pushed now, in words."""
+    mapped_at_us: int = 0
+    """When its mapping was made."""
     may_decrease: bool = True
     """False: not all that belongs to it could be resolved, so less than before proves nothing."""
 
 
 _FINAL: Final = "its invoice is final: decide how to carry the difference forward"
+_UNSEEN: Final = "its minute lacks it at Stripe, and no later push of the account shows how far Stripe's summary has got"
+_BEFORE: Final = (
+    "its period was over before its mapping was made: what it holds was billed elsewhere, or never"
+)
 _FINAL_UNPUSHED: Final = "its invoice was final before anything of it was pushed: carry it forward unless it was billed otherwise"
 
 
@@ -154,7 +162,10 @@ def plan(
         return Planned(billable, pushed, 0, "held", "its period is too long past", None)
     if lane is not None and lane.stopped is not None:
         return planned("stopped", lane.stopped)
-    if now_us >= finalization_us(target, state, view.grace_us):
+    final_us = finalization_us(target, state, view.grace_us)
+    if now_us >= final_us:
+        if not _was_pushed(state) and view.mapped_at_us >= final_us and not billable - own:
+            return Planned(billable, pushed, 0, "held", _BEFORE, None)
         return planned("finalized", _FINAL if _was_pushed(state) else _FINAL_UNPUSHED)
     if (reason := _against(view, lane, billable, due, now_us)) is not None:
         return planned("held", reason)
@@ -400,6 +411,8 @@ def judge_reading(
     if now_us < attempts.absent_at_us + READ_AFTER_US:
         return Wait(attempts.absent_at_us + READ_AFTER_US)
     if not is_visible:
+        if now_us >= attempts.absent_at_us + UNSEEN_US_MAX:
+            return Close("quarantined", "reading", _UNSEEN)
         attempts.next_try_us = now_us + READ_AFTER_US
         return Wait(attempts.next_try_us)
     if now_us >= finalized_us:

@@ -390,6 +390,7 @@ class PushTotals:
             metric=metric,
             grace_us=0 if mapping is None else mapping.finalization_grace_us,
             baseline=None if mapping is None else mapping.baseline,
+            mapped_at_us=0 if mapping is None else mapping.created_at_us,
             hold=next((part.hold for part in parts if part.hold is not None), None),
             may_decrease=self._may_decrease(first.role, target),
         )

@@ -182,6 +182,18 @@ def test_nothing_is_pushed_once_the_invoice_is_final(finalized_at_us: int | None
     assert book.planned(view(1), now_us=final_us).standing == "current"
 
 
+def test_a_period_that_was_final_before_its_mapping_asks_nobody_for_anything() -> None:
+    final_us = finalization_us(TARGET, None, GRACE_US)
+    late = view(9)._replace(mapped_at_us=final_us)
+    planned = Book().planned(late, now_us=SEPTEMBER)
+    assert (planned.standing, planned.due, planned.billable) == ("held", 0, 9)
+    in_time = view(9)._replace(mapped_at_us=final_us - 1)
+    assert Book().planned(in_time, now_us=SEPTEMBER).standing == "finalized"
+    pushed = Book(baseline())
+    pushed.push(view(2))
+    assert pushed.planned(late, now_us=SEPTEMBER).standing == "finalized"
+
+
 def test_what_was_never_pushed_before_the_invoice_was_final_says_so() -> None:
     untouched = Book().planned(view(9), now_us=SEPTEMBER)
     pushed = Book(baseline())

@@ -187,6 +187,16 @@ def test_absence_without_later_pushes_in_sight_waits_however_long() -> None:
     assert judged("7", attempts, now_us) == Send()
 
 
+def test_absence_for_a_day_where_nothing_later_can_be_seen_waits_for_a_person() -> None:
+    attempts = left()
+    first_us = NOON + DAY_US
+    judged("7", attempts, first_us, is_visible=False)
+    last_us = first_us + DAY_US
+    assert judged("7", attempts, last_us - 1, is_visible=False) == Wait(last_us - 1 + READ_AFTER_US)
+    assert judged("7", attempts, last_us, is_visible=False).closed().result == "quarantined"
+    assert judged("7", attempts, last_us) == Send()
+
+
 def test_what_arrives_between_two_readings_is_delivered() -> None:
     attempts = left()
     judged("7", attempts, NOON + DAY_US)
