@@ -22,6 +22,7 @@ from engine.errors import SettingsError
 from gateway import __version__
 from gateway.data_directory import DataDirectory
 from gateway.environment import Outside, read_outside
+from gateway.stripe_advice import advice
 from wal.log import LogError
 
 FREE_BYTES_MIN: Final = 256 << 20
@@ -87,8 +88,10 @@ def examine(overrides: dict[str, str]) -> Report:
     shown = config.masked(found)
     if not wrong:
         # The one setting that follows from another: the operator wants to see what is in force.
-        auth = config.load(*outside).auth
+        settings = config.load(*outside)
+        auth = settings.auth
         shown["STRIPEMETER_AUTH"] = shown["STRIPEMETER_AUTH"]._replace(text=auth)
+        notes += advice(settings)
     directory = DataDirectory(Path(found["STRIPEMETER_DATA_DIR"].text.replace("\0", "")).absolute())
     directory_report = _directory(directory, problems, notes)
     return Report(

@@ -36,6 +36,7 @@ from gateway.lane_watch import Watch, connections_max
 from gateway.logging_setup import adopt_hypercorn
 from gateway.metrics import Metrics
 from gateway.opening import first_of, open_meter
+from gateway.stripe_advice import advice
 from gateway.stripe_ways import open_ways
 
 _logger = structlog.get_logger("stripemeter.server")
@@ -163,14 +164,21 @@ def http_config(settings: Settings) -> hypercorn.Config:
 
 def _ready(gateway: Gateway) -> None:
     collector.resume()
+    for sentence in advice(gateway.settings, gateway.meter.registry.mappings.values()):
+        _logger.info("pushing", note=sentence)
     if gateway.urls:
-        sys.stdout.write(welcome(gateway.urls[0], auth=gateway.settings.auth_required))
+        simulator = None if gateway.ways is None else gateway.ways.simulator_url
+        text = welcome(gateway.urls[0], auth=gateway.settings.auth_required, simulator=simulator)
+        sys.stdout.write(text)
         sys.stdout.flush()
 
 
-def welcome(url: str, *, auth: bool) -> str:
-    """What a person sees when the server is ready: where it is, and the first command to try."""
+def welcome(url: str, *, auth: bool, simulator: str | None = None) -> str:
+    """What a person sees when the server is ready: where it is, what it pushes to, and the first command to try."""
     key = " -H 'Authorization: Bearer sm_...'" if auth else ""
+    pushed = ""
+    if simulator is not None:
+        pushed = f"Stripe is simulated here (no key is used, nothing leaves this machine); what it holds: {simulator}\n\n"
     event = (
         '{"events": [{"tenantId": "acme", "metric": "api_calls", "customerRef": "cus_anna", '
         '"quantity": 3, "idempotencyKey": "request-1"}]}'
@@ -179,6 +187,7 @@ def welcome(url: str, *, auth: bool) -> str:
         f"StripeMeter is ready on {url} (API: {url}/docs). Send a first event, twice; it counts once:\n\n"
         f"  curl -s{key} --json '{event}' {url}/v1/events/ingest\n"
         f"  curl -s{key} '{url}/v1/usage/current?tenantId=acme&customerRef=cus_anna'\n\n"
+        f"{pushed}"
     )
 
 

@@ -6,7 +6,7 @@ compacted away at the end. It must not know what the work is.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import TypeVar
 
@@ -14,7 +14,9 @@ import trio
 
 from engine.actors.supervisor import Meter
 from engine.config import Settings
+from engine.core.push_records import Role
 from engine.errors import EngineError, StartRefused
+from engine.ports import Billing
 from gateway.data_directory import DataDirectory
 from gateway.opening import open_meter
 from wal.lmdb_copy import compact_if_asked
@@ -24,10 +26,15 @@ ResultT = TypeVar("ResultT")
 
 
 def run_offline(
-    settings: Settings, work: Callable[[Meter], Awaitable[ResultT]]
+    settings: Settings,
+    work: Callable[[Meter], Awaitable[ResultT]],
+    *,
+    is_read_only: bool = False,
+    billing: Mapping[Role, Billing] | None = None,
 ) -> tuple[ResultT, str | None]:
     """What the work returns, and what became of the log's compaction if it was due.
 
+    Read-only nothing is appended, compacted or pushed; `billing` then only answers what the work asks.
     Raises StartRefused when there is no log, or a server has the directory.
     """
     directory = DataDirectory(settings.data_path)
@@ -36,9 +43,12 @@ def run_offline(
         raise StartRefused(message)
     directory.lock()
     try:
-        meter = open_meter(settings, directory)
+        meter = open_meter(settings, directory, is_read_only=is_read_only)
+        if billing is not None:
+            assert is_read_only, "else it would push"
+            meter.connect(billing)
         result = trio.run(partial(_run, meter, work))
-        return result, compact_if_asked(directory.log_path)
+        return result, None if is_read_only else compact_if_asked(directory.log_path)
     finally:
         directory.release()
 
