@@ -15,6 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from engine.actors.supervisor import Meter
 from engine.core.push_plan import Standing
+from gateway.push_nowhere import usage_that_goes_nowhere
 
 KEPT_US: Final = 10_000_000
 _SLICE: Final = 50
@@ -41,6 +42,7 @@ class Standings(NamedTuple):
 
     counts: dict[str, int]
     need_person: int
+    nowhere: int
     lag_us: int
     at_us: int
     """On the monotonic clock."""
@@ -85,7 +87,8 @@ class PushMetrics:
             elif report.standing == "due" and report.next_at_us is not None:
                 since_us = report.next_at_us
             lag_us = max(lag_us, now_us - since_us)
-        return Standings(dict(counts), need_person, lag_us, at_us)
+        nowhere = len(usage_that_goes_nowhere(self._meter, None))
+        return Standings(dict(counts), need_person, nowhere, lag_us, at_us)
 
     def collect(self) -> Iterator[Metric]:
         """The metric families; those of targets as they were counted last."""
@@ -101,8 +104,8 @@ class PushMetrics:
         yield _counter("shadow_usage_posts_total", sum(attempts.values()))
         yield _counter("shadow_usage_post_failures_total", failures)
         yield _counter("stripe_rejected_events_total", self.rejected)
-        yield _gauge("push_unroutable", len(self._meter.started.push.totals.unroutable))
-        found = self.standings or Standings({}, 0, 0, 0)
+        found = self.standings or Standings({}, 0, 0, 0, 0)
+        yield _gauge("push_unroutable", found.nowhere)
         standings = GaugeMetricFamily(
             "push_targets", PUSH_DESCRIPTIONS["push_targets"], labels=("standing",)
         )

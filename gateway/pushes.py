@@ -16,6 +16,7 @@ from engine.core.push_records import BaselineChoice, CarryInto
 from engine.errors import Unavailable
 from gateway import parameters
 from gateway.problems import Problem, wrong_fields
+from gateway.push_nowhere import usage_that_goes_nowhere
 from gateway.push_shapes import (
     ConnectionView,
     PushView,
@@ -168,11 +169,9 @@ def connections(call: Call) -> list[ConnectionView]:
 
 def _unroutable(call: Call, customer_ref: str | None, metric: str | None) -> list[Unroutable]:
     return [
-        Unroutable(tenant_id=tenant, metric=of_metric, customer_ref=ref, reason=reason)
-        for tenant, of_metric, ref, reason in call.gateway.meter.started.pusher.unroutable(
-            call.tenant
-        )
-        if customer_ref in (None, ref) and metric in (None, of_metric)
+        one
+        for one in usage_that_goes_nowhere(call.gateway.meter, call.tenant)
+        if customer_ref in (None, one.customer_ref) and metric in (None, one.metric)
     ]
 
 

@@ -24,6 +24,7 @@ from engine.core.push_routes import mapping_route
 from engine.drivers.billing import StripeBilling
 from engine.drivers.calls import API_BASE, METER_EVENTS_BASE
 from engine.ports import Billing, Clock
+from gateway.push_nowhere import usage_that_goes_nowhere
 from gateway.push_shapes import ConnectionView, PushView, Unroutable, connection_view, push_view
 
 ANSWER_SECONDS_MAX: Final = 20
@@ -146,10 +147,7 @@ async def dry_run(meter: Meter) -> tuple[list[PushView], list[Unroutable]]:
                 pusher.changes.add(series)
     await pusher.look()
     reports = await started.pusher.targets(None)
-    nowhere = [
-        Unroutable(tenant_id=tenant, metric=metric, customer_ref=ref, reason=reason)
-        for tenant, metric, ref, reason in started.pusher.unroutable(None)
-    ]
+    nowhere = usage_that_goes_nowhere(meter, None)
     due = [one for one in reports if one.due != 0 or one.needs_person]
     return [push_view(one, as_string=False) for one in due], nowhere
 

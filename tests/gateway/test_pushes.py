@@ -280,7 +280,8 @@ async def test_a_cutover_holds_now_and_its_dry_run_says_so(
     await customer(server, "bert", stripeCustomerId="cus_bert")
     await flushed(server)
     by_customer = {
-        (one["stripeCustomerId"], one["stripeObject"]): one["pushed"] for one in await pushes(server)
+        (one["stripeCustomerId"], one["stripeObject"]): one["pushed"]
+        for one in await pushes(server)
     }
     assert len({target for _, target in by_customer}) == 2
     assert sorted(n for (who, _), n in by_customer.items() if who == "cus_anna") == sorted(
@@ -405,3 +406,16 @@ async def test_a_subscription_item_belongs_to_one_tenant() -> None:
         await customer(server, subscriptionItems={"calls": "si_2"})
         theirs = {"tenantId": "umbra", "metric": "m", "subscriptionItemId": "si_2"}
         await ask(server, "POST", "/v1/mappings", 409, json=theirs)
+
+
+async def test_a_metric_that_is_mapped_to_nothing_at_stripe_is_no_finding(server: Served) -> None:
+    await mapped(server, metric="seats", meterEventName=None)
+    await use(server, "1", 5, metric="seats")
+    assert (await flushed(server))["complete"]
+    found = await ask(server, "GET", "/v1/pushes", params=TENANT)
+    assert (found["unroutableTotal"], found["unroutable"]) == (0, [])
+    await customer(server, "bert", subscriptionItems={"seats": "si_1"}, stripeCustomerId=None)
+    found = await ask(server, "GET", "/v1/pushes", params=TENANT)
+    assert [one["customerRef"] for one in found["unroutable"]] == ["anna"], (
+        "bert's item shows intent"
+    )
