@@ -13,7 +13,7 @@ import msgspec
 from engine.actors.push_desk import Asker, TargetReport
 from engine.core.push_plan import Standing
 from engine.core.push_records import BaselineChoice, CarryInto
-from engine.errors import Unavailable
+from engine.errors import Conflict
 from gateway import parameters
 from gateway.problems import Problem, wrong_fields
 from gateway.push_nowhere import usage_that_goes_nowhere
@@ -191,10 +191,7 @@ async def flush_pushes(call: Call) -> Answer | Problem:
     body: FlushBody = call.body
     started = call.gateway.meter.started
     if not started.push.connections:
-        raise Unavailable(
-            "nothing is pushed: no Stripe key is set, and the simulator is off",
-            retry_after_seconds=60,
-        )
+        raise Conflict("nothing is pushed: no Stripe key is set, and the simulator is off")
     reports = await started.pusher.flush(
         call.tenant, body.customer_ref, body.timeout_seconds * 1_000_000
     )

@@ -101,9 +101,9 @@ async def receive(call: Call) -> Answer | Problem:
     if gateway.ways is not None:
         secrets = gateway.ways.webhook_secrets
     if not secrets:
-        raise Unavailable(
+        return Problem(
+            400,
             "no webhook is believed: set STRIPE_WEBHOOK_SECRET to the endpoint's signing secret",
-            retry_after_seconds=60,
         )
     now_s = call.now_us // 1_000_000
     why = objection(call.headers.get("stripe-signature"), body, secrets, now_s)

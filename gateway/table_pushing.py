@@ -42,6 +42,7 @@ PUSHING: Final = (
         parameters=(parameters.TENANT,),
         request=pushes.FlushBody,
         response=pushes.Flushed,
+        errors=(409,),
     ),
     Route(
         method="POST",

@@ -163,19 +163,23 @@ async def test_what_is_answered_is_what_is_described() -> None:
         await ask("GET", "/v1/usage/explain", params=params | period)
         await ask("GET", "/v1/usage/counters", params=tenant | {"format": "csv"})
         await ask_for_corrections(ask)
-        key = await ask(
-            "POST", "/v1/admin/api-keys", json=tenant | {"name": "n", "scopes": ["admin"]}
-        )
-        await ask("GET", "/v1/admin/api-keys")
-        for action in ("rotate", "revoke", "rotate"):
-            template = f"/v1/admin/api-keys/{{id}}/{action}"
-            await ask("POST", template, template.replace("{id}", key["id"]))
+        await ask_for_keys(ask, tenant)
         await ask_backfills(ask, tenant)
         await ask_for_keeping(ask, tenant)
         for path in ("/health", "/health/live", "/health/ready", "/metrics", "/docs", "/"):
             await ask("GET", path)
         await ask("GET", "/openapi.json")
         assert seen == {f"{route.method} {route.path}" for route in ROUTES}
+
+
+async def ask_for_keys(ask: Any, tenant: dict[str, str]) -> None:
+    """Every route of API keys."""
+    body = tenant | {"name": "n", "scopes": ["admin"]}
+    key = await ask("POST", "/v1/admin/api-keys", json=body)
+    await ask("GET", "/v1/admin/api-keys")
+    for action in ("rotate", "revoke", "rotate"):
+        template = f"/v1/admin/api-keys/{{id}}/{action}"
+        await ask("POST", template, template.replace("{id}", key["id"]))
 
 
 async def ask_pushes(server: Served, ask: Any, tenant: dict[str, str]) -> None:

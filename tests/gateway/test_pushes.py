@@ -146,9 +146,9 @@ def put_fault(server: Served, fault: dict[str, Any]) -> None:
     assert response.status == 200, response.body
 
 
-async def test_without_anything_to_push_through_a_flush_is_a_503() -> None:
+async def test_without_anything_to_push_through_a_flush_is_a_409() -> None:
     async with served() as server:
-        answer = await ask(server, "POST", "/v1/pushes/flush", 503, json=TENANT)
+        answer = await ask(server, "POST", "/v1/pushes/flush", 409, json=TENANT)
         assert "no Stripe key is set" in answer["detail"]
         ready = await ask(server, "GET", "/health/ready")
         assert ready["checks"]["stripe"] == {

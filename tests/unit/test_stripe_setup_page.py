@@ -14,7 +14,9 @@ PAGE = (Path(__file__).parents[2] / "docs" / "stripe-setup.md").read_text()
 
 
 def test_every_standing_is_explained() -> None:
-    explained = re.findall(r"^\| `(\w+)` \|", PAGE.partition("## What each standing")[2], re.MULTILINE)
+    explained = re.findall(
+        r"^\| `(\w+)` \|", PAGE.partition("## What each standing")[2], re.MULTILINE
+    )
     assert sorted(explained) == sorted(get_args(Standing))
 
 
