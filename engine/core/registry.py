@@ -12,6 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from engine.core.configured import Customer, CustomerChange, Mapping, MappingChange
+from engine.core.finding_records import Finding
 from engine.core.keeping import CheckpointChange, EraseChange, RestoreChange
 from engine.core.operations import Operation, Operations
 from engine.core.push_records import PushDecision, PushIntent, PushOutcome
@@ -96,8 +97,8 @@ class Registry:
                     self.checkpoint = record
             case PeriodClosing() | RestoreChange():
                 pass  # counted by the shards; the epoch is in every envelope
-            case PushIntent() | PushOutcome() | PushDecision():
-                pass  # the push ledger's
+            case PushIntent() | PushOutcome() | PushDecision() | Finding():
+                pass  # the push ledger's, and reconciliation's
 
     @property
     def horizon_us(self) -> int:
