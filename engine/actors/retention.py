@@ -38,7 +38,16 @@ from engine.errors import Conflict, EngineError, Unavailable
 from engine.limits import PARTITIONS
 from engine.ports import Clock, Fatal, Ids, ResultT, RunBlocking
 from wal.archive import ArchiveError, ArchiveStore, name_of
-from wal.log import Log, LogError, LogStateUnknown, PartState, Replacement, StoredPart, StoredRecord
+from wal.log import (
+    Log,
+    LogDamaged,
+    LogError,
+    LogStateUnknown,
+    PartState,
+    Replacement,
+    StoredPart,
+    StoredRecord,
+)
 
 PASS_BYTES_MAX: Final = 1 << 30
 """Of bodies that one checkpoint and one archive stand in for."""
@@ -185,7 +194,10 @@ class Retention:
             page = await self._blocking(partial(self._log.read, at, bytes_max=_PAGE_BYTES))
             for record in page:
                 if record.sequence < position:
-                    fold.take(record, None)
+                    try:
+                        fold.take(record, None)
+                    except LogDamaged as error:
+                        raise _held_up(error) from error
                     await trio.lowlevel.checkpoint()
             at = page[-1].next_sequence
         return fold
@@ -264,7 +276,11 @@ class Retention:
         try:
             return await self._run_blocking(work)
         except (ArchiveError, LogError, RecordError) as error:
-            raise Unavailable(f"retention can't go on: {error}", retry_after_seconds=60) from error
+            raise _held_up(error) from error
+
+
+def _held_up(error: Exception) -> Unavailable:
+    return Unavailable(f"retention can't go on: {error}", retry_after_seconds=60)
 
 
 class _Slice(NamedTuple):

@@ -167,6 +167,7 @@ class Recount:
                 made.id, key, made.kind, sequence, amount=amount, request_id=made.request_id
             )
         for adjustment_id in record.ids:
+            assert adjustment_id in self.corrections, f"{adjustment_id} was decided on, never made"
             correction = self.corrections[adjustment_id]
             assert correction.key[0] == record.tenant_id, "a decision is on one tenant's"
             assert correction.status == record.was, "a decision says what was"

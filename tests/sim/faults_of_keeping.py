@@ -13,7 +13,6 @@ from engine.actors.eraser import Eraser, _step
 from engine.actors.retention import Retention
 from engine.actors.snapshotter import Snapshotter
 from engine.core.adjustments import Adjustments
-from engine.core.erasing import Aliases
 from engine.core.keeping import CheckpointChange
 from engine.core.registry import Registry
 from engine.core.times import INSTANT_US_MIN
@@ -81,18 +80,6 @@ def _snapshots_older_than_an_erasure_stay(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Snapshotter, "renew", stay)
 
 
-def _a_pseudonym_is_not_followed_to_the_next(patch: pytest.MonkeyPatch) -> None:
-    def first_step(self: Aliases, tenant: str, sequence: int) -> dict[str, str]:
-        found: dict[str, str] = {}
-        for name, entries in self._of_tenant.get(tenant, {}).items():
-            after = [pseudonym for before, pseudonym in entries if sequence < before]
-            if after:
-                found[name] = after[0]
-        return found
-
-    patch.setattr(Aliases, "at", first_step)
-
-
 def _who_comes_back_joins_the_erased_ones_adjustment(patch: pytest.MonkeyPatch) -> None:
     rename = Adjustments.rename
 
@@ -114,6 +101,5 @@ FAULTS_OF_KEEPING: list[Callable[[pytest.MonkeyPatch], None]] = [
     _a_part_is_replaced_before_it_is_named,
     _half_an_erasure_makes_one_customer_two,
     _snapshots_older_than_an_erasure_stay,
-    _a_pseudonym_is_not_followed_to_the_next,
     _who_comes_back_joins_the_erased_ones_adjustment,
 ]

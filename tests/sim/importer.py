@@ -125,7 +125,7 @@ async def _import(world: World, meter: Meter) -> None:
     operation = await runner.start_import(rng.choice(("", file.tenant)), asked, BY)
     at = int(operation.cursor or b"0")
     while at < len(file.rows):
-        if rng.random() < 0.1:
+        if rng.random() < 0.03:
             return  # the command was killed
         piece = file.rows[at : at + PIECE_ROWS]
         try:

@@ -76,11 +76,16 @@ async def _erase(world: World, meter: Meter) -> None:
 
 
 async def _erase_tenant(world: World, meter: Meter) -> None:
+    """One customer perhaps, and at once all who are known: the first one's pseudonym too."""
     tenant = world.rng.choice(TENANTS)
+    if world.rng.random() < 0.5:
+        await _begin(world, meter, tenant, [world.rng.choice(CUSTOMERS)], waits=False)
     await _begin(world, meter, tenant, meter.started.eraser.customers_of(tenant))
 
 
-async def _begin(world: World, meter: Meter, tenant: str, names: Sequence[str]) -> None:
+async def _begin(
+    world: World, meter: Meter, tenant: str, names: Sequence[str], *, waits: bool = True
+) -> None:
     eraser, kept = meter.started.eraser, world.kept
     async with meter.change_lock:
         kept.attempts.update((tenant, name) for name in names)
@@ -97,7 +102,7 @@ async def _begin(world: World, meter: Meter, tenant: str, names: Sequence[str]) 
     kept.erased[begun.erasure_id] = (tenant, begun.names)
     if begun.names.keys() != set(names):
         raise Violation(f"{names} were to be erased, {sorted(begun.names)} are")
-    if world.rng.random() < 0.7:
+    if waits and world.rng.random() < 0.7:
         await eraser.ended(begun.erasure_id)
 
 

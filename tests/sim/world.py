@@ -130,7 +130,7 @@ class World:
             shards=self.rng.choice((1, 3, 8)),
             lateness_us=self.rng.choice((0, DAY_US // 24, 2 * DAY_US)),
             late_policy=self.rng.choice(("review", "auto")),
-            snapshot_every_events=self.rng.choice((25, 100, 10_000)),
+            snapshot_every_events=self.rng.choice((25, 100, 400)),
             recent_keys_max=self.rng.choice((20, 60, 1000)),
             verify=True,
         )
