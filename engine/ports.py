@@ -14,6 +14,7 @@ from engine.core.billing import (
     Destination,
     Invoiced,
     Outcome,
+    PricedItem,
     Proven,
     PushRequest,
     Reading,
@@ -101,6 +102,19 @@ class Billing(Protocol):
         self, event_id: str, connect_account: str | None
     ) -> RejectionReport | Unread:
         """What a thin event about rejected meter events (`evt_...`) stands for. `Unread.is_missing`: there is none."""
+        ...
+
+    async def price(
+        self, price: str, currency: str | None, connect_account: str | None
+    ) -> dict[str, object] | Unread:
+        """A Price as Stripe's JSON has it, with its tiers; of another currency than its own, that option and its tiers.
+
+        Numbers are int or Decimal. `Unread.is_missing`: there is no such price.
+        """
+        ...
+
+    async def priced_item(self, item: str, connect_account: str | None) -> PricedItem | Unread:
+        """Which price a subscription item has, also one of a subscription that ended. `is_missing`: there is none."""
         ...
 
     async def cancel(self, request: PushRequest) -> Outcome:

@@ -172,6 +172,14 @@ class Unread(NamedTuple):
     """Stripe says that this account has no such thing."""
 
 
+class PricedItem(NamedTuple):
+    """What a subscription item bills by. `currency` is the subscription's, in capitals or not, as Stripe writes it."""
+
+    price: str
+    currency: str
+    customer: str
+
+
 # What Stripe rejected after it had taken it.
 
 

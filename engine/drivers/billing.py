@@ -27,6 +27,7 @@ from engine.core.billing import (
     DriverName,
     Invoiced,
     Outcome,
+    PricedItem,
     Proven,
     PushRequest,
     Reading,
@@ -51,6 +52,7 @@ from engine.drivers.calls import (
 from engine.drivers.invoices import read_invoiced
 from engine.drivers.opening import open_wire
 from engine.drivers.outcomes import Subject, outcome_of_failure, outcome_of_problem, read_problem
+from engine.drivers.prices import read_item, read_price
 from engine.drivers.questions import Unanswered, ask, ask_list, decode, is_id
 from engine.drivers.shapes import (
     Account,
@@ -310,6 +312,16 @@ class StripeBilling:
     ) -> Invoiced | Unread | None:
         """See the port."""
         return await read_invoiced(self._calls, resolved, customer, end_s, connect_account)
+
+    async def price(
+        self, price: str, currency: str | None, connect_account: str | None
+    ) -> dict[str, object] | Unread:
+        """See the port."""
+        return await read_price(self._calls, price, currency, connect_account)
+
+    async def priced_item(self, item: str, connect_account: str | None) -> PricedItem | Unread:
+        """See the port."""
+        return await read_item(self._calls, item, connect_account)
 
     async def rejections(
         self, event_id: str, connect_account: str | None

@@ -233,7 +233,7 @@ def _resolved_item(
         value_key=meter.value_settings.event_payload_key if meter else "value",
         item=item.id,
         price=item.price.id,
-        currency=item.price.currency,
+        currency=subscription.currency or item.price.currency,
         period_start_s=start_s,
         period_end_s=end_s,
         item_created_s=item.created,

@@ -129,6 +129,8 @@ class Subscription(msgspec.Struct, frozen=True):
     id: str
     customer: str
     status: str
+    currency: str | None = None
+    """What it bills in, which may be an option of its prices."""
     current_period_start: int | None = None
     current_period_end: int | None = None
 

@@ -52,6 +52,8 @@ def _expand(desk: Desk, holder: Json, steps: list[str]) -> bool:
     if step == "tiers" and holder.get("object") == "price" and not rest:
         holder["tiers"] = desk.ledger.objects[holder["id"]]["tiers"]
         return True
+    if step == "currency_options" and holder.get("object") == "price":
+        return _expand_currencies(desk, holder, rest)
     if step not in holder:
         return False
     value: Any = holder[step]
@@ -69,3 +71,18 @@ def _expand(desk: Desk, holder: Json, steps: list[str]) -> bool:
         return False
     inner = holder[step] = dict(value)
     return _expand(desk, inner, rest) if rest else True
+
+
+def _expand_currencies(desk: Desk, price: Json, rest: list[str]) -> bool:
+    """Prices have their own currency alone here; it is an option as any other would be, its tiers when asked for."""
+    own = price["currency"]
+    options: Json = price.setdefault(
+        "currency_options",
+        {own: {name: price[name] for name in ("unit_amount", "unit_amount_decimal")}},
+    )
+    if not rest:
+        return True
+    if rest != [own, "tiers"]:
+        return False
+    options[own]["tiers"] = desk.ledger.objects[price["id"]]["tiers"]
+    return True
