@@ -326,24 +326,39 @@ class PushDesk:
     # What Stripe tells.
 
     async def report_rejected(self, identifier: str, reason: str, actor: str) -> bool:
-        """Stripe says that an acknowledged event was rejected afterwards; False: it is not one of ours."""
-        known = self._pusher.state.ledger.delivered.get(identifier)
-        if known is None:
+        """Stripe says that it rejected an event after it had taken it; False: it is not one of ours.
+
+        The report may overtake the answer, or stand for one that was lost: then the open intent is refused.
+        """
+        ledger = self._pusher.state.ledger
+        known = ledger.delivered.get(identifier)
+        found = known or next(
+            (
+                state.open
+                for state in ledger.lanes.values()
+                if state.open is not None and state.open.request.identifier == identifier
+            ),
+            None,
+        )
+        if found is None:
             return False
 
         def make() -> PushOutcome:
-            if identifier not in self._pusher.state.ledger.delivered:
+            lane = ledger.lane(found.target.lane)
+            under_way = None if lane is None else lane.open
+            is_open = under_way is not None and under_way.request.identifier == identifier
+            if not is_open and identifier not in ledger.delivered:
                 raise Conflict("it was reported before")
             return PushOutcome(
-                target=known.target,
-                number=known.number,
-                result="rejected",
+                target=found.target,
+                number=found.number,
+                result="refused" if is_open else "rejected",
                 proof="report",
                 reason=reason,
                 actor=actor,
             )
 
-        await self._pusher.server.decide(known.target.lane, make)
+        await self._pusher.server.decide(found.target.lane, make)
         return True
 
     async def invoice_finalized(

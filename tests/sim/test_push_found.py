@@ -1,0 +1,63 @@
+"""What the seeds of pushing have found, made small."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+import trio.testing
+
+from tests.helpers.push_place import PushPlace
+
+EVENTS = "POST /v1/billing/meter_events"
+
+
+@pytest.fixture(autouse=True)
+def clock(autojump_clock: trio.testing.MockClock) -> trio.testing.MockClock:
+    return autojump_clock
+
+
+async def test_an_intent_whose_record_takes_past_finalization_does_not_leave(
+    clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = PushPlace()
+    async with place.running() as meter:
+        await place.map(meter)
+        recorder = meter.started.push.recorder
+        record = recorder.record
+
+        async def slowly(records: object) -> None:
+            await record(records)  # type: ignore[arg-type]
+            if "PushIntent" in repr(records):
+                clock.jump(9 * 86_400)
+
+        monkeypatch.setattr(recorder, "record", slowly)
+        await place.use(meter, 3)
+        await trio.sleep(30)  # over at once: the clock jumps
+        await trio.sleep(30)
+        assert place.total() == 0
+        (report,) = await meter.started.pusher.targets("acme")
+        assert (report.standing, report.due) == ("finalized", 3)
+
+
+async def test_a_rejection_reported_before_its_answer_came_is_pushed_anew() -> None:
+    place = PushPlace()
+    async with place.running() as meter:
+        await place.map(meter)
+        place.stripe.add_fault("reject", EVENTS, count=1)
+        place.stripe.add_fault("swallow", EVENTS, count=1)
+        await place.use(meter, 3)
+        await trio.sleep(10)
+        (report,) = await meter.started.pusher.targets("acme")
+        assert report.open is not None
+        identifier = report.open.request.identifier
+        with trio.move_on_after(1):
+            await meter.started.pusher.report_rejected(identifier, "no", "stripe")
+            pytest.fail("a lane whose answer is awaited is not decided about")
+        assert place.total() == 0
+        told = False
+        while not told:
+            told = await meter.started.pusher.report_rejected(identifier, "no", "stripe")
+        await trio.sleep(3_600)
+        assert place.total() == 3
+        (report,) = await meter.started.pusher.targets("acme")
+        assert (report.pushed, report.due, report.standing) == (3, 0, "current")
