@@ -13,11 +13,14 @@ from pathlib import Path
 
 from engine.actors.administration import Administration
 from engine.actors.audit_reader import AuditReader
+from engine.actors.certifier import Certifier
 from engine.actors.corrections import Corrections
 from engine.actors.replays import Replays
 from engine.actors.supervisor import Meter
 from engine.config import Settings
 from engine.ports import Clock
+from engine.witness.canonical import Signer
+from gateway import __version__
 from gateway.auth import Access
 from gateway.metrics import Metrics
 from gateway.rate_limit import RateLimiter
@@ -39,6 +42,8 @@ class Gateway:
     """Set when the server is told to stop: what takes long ends now."""
     ways: StripeWays | None = None
     """Through what usage is pushed; None: through nothing."""
+    signer: Signer | None = None
+    """Who signs certificates; None: there are none."""
     urls: tuple[str, ...] = ()
     """Where HTTP listens; known once it does."""
     free_bytes: Callable[[], int | None] = field(init=False)
@@ -48,6 +53,7 @@ class Gateway:
     corrections: Corrections = field(init=False)
     replays: Replays = field(init=False)
     audit: AuditReader = field(init=False)
+    certifier: Certifier | None = field(init=False, default=None)
     streams: Streams = field(init=False)
     seen_events: SeenEvents = field(default_factory=SeenEvents)
     """Webhooks of Stripe's that were dealt with."""
@@ -61,12 +67,28 @@ class Gateway:
         self.corrections = Corrections(self.meter)
         self.replays = Replays(self.meter)
         self.audit = AuditReader(self.meter)
+        if self.signer is not None:
+            self.certifier = certifier_of(self.meter, self.signer)
         self.free_bytes = partial(free_bytes_of, self.settings.data_path)
         self.streams = Streams(
             self.clock, lambda: self.meter.phase == "ready" and not self.is_stopping
         )
         self.metrics.streams = self.streams
         self.started_us = self.clock.monotonic_us()
+
+
+def certifier_of(meter: Meter, signer: Signer) -> Certifier:
+    """Makes the certificates of a meter, which may still be recovering."""
+    return Certifier(
+        log=meter.log,
+        log_id=lambda: meter.log_id,
+        as_of=lambda: meter.started.as_of,
+        pusher=lambda: meter.started.push,
+        clock=meter.clock,
+        run_blocking=meter.run_blocking,
+        signer=signer,
+        software=__version__,
+    )
 
 
 def free_bytes_of(path: Path) -> int | None:

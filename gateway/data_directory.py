@@ -1,7 +1,7 @@
-"""The data directory: where each thing lies, who holds it, and the pepper of the API keys.
+"""The data directory: where each thing lies, who holds it, and its secrets: the keys' pepper, the signing key.
 
 Rules it keeps: one server at a time, by an advisory lock that the kernel drops with the process, so that a
-kill never leaves a stale one; what it makes is for the owner alone; the pepper appears whole or not at all,
+kill never leaves a stale one; what it makes is for the owner alone; a secret appears whole or not at all,
 and is never made twice. It must not know what is in the log, the indexes or the snapshots.
 """
 
@@ -19,6 +19,7 @@ from typing import Final
 from engine.errors import StartRefused
 
 PEPPER_BYTES: Final = 32
+SIGNING_SEED_BYTES: Final = 32
 LOCK_BYTES_MAX: Final = 32
 LOCK_ATTEMPTS: Final = 10
 LOCK_PAUSE_SECONDS: Final = 0.02
@@ -39,6 +40,7 @@ class DataDirectory:
         self.simulator_path = path / "simulator"
         """Made when the built-in Stripe simulator is used."""
         self.pepper_path = path / "pepper"
+        self.signing_key_path = path / "signing-key"
         self.lock_path = path / "LOCK"
         self._lock_file: int | None = None
 
@@ -112,25 +114,43 @@ class DataDirectory:
 
         Raises StartRefused when the file is not what was made: another pepper would make every key invalid.
         """
-        if not self.pepper_path.exists():
-            self._make_pepper()
+        lost = "restore it from a backup, or remove it and make all API keys anew"
+        instead = ", or set STRIPEMETER_KEY_PEPPER"
+        return self._secret(self.pepper_path, PEPPER_BYTES, lost, instead)
+
+    def signing_seed(self) -> bytes:
+        """The 32 bytes of the Ed25519 key that signs certificates and anchors, made on first use.
+
+        Raises StartRefused when the file is not what was made.
+        """
+        lost = (
+            "restore it from a copy, or remove it: another one is made, and whoever checks certificates "
+            "must be given its public key (`stripemeter parity key`)"
+        )
+        return self._secret(self.signing_key_path, SIGNING_SEED_BYTES, lost, "")
+
+    def _secret(self, path: Path, size_bytes: int, lost: str, instead: str) -> bytes:
+        if not path.exists():
+            self._make_secret(path, size_bytes, instead)
         try:
-            pepper = self.pepper_path.read_bytes()
+            secret = path.read_bytes()
         except OSError as error:
-            message = f"{self.pepper_path} cannot be read ({error.strerror}): make it readable for this user"
+            message = f"{path} cannot be read ({error.strerror}): make it readable for this user"
             raise StartRefused(message) from error
-        if len(pepper) != PEPPER_BYTES:
-            message = (
-                f"{self.pepper_path} has {len(pepper)} bytes, not {PEPPER_BYTES}: restore it from a backup, "
-                "or remove it and make all API keys anew"
-            )
+        if len(secret) != size_bytes:
+            message = f"{path} has {len(secret)} bytes, not {size_bytes}: {lost}"
             raise StartRefused(message)
-        return pepper
+        return secret
 
     def open_to_others(self) -> list[Path]:
-        """The paths that users other than the owner may write to, or, of the pepper, read; for the doctor."""
+        """The paths that users other than the owner may write to, or, of a secret, read; for the doctor."""
         found = []
-        for path, mask in ((self.path, 0o022), (self.log_path, 0o022), (self.pepper_path, 0o077)):
+        for path, mask in (
+            (self.path, 0o022),
+            (self.log_path, 0o022),
+            (self.pepper_path, 0o077),
+            (self.signing_key_path, 0o077),
+        ):
             try:
                 mode = stat.S_IMODE(path.stat().st_mode)
             except OSError:
@@ -139,27 +159,27 @@ class DataDirectory:
                 found.append(path)
         return found
 
-    def _make_pepper(self) -> None:
+    def _make_secret(self, path: Path, size_bytes: int, instead: str) -> None:
         self.create()
-        temporary = self.path / f".pepper-{os.getpid()}-{secrets.token_hex(8)}"
+        temporary = self.path / f".{path.name}-{os.getpid()}-{secrets.token_hex(8)}"
         try:
             descriptor = os.open(
                 temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
             )
             try:
-                written = os.write(descriptor, secrets.token_bytes(PEPPER_BYTES))
-                assert written == PEPPER_BYTES, "a regular file takes 32 bytes whole or fails"
+                written = os.write(descriptor, secrets.token_bytes(size_bytes))
+                assert written == size_bytes, "a regular file takes 32 bytes whole or fails"
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
             # A hard link, not a rename: of two processes that come here at once the first one wins.
             with contextlib.suppress(FileExistsError):
-                os.link(temporary, self.pepper_path)
+                os.link(temporary, path)
             _sync_directory(self.path)
         except OSError as error:
             message = (
-                f"{self.pepper_path} cannot be written ({error.strerror}): free some space or make the "
-                "directory writable, or set STRIPEMETER_KEY_PEPPER"
+                f"{path} cannot be written ({error.strerror}): free some space or make the "
+                f"directory writable{instead}"
             )
             raise StartRefused(message) from error
         finally:

@@ -23,6 +23,7 @@ import trio
 from engine.config import Settings
 from engine.errors import StartRefused
 from engine.ports import Fatal
+from engine.witness.canonical import Signer
 from gateway import collector
 from gateway.asgi import create_asgi
 from gateway.auth import Access
@@ -59,7 +60,8 @@ def serve(settings: Settings) -> int:
     try:
         meter = open_meter(settings, directory)
         access = Access.from_settings(settings, directory, meter)
-        gateway = Gateway(meter, settings, access, Metrics(meter), meter.clock)
+        signer = Signer(directory.signing_seed())
+        gateway = Gateway(meter, settings, access, Metrics(meter), meter.clock, signer=signer)
         collector.pause()
         return trio.run(_run, gateway, directory)
     finally:

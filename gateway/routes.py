@@ -130,5 +130,6 @@ class Route:
 
 PATH_DESCRIPTIONS: Final = {
     "id": "Its id.",
+    "month": "The UTC month in which the periods begin: `YYYY-MM`.",
     "customerRef": "The customer, as events name it (percent-encoded).",
 }

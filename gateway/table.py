@@ -39,6 +39,7 @@ from gateway.routes import Answer, Call, Route
 from gateway.table_corrections import ADJUSTMENTS, AUDIT, REPLAY
 from gateway.table_imports import BACKFILLS, IMPORTS
 from gateway.table_keeping import KEEPING
+from gateway.table_parity import PARITY
 from gateway.table_pushing import PUSHING
 
 _PAGE_POLICY: Final = (
@@ -443,6 +444,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     + _MAPPINGS
     + _CUSTOMERS
     + PUSHING
+    + PARITY
     + ADJUSTMENTS
     + REPLAY
     + _KEYS

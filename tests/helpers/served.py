@@ -15,6 +15,7 @@ from engine.actors.supervisor import Meter, MeterOptions
 from engine.config import Settings, load
 from engine.drivers.billing import StripeBilling
 from engine.ports import ResultT
+from engine.witness.canonical import Signer
 from gateway.asgi import create_asgi
 from gateway.auth import Access
 from gateway.context import Gateway
@@ -35,6 +36,7 @@ START_US = 1_769_853_600_000_000
 WEBHOOK_SECRET = "whsec_of_these_tests"
 ADMIN_KEY = "an-administrators-key-0123456789"
 PEPPER = bytes(range(32))
+SIGNING_SEED = bytes(range(100, 132))
 
 
 class SetClock:
@@ -129,7 +131,8 @@ def memory_gateway(settings: Settings, disk: FakeDisk | None = None) -> tuple[Ga
         run_blocking=run_inline,
     )
     access = Access(meter, PEPPER, required=settings.auth_required, admin_key=settings.admin_key)
-    return Gateway(meter, settings, access, Metrics(meter), clock), clock
+    signer = Signer(SIGNING_SEED)
+    return Gateway(meter, settings, access, Metrics(meter), clock, signer=signer), clock
 
 
 @asynccontextmanager
