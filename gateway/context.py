@@ -15,6 +15,8 @@ from engine.actors.administration import Administration
 from engine.actors.audit_reader import AuditReader
 from engine.actors.certifier import Certifier
 from engine.actors.corrections import Corrections
+from engine.actors.price_book import PriceBook
+from engine.actors.projections import Projections
 from engine.actors.replays import Replays
 from engine.actors.supervisor import Meter
 from engine.config import Settings
@@ -54,6 +56,8 @@ class Gateway:
     replays: Replays = field(init=False)
     audit: AuditReader = field(init=False)
     certifier: Certifier | None = field(init=False, default=None)
+    prices: PriceBook = field(init=False)
+    projections: Projections = field(init=False)
     streams: Streams = field(init=False)
     seen_events: SeenEvents = field(default_factory=SeenEvents)
     """Webhooks of Stripe's that were dealt with."""
@@ -67,6 +71,8 @@ class Gateway:
         self.corrections = Corrections(self.meter)
         self.replays = Replays(self.meter)
         self.audit = AuditReader(self.meter)
+        self.prices = PriceBook(self.meter)
+        self.projections = Projections(self.meter, self.prices)
         if self.signer is not None:
             self.certifier = certifier_of(self.meter, self.signer)
         self.free_bytes = partial(free_bytes_of, self.settings.data_path)

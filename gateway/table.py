@@ -40,6 +40,7 @@ from gateway.table_corrections import ADJUSTMENTS, AUDIT, REPLAY
 from gateway.table_imports import BACKFILLS, IMPORTS
 from gateway.table_keeping import KEEPING
 from gateway.table_parity import PARITY
+from gateway.table_pricing import PRICING
 from gateway.table_pushing import PUSHING
 
 _PAGE_POLICY: Final = (
@@ -445,6 +446,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     + _CUSTOMERS
     + PUSHING
     + PARITY
+    + PRICING
     + ADJUSTMENTS
     + REPLAY
     + _KEYS

@@ -156,18 +156,14 @@ async def current(call: Call) -> Answer | Problem:
         usage = usage_at(registry, fold.state, tenant, customer_ref, at_us)
     as_string = call.numbers_as_strings
     metrics = [_metric_now(registry, tenant, one, as_string=as_string) for one in usage]
-    updated_us = max(
-        (one.counter.updated_at_us for one in usage if one.counter is not None), default=None
-    )
-    staleness = None if updated_us is None else max(0, at_us - updated_us) // 1000 / 1000
     return Answer(
         UsageNow(
             tenant_id=tenant,
             customer_ref=customer_ref,
-            period=_period(*_common_period(rules, at_us, (tenant, customer_ref), usage)),
+            period=_period(*common_period(rules, at_us, (tenant, customer_ref), usage)),
             metrics=metrics,
             alerts=[],
-            freshness=Freshness(last_update=instant_or_none(updated_us), staleness=staleness),
+            freshness=freshness_of(usage, at_us),
             as_of=seen,
         )
     )
@@ -193,7 +189,16 @@ def _metric_now(registry: Registry, tenant: str, one: MetricUsage, *, as_string:
     )
 
 
-def _common_period(
+def freshness_of(usage: list[MetricUsage], at_us: int) -> Freshness:
+    """How new the newest counted event of these was at an instant."""
+    updated_us = max(
+        (one.counter.updated_at_us for one in usage if one.counter is not None), default=None
+    )
+    staleness = None if updated_us is None else max(0, at_us - updated_us) // 1000 / 1000
+    return Freshness(last_update=instant_or_none(updated_us), staleness=staleness)
+
+
+def common_period(
     rules: Rules, at_us: int, customer: tuple[str, str], usage: list[MetricUsage]
 ) -> tuple[int, int]:
     """The subscription's period if every metric goes by it, else the calendar month."""

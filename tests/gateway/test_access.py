@@ -132,8 +132,10 @@ def request_of(route: Route, ids: dict[str, str], tenant: str | None) -> dict[st
                 | ({"tenantId": tenant} if tenant else {})
             ],
         }
-        if route.tag == "adjustments":
+        if route.tag in ("adjustments", "usage"):
             samples |= {"customerRef": "umbra-customer", "delta": 1}
+        if route.tag == "usage":
+            del samples["periodStart"]
         body = {name: samples[name] for name in fields if name in samples}
         if tenant is not None and "tenantId" in fields:
             body["tenantId"] = tenant

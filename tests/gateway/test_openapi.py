@@ -163,6 +163,7 @@ async def test_what_is_answered_is_what_is_described() -> None:
         await ask("GET", "/v1/usage/explain", params=params | period)
         await ask("GET", "/v1/usage/counters", params=tenant | {"format": "csv"})
         await ask_for_corrections(ask)
+        await ask_for_prices(server, ask, tenant)
         await ask_for_keys(ask, tenant)
         await ask_backfills(ask, tenant)
         await ask_for_keeping(ask, tenant)
@@ -232,6 +233,20 @@ async def ask_for_corrections(ask: Any) -> None:
     for action in ("approve", "revert"):
         await ask("POST", f"/v1/adjustments/{action}", json=tenant | {"dryRun": True})
     await ask("GET", "/v1/audit")
+
+
+async def ask_for_prices(server: Served, ask: Any, tenant: dict[str, str]) -> None:
+    """Every endpoint of what usage costs."""
+    tiers = [{"upTo": 5, "unitPrice": 1}, {"upTo": None, "unitPrice": "0.5"}]
+    price = {"model": "tiered", "currency": "USD", "tiers": tiers}
+    await ask("POST", "/v1/mappings", json=tenant | {"metric": "priced", "priceConfig": price})
+    event = tenant | {"metric": "priced", "customerRef": "c/1", "quantity": 7}
+    await server.ingest(event | {"idempotencyKey": "priced"})
+    body = tenant | {"customerRef": "c/1"}
+    await ask("POST", "/v1/usage/projection", json=body)
+    await ask("POST", "/v1/usage/projection", json=body, params={"numbers": "string", "asOf": "9"})
+    await ask("POST", "/v1/usage/projection", json=body | {"periodStart": "2025-12-01"})
+    await ask("POST", "/v1/usage/projection", json=body | {"periodEnd": "2025-12-01"})
 
 
 async def ask_for_keeping(ask: Any, tenant: dict[str, str]) -> None:
