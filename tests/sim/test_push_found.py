@@ -11,7 +11,7 @@ from tests.helpers.push_place import PushPlace
 EVENTS = "POST /v1/billing/meter_events"
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def clock(autojump_clock: trio.testing.MockClock) -> trio.testing.MockClock:
     return autojump_clock
 
@@ -39,7 +39,10 @@ async def test_an_intent_whose_record_takes_past_finalization_does_not_leave(
         assert (report.standing, report.due) == ("finalized", 3)
 
 
-async def test_a_rejection_reported_before_its_answer_came_is_pushed_anew() -> None:
+async def test_a_rejection_reported_before_its_answer_came_is_pushed_anew(
+    clock: trio.testing.MockClock,
+) -> None:
+    assert clock.current_time() < 1, "the time is virtual"
     place = PushPlace()
     async with place.running() as meter:
         await place.map(meter)
