@@ -17,7 +17,7 @@ import trio
 
 from engine.actors.push_connections import Connection, Pace
 from engine.actors.push_reading import PushReader
-from engine.actors.push_recorder import PushRecorder
+from engine.actors.push_recorder import Outdated, PushRecorder
 from engine.core.billing import (
     AlreadyDelivered,
     Delivered,
@@ -56,6 +56,8 @@ from engine.ports import Clock
 
 _logger = structlog.get_logger("stripemeter.push")
 RECORD_RETRY_SECONDS: Final = 1.0
+OUTDATED_RETRY_US: Final = 20_000
+"""A mapping or customer changed: until its series are taken in, nothing new is planned."""
 ACCOUNT_REFUSED_US: Final = 600 * 1_000_000
 
 
@@ -93,6 +95,7 @@ class LaneServer:
         epoch: int,
         interval_us: int,
         held: Callable[[], str | None],
+        is_current: Callable[[], bool],
     ) -> None:
         self._ledger = ledger
         self._connection = connection
@@ -105,6 +108,7 @@ class LaneServer:
         self._epoch = epoch
         self._interval_us = interval_us
         self._held = held
+        self._is_current = is_current
         self.runtimes: dict[Lane, LaneRuntime] = {}
         self.results: Tallied[tuple[Role, str]] = Tallied()
         """(role, what became of an attempt or intent) to how often; for metrics."""
@@ -138,6 +142,8 @@ class LaneServer:
             while True:
                 try:
                     again_us = await self._step(lane, runtime)
+                except Outdated:
+                    return self._clock.now_us() + OUTDATED_RETRY_US
                 except EngineError as error:
                     runtime.last_error = f"the log could not take a record: {error}"
                     return self._clock.now_us() + int(RECORD_RETRY_SECONDS * 1e6)
@@ -161,6 +167,8 @@ class LaneServer:
             return now_us + 30_000_000
         if wait_us := self._gate(lane, runtime, now_us):
             return now_us + wait_us
+        if not self._is_current():
+            return now_us + OUTDATED_RETRY_US
         wake_us: int | None = None
         due: TargetView | None = None
         for view in sorted(self._views(lane), key=_order):
@@ -193,7 +201,7 @@ class LaneServer:
         )
         if intent is None:
             return now_us + MINUTE_US - now_us % MINUTE_US
-        await self._recorder.record((intent,))
+        await self._recorder.record((intent,), self._is_current)
         runtime.forced = False
         attempts = runtime.attempts = Attempts()
         # The disk may have taken its time: by now the invoice may be final.
@@ -246,7 +254,7 @@ class LaneServer:
         waits = None if known is None else known.awaits
         if decision.kind == "await" and waits is not None and waits.reading == decision.reading:
             return None
-        await self._recorder.record((decision,))
+        await self._recorder.record((decision,), self._is_current)
         _logger.info(
             "push_baseline",
             kind=decision.kind,

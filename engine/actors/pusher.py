@@ -64,6 +64,7 @@ class Pusher:
         epoch: int,
         interval_us: int,
         held: Callable[[], str | None],
+        change_lock: trio.Lock,
     ) -> None:
         self.state = state
         self.connections: dict[Role, Connection] = {
@@ -81,7 +82,7 @@ class Pusher:
             proven=self._proven,
             mapping=lambda tenant, metric: registry().active_mapping(tenant, metric),
         )
-        self.recorder = PushRecorder(append)  # type: ignore[arg-type]
+        self.recorder = PushRecorder(append, change_lock)  # type: ignore[arg-type]
         self.server = LaneServer(
             state.ledger,
             connection=self.connections.get,
@@ -94,6 +95,7 @@ class Pusher:
             epoch=epoch,
             interval_us=interval_us,
             held=held,
+            is_current=lambda: self._taken_version == state.routes.version,
         )
         self._targets_of: dict[Lane, set[Target]] = {}
         self._heap: list[tuple[int, int, Lane]] = []
@@ -108,6 +110,8 @@ class Pusher:
         self._timer = trio.Event()
         self._looking = trio.Lock()
         self._is_draining = False
+        self._taken_version = -1
+        """Of the routes, when all that changed was taken in last."""
         self._resolving = trio.Event()
         self.moved = trio.Event()
         """Set, and replaced, whenever a lane was served."""
@@ -149,6 +153,7 @@ class Pusher:
         """Take in what changed, of a tenant or (None) all. What was acknowledged before is in the totals after."""
         async with self._looking:
             if not self.changes:
+                self._taken_version = self.state.routes.version
                 return
             # Shielded: who asks may go away, and what was handed out by then would be forgotten.
             with trio.CancelScope(shield=True):
@@ -159,12 +164,15 @@ class Pusher:
     async def _take_in(self, tenant: str | None) -> None:
         # Taken before the wait: what is fed meanwhile is not folded after it, and would count for nothing.
         taken, newest = self.changes.take(tenant), self.changes.newest
+        version = self.state.routes.version
         if newest is not None:
             await newest.done.wait()
         for number, series in enumerate(taken):
             self._take(series)
             if number % SERIES_PER_SLICE == 0:
                 await trio.lowlevel.checkpoint()
+        if tenant is None:
+            self._taken_version = version
 
     def _take(self, series: Series) -> None:
         shard, partition = self.changes.place_of(series)

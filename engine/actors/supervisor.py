@@ -291,6 +291,7 @@ class Meter:
             epoch=self.log.head().epoch,
             interval_us=self.options.push_interval_us,
             held=lambda: closer.held_because,
+            change_lock=self.change_lock,
         )
 
     async def _keep_pushed(

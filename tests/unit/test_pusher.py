@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import pytest
 import trio
 import trio.testing
 
+from engine.actors.supervisor import Meter
 from tests.helpers.push_place import PushPlace
 
 
-@pytest.fixture
-def clock(autojump_clock: trio.testing.MockClock) -> trio.testing.MockClock:
-    return autojump_clock
-
-
-async def test_what_is_used_reaches_stripe_by_differences(clock: trio.testing.MockClock) -> None:
+async def test_what_is_used_reaches_stripe_by_differences(
+    autojump_clock: trio.testing.MockClock,  # noqa: ARG001 - so that waiting takes no time
+) -> None:
     place = PushPlace()
     async with place.running() as meter:
         await place.map(meter)
@@ -32,7 +29,7 @@ async def test_what_is_used_reaches_stripe_by_differences(clock: trio.testing.Mo
 
 
 async def test_a_stop_waits_for_what_stripe_says_and_the_next_start_sends_nothing_again(
-    clock: trio.testing.MockClock,
+    autojump_clock: trio.testing.MockClock,  # noqa: ARG001 - so that waiting takes no time
 ) -> None:
     place = PushPlace()
     async with place.running() as meter:
@@ -51,21 +48,32 @@ async def test_a_stop_waits_for_what_stripe_says_and_the_next_start_sends_nothin
     assert (events, place.total()) == ([], 3)
 
 
-async def test_the_stream_takes_what_is_due_together(clock: trio.testing.MockClock) -> None:
+async def test_the_stream_takes_what_is_due_together(
+    autojump_clock: trio.testing.MockClock,  # noqa: ARG001 - so that waiting takes no time
+) -> None:
     place = PushPlace()
-    async with place.running() as meter:
-        await place.map(meter, driver="stream")
+
+    async def use_all(meter: Meter) -> None:
         async with trio.open_nursery() as nursery:
             for number in range(40):
                 nursery.start_soon(place.use, meter, number + 1, f"cus_{number}")
         await trio.sleep(120)
-        assert [place.total(f"cus_{n}") for n in range(40)] == [n + 1 for n in range(40)]
-    batches = [one for one in place.wire.requests if one.path == "/v2/billing/meter_event_stream"]
+
+    async with place.running() as meter:
+        await place.map(meter, driver="stream")
+        await use_all(meter)  # the first ones come one by one: each waits for its baseline
+        before = len(place.wire.requests)
+        await use_all(meter)
+        totals = [place.total(f"cus_{number}") for number in range(40)]
+        assert totals == [2 * (number + 1) for number in range(40)]
+    batches = [
+        one for one in place.wire.requests[before:] if one.path == "/v2/billing/meter_event_stream"
+    ]
     assert len(batches) < 10
 
 
 async def test_erasing_a_customer_takes_nothing_back_and_pushes_what_was_left(
-    clock: trio.testing.MockClock,
+    autojump_clock: trio.testing.MockClock,  # noqa: ARG001 - so that waiting takes no time
 ) -> None:
     place = PushPlace(interval_us=3_600_000_000)
     async with place.running() as meter:
@@ -85,3 +93,17 @@ async def test_erasing_a_customer_takes_nothing_back_and_pushes_what_was_left(
         assert place.total() == 7
         (report,) = await meter.started.pusher.targets("acme")
         assert (report.billable, report.pushed, report.standing) == (7, 7, "current")
+
+
+async def test_an_intent_planned_before_its_mapping_changed_is_not_recorded_after_it(
+    autojump_clock: trio.testing.MockClock,  # noqa: ARG001 - so that waiting takes no time
+) -> None:
+    place = PushPlace()
+    async with place.running() as meter:
+        await place.map(meter)
+        async with meter.change_lock:  # somebody checks a change: what was planned waits
+            await place.use(meter, 3)
+            await trio.sleep(60)
+            await place.map(meter, meter_event_name="seats")
+        await trio.sleep(300)
+        assert (place.total(meter="calls"), place.total(meter="seats")) == (0, 3)
