@@ -87,22 +87,33 @@ class ParityTrail:
     ) -> None:
         """See `Observer`."""
         held = {one.row for one in late}
-        rules = self.state.rules
         for index in indexes:
             series = (events.tenant, events.metrics[index], events.customers[index])
             sent_ts_us = events.times_us[index]
             ts_us = received_at_us if sent_ts_us is None else sent_ts_us
-            period = self._periods.get(series)
-            if period is None or not period[0] <= ts_us < period[1]:
-                period = self._periods[series] = period_in(rules.schedule(*series), ts_us)
+            if index in held:
+                start_us, _end_us = period_in(self.state.rules.schedule(*series), ts_us)
+            else:
+                start_us = self._counted_in(series, events.partitions[index], ts_us)
             position = first_sequence + index
-            span = self.events.get((series, period[0]))
+            span = self.events.get((series, start_us))
             if span is None:
-                span = self.events[series, period[0]] = EventSpan(position)
+                span = self.events[series, start_us] = EventSpan(position)
             span.count += 1
             span.sum += events.micros[index]
             span.late += index in held
             span.last = position
+
+    def _counted_in(self, series: Series, partition: int, ts_us: int) -> int:
+        """The start of the counter that an event was folded into just now."""
+        period = self._periods.get(series)
+        if period is None or not period[0] <= ts_us < period[1]:
+            counter = self.state.counters[partition].get(series)
+            while counter is not None and ts_us < counter.start_us:
+                counter = counter.older
+            assert counter is not None, "what was folded is in a counter"
+            period = self._periods[series] = counter.start_us, counter.end_us
+        return period[0]
 
     def control_coming(self, record: ControlRecord, *, sequence: int, received_at_us: int) -> None:
         """See `Observer`."""

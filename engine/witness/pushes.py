@@ -70,6 +70,8 @@ class PushRecount:
         self.targets: dict[TargetKey, Pushed] = {}
         self.open: dict[tuple[str, ...], _Open] = {}
         """By lane, the intent without an outcome."""
+        self.tenants: dict[tuple[str, ...], set[str]] = {}
+        """By lane, those on whose behalf it is pushed."""
         self._delivered: dict[tuple[TargetKey, int], int] = {}
         """Acknowledged intents that nobody took back, with their units."""
         self._beyond: dict[TargetKey, Fraction] = {}
@@ -103,6 +105,10 @@ class PushRecount:
         """The targets of a lane and period: one summary tells of them all."""
         return [one for one in self.targets if one[:4] == key[:4] and one.start_us == key.start_us]
 
+    def _own(self, key: TargetKey, said: dict[str, Any]) -> None:
+        if said.get("tenantId"):
+            self.tenants.setdefault(key[:4], set()).add(said["tenantId"])
+
     def _at(self, key: TargetKey, position: int) -> Pushed:
         found = self.targets.setdefault(key, Pushed(first=position))
         found.first = position if found.first < 0 else found.first
@@ -112,6 +118,7 @@ class PushRecount:
     def _hear_intent(self, said: dict[str, Any], position: int) -> None:
         key, request = _key(said["target"]), said["request"]
         self._at(key, position).count += 1
+        self._own(key, said)
         self.open[key[:4]] = _Open(
             key,
             said["number"],
@@ -141,8 +148,10 @@ class PushRecount:
         if said.get("target") is None:
             return
         key, units = _key(said["target"]), int(said.get("units", "0"))
+        found = self._at(key, position)
+        if kind in ("baseline", "await"):
+            self._own(key, said)
         if kind == "baseline":
-            found = self._at(key, position)
             found.baseline_units, found.delivered_units, found.taken_back_units = units, 0, 0
             if said.get("reading") is not None:
                 others = self.beyond(key) - self._beyond.get(key, Fraction(0))
@@ -151,12 +160,12 @@ class PushRecount:
                 is_lag = said.get("choice") == "period" and beyond < 0
                 self._beyond[key] = Fraction(0) if is_lag else beyond
         elif kind == "carry":
-            self._at(key, position).carried_out += units
+            found.carried_out += units
             if said["into"] == "current":
                 into = key._replace(start_us=said["atUs"], end_us=said["untilUs"])
                 self._at(into, position).carried_in += units
         elif kind == "keep":
-            self._at(key, position).kept_micros += int(said.get("micros", "0"))
+            found.kept_micros += int(said.get("micros", "0"))
 
     def _hear_finding(self, said: dict[str, Any]) -> None:
         action, name = said["action"], said.get("id", "")

@@ -92,6 +92,7 @@ class _Judged:
     closed_us: int = ALWAYS_US
     kinds: History = ((ALWAYS_US, "calendar"),)
     aggregations: History = ((ALWAYS_US, "sum"),)
+    price: str | None = None
 
 
 class Line(NamedTuple):
@@ -154,6 +155,7 @@ class Recount:
         if is_gone and known.speaker not in (None, mapping["id"]):
             return
         known.speaker = None if is_gone else mapping["id"]
+        known.price = None if is_gone else mapping.get("priceConfig")
         if known.lateness_us is None:
             known.closed_us = max(known.closed_us, self._closed_us)
         known.lateness_us = None if is_gone else mapping.get("latenessUs")
@@ -334,6 +336,11 @@ class Recount:
             self._running.pop(said["operationId"], None)
 
     # The result.
+
+    def price_of(self, metric: str) -> str | None:
+        """The price that the metric's mapping has, as JSON text."""
+        known = self._metrics.get(metric)
+        return None if known is None else known.price
 
     def lines(self, since_us: int, until_us: int) -> list[Line]:
         """Every series and period that begins in [since, until), sorted by metric, customer and start."""

@@ -150,7 +150,7 @@ def test_processes_that_make_the_pepper_at_once_agree(tmp_path: Path) -> None:
         start.wait()
         directory = DataDirectory(tmp_path)
         # The race itself: all of them saw that there is none.
-        directory._make_pepper()
+        directory._make_secret(directory.pepper_path, 32, "")
         peppers.append(directory.pepper())
 
     threads = [threading.Thread(target=make) for _ in range(8)]
@@ -161,6 +161,19 @@ def test_processes_that_make_the_pepper_at_once_agree(tmp_path: Path) -> None:
     assert len(peppers) == 8
     assert len(set(peppers)) == 1
     assert not list(tmp_path.glob(".pepper-*"))
+
+
+def test_the_signing_key_is_made_once_and_for_the_owner_alone(tmp_path: Path) -> None:
+    directory = DataDirectory(tmp_path / "a")
+    seed = directory.signing_seed()
+    assert len(seed) == 32
+    assert directory.signing_seed() == seed != directory.pepper()
+    assert mode(directory.signing_key_path) == 0o600
+    directory.signing_key_path.chmod(0o644)
+    assert directory.open_to_others() == [directory.signing_key_path]
+    directory.signing_key_path.write_bytes(b"cut")
+    with pytest.raises(StartRefused, match="stripemeter parity key"):
+        directory.signing_seed()
 
 
 def test_a_pepper_of_another_length_is_refused_and_kept(tmp_path: Path) -> None:
