@@ -247,6 +247,7 @@ class Administration:
                 for item in dict.fromkeys(customer.subscription_items.values())
                 if self._is_anothers_item(item, customer.tenant_id)
             ]
+            objections += self._pushed_by_others(customer)
             if objections:
                 raise Conflict("; ".join(objections))
             effective_from_us = self._anchor_effect_us(customer, now_us)
@@ -258,6 +259,16 @@ class Administration:
                 owners.take(old, customer)
             push_from_us = pushing.from_us
             return ChangedCustomer(customer, effective_from_us, push_from_us, old is None, recorded)
+
+    def _pushed_by_others(self, customer: Customer) -> list[str]:
+        """A customer that another tenant's usage was pushed to, by a reference that is Stripe's own id."""
+        wanted = customer.stripe_customer_id
+        owners = self._meter.push.ledger.owners
+        is_anothers = any(
+            of == wanted and tenant != customer.tenant_id
+            for (_account, of), tenant in owners.items()
+        )
+        return [f"{wanted} belongs to another tenant"] if is_anothers else []
 
     def _anchor_effect_us(self, customer: Customer, now_us: int) -> int | None:
         """From when the anchor holds; None: always, since nothing was counted by another one.

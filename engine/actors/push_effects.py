@@ -22,7 +22,7 @@ from engine.core.push_routes import (
     customer_route,
     mapping_route,
 )
-from engine.core.push_totals import uses_of
+from engine.core.push_uses import uses_of
 from engine.core.shard_state import Series
 from engine.core.times import INSTANT_US_MIN
 from engine.errors import Conflict

@@ -21,7 +21,8 @@ from engine.core.push_ledger import PushLedger
 from engine.core.push_plan import billable_units
 from engine.core.push_records import PushDecision, Role, Target, target_id
 from engine.core.push_routes import PushRoutes
-from engine.core.push_totals import PushTotals, uses_of
+from engine.core.push_totals import PushTotals
+from engine.core.push_uses import uses_of
 from engine.core.shard_state import Series
 
 ASKED_MAX: Final = 100

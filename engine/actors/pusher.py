@@ -27,7 +27,8 @@ from engine.core.billing import Destination, Proven, Resolved, Unresolved
 from engine.core.push_plan import TargetView
 from engine.core.push_records import Lane, PushDecision, PushOutcome, Role, Target
 from engine.core.push_state import PushState
-from engine.core.push_totals import PushTotals, uses_of
+from engine.core.push_totals import PushTotals
+from engine.core.push_uses import uses_of
 from engine.core.records import ControlRecord
 from engine.core.registry import Registry
 from engine.core.rules import Rules

@@ -20,7 +20,8 @@ from engine.core.partitions import partition_of
 from engine.core.push_ledger import TargetState
 from engine.core.push_plan import Planned, TargetView, due_units, plan
 from engine.core.push_records import Target, target_id
-from engine.core.push_totals import PushTotals, uses_of
+from engine.core.push_totals import PushTotals
+from engine.core.push_uses import uses_of
 from engine.core.quantities import to_json
 from engine.core.times import format_instant
 from engine.limits import MICROS_PER_UNIT

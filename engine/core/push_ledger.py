@@ -151,6 +151,8 @@ class PushLedger:
         """(series of an erased customer, period start) to the targets it stays part of, less so many micros."""
         self.version = 0
         """Grows when what is frozen, kept or carried changes. Not part of `state`."""
+        self.owners: dict[tuple[str, str], str] = {}
+        """(account, Stripe customer) to the tenant that pushed to it first. Derived."""
         self.was_shadow: set[tuple[str, str]] = set()
         self._active: dict[str, tuple[str, str, Role]] = {}
         """Mapping id to what it spoke for when it was last active."""
@@ -217,9 +219,13 @@ class PushLedger:
         lane.open = record
         lane.role = record.role
         lane.numbers[record.target.start_us] = record.number
+        self._serve(lane, record)
+        state.last_intent_at_us = received_at_us
+
+    def _serve(self, lane: LaneState, record: PushIntent | PushDecision) -> None:
         if record.tenant_id:
             lane.series.add((record.tenant_id, record.metric))
-        state.last_intent_at_us = received_at_us
+            self.owners.setdefault((lane.lane.account, lane.lane.customer), record.tenant_id)
 
     def _fold_outcome(self, record: PushOutcome, received_at_us: int) -> None:
         lane, state = self._at(record.target)
@@ -284,8 +290,7 @@ class PushLedger:
         match record.kind:
             case "baseline" | "await":
                 lane.role = record.role
-                if record.tenant_id:
-                    lane.series.add((record.tenant_id, record.metric))
+                self._serve(lane, record)
                 lane.awaits = record if record.kind == "await" else None
                 if record.kind == "baseline":
                     state.pushed = int(record.units)
@@ -360,6 +365,9 @@ class PushLedger:
         saved = msgspec.msgpack.decode(data, type=_Saved)
         ledger = PushLedger()
         ledger.lanes = {state.lane: state for state in saved.lanes}
+        for lane, state in ledger.lanes.items():
+            if state.series:
+                ledger.owners.setdefault((lane.account, lane.customer), min(state.series)[0])
         ledger.delivered = dict(saved.delivered)
         ledger.frozen, ledger.kept = dict(saved.frozen), dict(saved.kept)
         ledger.was_shadow = set(saved.was_shadow)

@@ -112,6 +112,8 @@ class PushRoutes:
         """(tenant, metric) to the id and role of the active mapping."""
         self.attached: dict[tuple[str, str], bool] = {}
         """(tenant, customerRef) to whether its newest record still names a Stripe customer."""
+        self._claims: dict[str, dict[tuple[str, str], None]] = {}
+        """Stripe customer to who names it now; all are of one tenant."""
         self.version = 0
         """Grows with every change: who looked before can tell whether it still holds. Not part of `state`."""
 
@@ -133,8 +135,24 @@ class PushRoutes:
     def rename(self, tenant: str, names: dict[str, str]) -> None:
         """Forget what customers are at Stripe: with their names goes who they were."""
         for name in names:
+            self._claim((tenant, name), None)
             self._customers.pop((tenant, name), None)
             self.attached.pop((tenant, name), None)
+
+    def _claim(self, key: tuple[str, str], customer: str | None) -> None:
+        entries = self._customers.get(key)
+        before = None if entries is None else entries[-1][1].customer
+        if before is not None and (claims := self._claims.get(before)) is not None:
+            claims.pop(key, None)
+            if not claims:
+                del self._claims[before]
+        if customer is not None:
+            self._claims.setdefault(customer, {})[key] = None
+
+    def claimed_by(self, customer: str) -> str | None:
+        """The tenant whose customer a Stripe customer was said to be; None: nobody said."""
+        claims = self._claims.get(customer)
+        return None if claims is None else next(iter(claims))[0]
 
     def _fold_mapping(self, record: MappingChange) -> None:
         mapping = record.mapping
@@ -154,6 +172,7 @@ class PushRoutes:
         key = (customer.tenant_id, customer.customer_ref)
         route = customer_route(customer)
         is_named = route.customer is not None or bool(route.items)
+        self._claim(key, route.customer)
         self.attached[key] = is_named
         if is_named or key not in self._customers:
             entries = self._customers.get(key)
@@ -256,6 +275,9 @@ class PushRoutes:
             )
         routes._speaking = {(t, m): (mapping, role) for t, m, mapping, role in speaking}
         routes.attached = {(tenant, ref): value for tenant, ref, value in attached}
+        for key, entries in routes._customers.items():
+            if routes.attached.get(key):
+                routes._claim(key, entries[-1][1].customer)
         return routes
 
 

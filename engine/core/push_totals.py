@@ -10,19 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple, TypeVar
 
-from engine.core.adjustments import effective_value
 from engine.core.billing import Destination, Proven, PushRequest, Resolved, Unresolved
 from engine.core.configured import Mapping
-from engine.core.counters import Counter
 from engine.core.push_ledger import PushLedger
 from engine.core.push_plan import TargetView
 from engine.core.push_records import Lane, Role, Target, series_digest
 from engine.core.push_routes import PushRoutes, Route
-from engine.core.rules import Rules
-from engine.core.shard_state import Series, ShardState
+from engine.core.push_uses import PeriodUse
+from engine.core.shard_state import Series
 
-PERIODS_MAX: Final = 64
-"""Of a series, the newest; older ones are final for years."""
 _SECOND_US: Final = 1_000_000
 _Stamp = tuple[int, int, Proven | None, Proven | None]
 """Of what decides where use goes, beside what Stripe knows of a destination."""
@@ -30,17 +26,6 @@ _Lost = tuple[Role, str, int]
 """(role, Stripe customer, period start)."""
 KeyT = TypeVar("KeyT")
 ItemT = TypeVar("ItemT")
-
-
-class PeriodUse(NamedTuple):
-    """One period of a series: what counts (micros) by the aggregation in force when it began."""
-
-    start_us: int
-    end_us: int
-    micros: int
-    newest_event_us: int
-    hold: str | None = None
-    """Why none of it may be pushed, in words."""
 
 
 class Contribution(NamedTuple):
@@ -61,36 +46,6 @@ class Contribution(NamedTuple):
 
 Resolution = Callable[[Role, Destination], Resolved | Unresolved | None]
 """What is known of a destination; None: not asked yet, and it will be."""
-
-
-def uses_of(state: ShardState, rules: Rules, partition: int, series: Series) -> list[PeriodUse]:
-    """The newest PERIODS_MAX periods of a series in which something counts, newest first."""
-    tenant, metric, _customer = series
-    adjustments = state.adjustments[partition]
-    found: dict[int, tuple[int, Counter | None]] = {}
-    counter = state.counters[partition].get(series)
-    while counter is not None and len(found) < PERIODS_MAX:
-        found[counter.start_us] = (counter.end_us, counter)
-        counter = counter.older
-    for adjustment in adjustments.of_series(series):
-        if adjustment.status == "approved":
-            found.setdefault(adjustment.start_us, (adjustment.end_us, None))
-    uses = []
-    for start_us in sorted(found, reverse=True)[:PERIODS_MAX]:
-        end_us, held = found[start_us]
-        aggregation = rules.aggregation(tenant, metric, start_us)
-        corrections = adjustments.of_counter((*series, start_us))
-        micros = effective_value(held, corrections, aggregation)
-        historic = state.historic[partition].get((*series, start_us))
-        hold = None
-        if historic is not None and aggregation == "sum":
-            micros -= historic
-        elif historic is not None:
-            # What it was without them is not known: neither more nor less may follow from it.
-            hold = "a historic import changed it, and those are never pushed"
-        newest_us = start_us if held is None else held.watermark_us
-        uses.append(PeriodUse(start_us, end_us, micros, newest_us, hold))
-    return uses
 
 
 class _Sum:
@@ -121,6 +76,8 @@ class PushTotals:
         self._mapping = mapping
         self._sums: dict[Target, _Sum] = {}
         self._of_series: dict[Series, tuple[Target, ...]] = {}
+        self._first: dict[tuple[str, str], str] = {}
+        """Of Stripe customers that nobody named and nothing was pushed to: whose use was seen first."""
         self.unroutable: dict[Series, str] = {}
         """Series of mapped metrics that go nowhere, and why."""
         self._users: dict[tuple[Role, Destination], set[Series]] = {}
@@ -355,11 +312,24 @@ class PushTotals:
             return None
         account = destination.connect_account or proven.account
         lane = Lane(account, proven.mode, known.object_id, customer)
+        if self._owner(lane, series[0]) != series[0]:
+            # Never said whose: that another tenant has such a customer is already more than it should know.
+            self.unroutable[series] = f"{customer} belongs to another tenant"
+            return None
         target = Target(lane, route.scale, use.start_us, use.end_us)
         hold = use.hold if is_active else "its mapping is not active"
         if hold is None:
             hold = misfit(route, known, use)
         return Contribution(target, micros, use.newest_event_us, route, known, role, hold)
+
+    def _owner(self, lane: Lane, tenant: str) -> str:
+        """The one tenant that a Stripe customer belongs to: who named it, else who pushed to it first."""
+        claimed = self._routes.claimed_by(lane.customer)
+        if claimed is not None:
+            return claimed
+        key = (lane.account, lane.customer)
+        pushed = self._ledger.owners.get(key)
+        return self._first.setdefault(key, tenant) if pushed is None else pushed
 
     def _wait(self, series: Series, role: Role, destination: Destination) -> None:
         self._waiting[role].setdefault(destination, set()).add(series)

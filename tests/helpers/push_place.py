@@ -133,6 +133,7 @@ class PushPlace:
         """One event, acknowledged when this returns: the verdict."""
         self.sent += 1
         key = more.pop("idempotency_key", f"key-{self.sent}")
+        tenant = more.pop("tenant", "acme")
         sent = SentEvent(
             metric=more.pop("metric", "calls"),
             customer_ref=customer_ref,
@@ -140,9 +141,9 @@ class PushPlace:
             idempotency_key=key,
             **more,
         )
-        row = accept(sent, "acme", None, self.clock.now_us(), EventLimits(4096))
+        row = accept(sent, tenant, None, self.clock.now_us(), EventLimits(4096))
         assert not isinstance(row, Refusal), row
-        offer = meter.offer("acme", [row], 100)
+        offer = meter.offer(tenant, [row], 100)
         await offer.settled()
         return offer.verdicts[0]
 

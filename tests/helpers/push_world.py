@@ -11,7 +11,8 @@ from engine.core.billing import Destination, Proven, Resolved, Unresolved
 from engine.core.push_plan import TargetView
 from engine.core.push_records import PushDecision, Target, series_digest
 from engine.core.push_routes import PushRoutes
-from engine.core.push_totals import PeriodUse, PushTotals
+from engine.core.push_totals import PushTotals
+from engine.core.push_uses import PeriodUse
 from engine.core.shard_state import Series
 from engine.core.times import HOUR_US
 from tests.helpers.pushing import (

@@ -14,7 +14,7 @@ from engine.core.push_baselines import baseline_decision, baseline_need
 from engine.core.push_ledger import PushLedger
 from engine.core.push_records import PushDecision, PushIntent, Target, series_digest
 from engine.core.push_state import PushState
-from engine.core.push_totals import PeriodUse
+from engine.core.push_uses import PeriodUse
 from engine.core.times import HOUR_US, MINUTE_US
 from tests.helpers.push_world import ENDS, World, frozen
 from tests.helpers.pushing import (

@@ -8,7 +8,7 @@ import pytest
 
 from engine.core.configured import Change
 from engine.core.partitions import partition_of
-from engine.core.push_totals import PERIODS_MAX, PeriodUse, uses_of
+from engine.core.push_uses import PERIODS_MAX, PeriodUse, uses_of
 from engine.core.records import AdjustmentChange, AdjustmentMade, PeriodClosing, Row, columns
 from engine.core.shard_state import Series, ShardState
 from engine.core.times import MINUTE_US

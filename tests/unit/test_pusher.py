@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import trio
 import trio.testing
 
+from engine.actors.administration import Administration, By
 from engine.actors.supervisor import Meter
+from engine.core.configured import Customer
+from engine.errors import Conflict
 from tests.helpers.push_place import PushPlace
 
 
@@ -107,3 +111,28 @@ async def test_an_intent_planned_before_its_mapping_changed_is_not_recorded_afte
             await place.map(meter, meter_event_name="seats")
         await trio.sleep(300)
         assert (place.total(meter="calls"), place.total(meter="seats")) == (0, 3)
+
+
+async def test_a_stripe_customer_takes_the_usage_of_one_tenant_only(
+    autojump_clock: trio.testing.MockClock,  # noqa: ARG001 - so that waiting takes no time
+) -> None:
+    place = PushPlace()
+    async with place.running() as meter:
+        await place.map(meter)
+        await place.map(meter, id="map_umbra", tenant_id="umbra")
+        await place.use(meter, 3)
+        await trio.sleep(60)
+        await place.use(meter, 40, tenant="umbra")
+        await trio.sleep(60)
+        assert place.total() == 3
+        assert meter.started.pusher.unroutable("umbra") == [
+            ("umbra", "calls", "cus_anna", "cus_anna belongs to another tenant")
+        ]
+        assert [one.tenant for one in await meter.started.pusher.targets(None)] == ["acme"]
+    async with place.running() as meter:
+        await trio.sleep(60)
+        assert place.total() == 3
+        administration = Administration(meter, bytes(32))
+        anna = Customer(tenant_id="umbra", customer_ref="anna", stripe_customer_id="cus_anna")
+        with pytest.raises(Conflict, match="another tenant"):
+            await administration.put_customer(anna, By("test", None))
