@@ -6,7 +6,8 @@
            └ key merger, snapshotter,   follow the log
              retention, eraser,
              period closer, indexer,
-             operations
+             operations, pusher,
+             reconciler
               └ HTTP                    opens first and answers 503 until recovery is done
 
 It starts from the inside (the socket) and stops from the inside: HTTP answers what is in flight, the followers are
@@ -36,6 +37,7 @@ from engine.actors.operations import OperationRunner
 from engine.actors.period_closer import PeriodCloser
 from engine.actors.push_desk import PushDesk
 from engine.actors.pusher import Pusher
+from engine.actors.reconciler import RECON_DEFAULTS, Reconciler, ReconOptions
 from engine.actors.recovery import Progress, Recovered
 from engine.actors.retention import Retention
 from engine.actors.shard import Shard
@@ -79,6 +81,7 @@ class MeterOptions:
     """Bodies of older events in closed periods are dropped; 0: never, unless a person asks."""
     push_interval_us: int = 60_000_000
     """At most one push per target in this time."""
+    reconcile: ReconOptions = RECON_DEFAULTS
     is_read_only: bool = False
     """Nothing is appended and nothing follows the log: for a look at what would be. The log may be read-only too."""
     is_indexing: bool = True
@@ -207,6 +210,7 @@ class Meter:
                 followers.start_soon(started.indexer.run)
             if self._billing is not None:
                 followers.start_soon(started.push.run)
+                followers.start_soon(started.reconciler.run)
             followers.start_soon(started.retention.run)
             followers.start_soon(started.eraser.run)
         started.snapshotter.log_grew(writer.published_sequence)
@@ -250,6 +254,7 @@ class Meter:
         )
         as_of = self._past(writer)
         pusher = self._make_pusher(writer, closer)
+        desk = PushDesk(pusher, self.clock)
         retention, eraser = self._keepers(writer, snapshotter, indexer, operations.asking)
         return _Started(
             writer,
@@ -263,7 +268,8 @@ class Meter:
             retention,
             eraser,
             pusher,
-            PushDesk(pusher, self.clock),
+            desk,
+            self._make_reconciler(pusher, desk),
         )
 
     def _past(self, writer: LogWriter) -> AsOf:
@@ -274,6 +280,17 @@ class Meter:
             clock=self.clock,
             run_blocking=self.run_blocking,
             published_sequence=lambda: writer.published_sequence,
+        )
+
+    def _make_reconciler(self, pusher: Pusher, desk: PushDesk) -> Reconciler:
+        return Reconciler(
+            pusher,
+            desk,
+            registry=lambda: self.registry,
+            shards=self.shards,
+            clock=self.clock,
+            ids=self.ids,
+            options=self.options.reconcile,
         )
 
     def _make_pusher(self, writer: LogWriter, closer: PeriodCloser) -> Pusher:
@@ -377,6 +394,7 @@ class Meter:
         started.indexer.feed(group, next_sequence)
         if self._billing is not None:
             started.push.feed(group)
+            started.reconciler.feed(group)
 
     def _control_state(self) -> ControlState:
         return ControlState(
@@ -475,3 +493,4 @@ class _Started:
     push: Pusher
     pusher: PushDesk
     """What people ask of pushing."""
+    reconciler: Reconciler

@@ -303,10 +303,12 @@ def suspect(
     before: Suspicion | None, issue: Issue, reading: str | None, *, now_us: int, lag_us: int
 ) -> tuple[bool, Suspicion]:
     """Whether a difference is worth a word now, and what to remember of it."""
-    fresh = Suspicion(issue.cause, now_us, issue.level)
+    # Where an excess comes from is looked for once it is worth a word: until then it is foreign.
+    cause: Cause = "foreign" if issue.cause == "duplicate" else issue.cause
+    fresh = Suspicion(cause, now_us, issue.level)
     if issue.is_proven:
         return True, fresh
-    if before is None or before.cause != issue.cause:
+    if before is None or before.cause != cause:
         return False, fresh
     if before.level is not None and reading is not None and Fraction(reading) >= before.level:
         return False, fresh  # What was missing then is there: the summary is catching up.

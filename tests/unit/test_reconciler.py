@@ -1,0 +1,87 @@
+"""The reconciler end to end in memory, against the Stripe simulator: each cause is found, and none invented."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from itertools import combinations
+
+import pytest
+import trio
+import trio.testing
+
+from engine.actors.supervisor import Meter
+from tests.helpers.recon_causes import CAUSES, expected_of, found_of
+from tests.helpers.recon_place import ReconPlace, causes
+
+Story = Callable[[ReconPlace, Meter], Awaitable[None]]
+
+
+def told(story: Story, place: ReconPlace | None = None) -> None:
+    """Run a story in virtual time, with `calls` mapped to the meter of that name."""
+
+    async def run() -> None:
+        made = place or ReconPlace()
+        async with made.running() as meter:
+            await made.map(meter)
+            await story(made, meter)
+
+    trio.run(run, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def test_what_agrees_is_confirmed_and_nothing_is_said() -> None:
+    async def story(place: ReconPlace, meter: Meter) -> None:
+        await place.use(meter, 30)
+        await place.until_looked(meter)
+        assert causes(meter) == set()
+        (mark,) = meter.push.findings.marks.values()
+        assert (mark.confirmed, mark.plus, mark.minus) == ("30", 0, 0)
+
+    told(story)
+
+
+def test_foreign_usage_is_told_at_the_second_look_and_taken_back() -> None:
+    async def story(place: ReconPlace, meter: Meter) -> None:
+        await place.use(meter, 30)
+        await place.until_looked(meter)
+        await place.foreign(5)
+        await meter.started.reconciler.start(None).ended.wait()
+        await place.until_looked(meter)
+        assert causes(meter) == {("foreign", "-5")}
+        (found,) = meter.push.findings.open.values()
+        await place.apply(meter, found.id)
+        await place.until_looked(meter)
+        assert causes(meter) == set()
+        assert place.total() == 30
+
+    told(story)
+
+
+def found_after(*names: str) -> set[tuple[str, str, str]]:
+    """What is found when each of these happens to a customer of its own."""
+    found: set[tuple[str, str, str]] = set()
+
+    async def story(place: ReconPlace, meter: Meter) -> None:
+        customers = [f"cus_{number}{name.replace('_', '')}" for number, name in enumerate(names)]
+        for customer in customers:
+            await place.use(meter, 30, customer)
+        await place.until_looked(meter)
+        assert found_of(meter) == set()
+        for name, customer in zip(names, customers, strict=True):
+            await CAUSES[name].inject(place, meter, customer)
+        await place.until_looked(meter)
+        await place.until_looked(meter)
+        found.update(found_of(meter))
+
+    told(story)
+    return found
+
+
+@pytest.mark.parametrize("name", CAUSES)
+def test_each_cause_alone_is_found_and_nothing_else(name: str) -> None:
+    assert found_after(name) == expected_of(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("names", list(combinations(CAUSES, 2)), ids="-".join)
+def test_each_pair_of_causes_is_found_and_nothing_else(names: tuple[str, str]) -> None:
+    assert found_after(*names) == expected_of(*names)
