@@ -105,6 +105,7 @@ class Administration:
     async def create_mapping(self, draft: Mapping, by: By, wanted: Wanted = _AS_USUAL) -> Changed:
         """Record a new mapping; its id and times are given here. Raises Refused or Conflict."""
         check_mapping(draft)
+        await push_effects.refuse_unfit(self._meter, draft)
         async with self._meter.change_lock:
             self._require_ready()
             now_us = self._meter.clock.now_us()
@@ -124,6 +125,7 @@ class Administration:
     async def update_mapping(self, mapping: Mapping, by: By, wanted: Wanted = _AS_USUAL) -> Changed:
         """Record what a mapping is now. Raises Refused, Conflict (id, tenant and metric never change), NotFound."""
         check_mapping(mapping)
+        await push_effects.refuse_unfit(self._meter, mapping)
         async with self._meter.change_lock:
             self._require_ready()
             old = self.mapping(mapping.id, mapping.tenant_id)

@@ -13,6 +13,7 @@ import msgspec
 import trio
 
 from engine.actors.supervisor import Meter
+from engine.core.billing import Destination, Unresolved
 from engine.core.configured import Customer, Cutover, Mapping, PushEffect
 from engine.core.periods import next_boundary
 from engine.core.push_records import ROWS_PER_DECISION_MAX, PushDecision, Role, series_digest
@@ -27,8 +28,30 @@ from engine.core.shard_state import Series
 from engine.core.times import INSTANT_US_MIN
 from engine.errors import Conflict
 
+UNFIT_SECONDS_MAX: Final = 3.0
 _ROLES: Final[tuple[Role, Role]] = ("main", "shadow")
 _Row = tuple[bytes, int, str]
+
+
+async def refuse_unfit(meter: Meter, mapping: Mapping) -> None:
+    """Raises Conflict for a meter that differences can't be pushed to, as far as Stripe says so in time.
+
+    What can't be asked now, or is not there yet, is found out when it is pushed.
+    """
+    role: Role = "shadow" if mapping.shadow else "main"
+    connection = meter.started.push.connections.get(role)
+    route = mapping_route(mapping)
+    if not mapping.active or not route.names_something or connection is None:
+        return
+    if connection.proven is None:
+        return
+    destination = Destination(
+        route.driver, route.event_name, route.item, route.price, None, route.connect_account
+    )
+    with trio.move_on_after(UNFIT_SECONDS_MAX):
+        found = await connection.billing.resolve(destination)
+        if isinstance(found, Unresolved) and found.is_unfit:
+            raise Conflict(found.reason)
 
 
 class PushChange(NamedTuple):

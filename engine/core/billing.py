@@ -144,6 +144,8 @@ class Unresolved(NamedTuple):
     is_stopped: bool = False
     """It existed and is gone: a deleted customer, an ended subscription, an archived meter."""
     after_us: int | None = None
+    is_unfit: bool = False
+    """It is there, and is of a kind that differences can't be pushed to."""
 
 
 class Reading(NamedTuple):

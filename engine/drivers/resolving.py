@@ -186,12 +186,14 @@ def _meter_flaw(meter: Meter) -> Unresolved | None:
     if meter.default_aggregation.formula != "sum":
         return Unresolved(
             f"meter {meter.id} ({meter.event_name}) has the formula {meter.default_aggregation.formula!r}: "
-            "differences only add up with `sum`; create a meter with `sum`"
+            "differences only add up with `sum`; create a meter with `sum`",
+            is_unfit=True,
         )
     if meter.event_time_window is not None:
         return Unresolved(
             f"meter {meter.id} ({meter.event_name}) has an event time window ({meter.event_time_window}): "
-            "events in one window replace each other; create a meter without"
+            "events in one window replace each other; create a meter without",
+            is_unfit=True,
         )
     return None
 

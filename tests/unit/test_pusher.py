@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 import trio
 import trio.testing
 
 from engine.actors.administration import Administration, By
 from engine.actors.supervisor import Meter
-from engine.core.configured import Customer
+from engine.core.configured import Customer, Mapping
 from engine.errors import Conflict
+from gateway.simulator.wire import Request
 from tests.helpers.push_place import PushPlace
 
 
@@ -136,3 +138,26 @@ async def test_a_stripe_customer_takes_the_usage_of_one_tenant_only(
         anna = Customer(tenant_id="umbra", customer_ref="anna", stripe_customer_id="cus_anna")
         with pytest.raises(Conflict, match="another tenant"):
             await administration.put_customer(anna, By("test", None))
+
+
+@pytest.mark.parametrize("formula", ["last", "count"])
+async def test_a_meter_that_differences_do_not_add_up_in_is_refused_at_its_mapping(
+    autojump_clock: trio.testing.MockClock,  # noqa: ARG001 - so that waiting takes no time
+    formula: str,
+) -> None:
+    place = PushPlace()
+    made = Request(
+        "POST",
+        "/v1/billing/meters",
+        body=f"display_name=x&event_name=odd&default_aggregation[formula]={formula}".encode(),
+    )
+    assert place.stripe.handle(made).status == 200
+    async with place.running() as meter:
+        await trio.sleep(10)
+        administration = Administration(meter, bytes(32))
+        mapping = Mapping(id="", tenant_id="acme", metric="calls", meter_event_name="odd")
+        with pytest.raises(Conflict, match="sum"):
+            await administration.create_mapping(mapping, By("test", None))
+        assert meter.registry.mappings == {}
+        later = msgspec.structs.replace(mapping, meter_event_name="not-there-yet")
+        await administration.create_mapping(later, By("test", None))
