@@ -18,6 +18,7 @@ from engine.actors.corrections import Corrections
 from engine.actors.price_book import PriceBook
 from engine.actors.projections import Projections
 from engine.actors.replays import Replays
+from engine.actors.simulations import SimulationDesk
 from engine.actors.supervisor import Meter
 from engine.config import Settings
 from engine.ports import Clock
@@ -58,6 +59,7 @@ class Gateway:
     certifier: Certifier | None = field(init=False, default=None)
     prices: PriceBook = field(init=False)
     projections: Projections = field(init=False)
+    simulations: SimulationDesk = field(init=False)
     streams: Streams = field(init=False)
     seen_events: SeenEvents = field(default_factory=SeenEvents)
     """Webhooks of Stripe's that were dealt with."""
@@ -73,6 +75,7 @@ class Gateway:
         self.audit = AuditReader(self.meter)
         self.prices = PriceBook(self.meter)
         self.projections = Projections(self.meter, self.prices)
+        self.simulations = SimulationDesk(self.meter)
         if self.signer is not None:
             self.certifier = certifier_of(self.meter, self.signer)
         self.free_bytes = partial(free_bytes_of, self.settings.data_path)

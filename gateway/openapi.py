@@ -29,6 +29,7 @@ TAGS: Final[dict[str, str]] = {
     "customers": "What is known of a customer beyond its usage.",
     "pushes": "What Stripe was told of it, and what waits for a decision.",
     "parity": "Proof that what Stripe will bill is what was used.",
+    "simulations": "What usage would cost: scenarios, their runs, and recorded usage at another price.",
     "webhooks": "What Stripe tells us.",
     "adjustments": "Corrections of what was counted, and decisions on late events.",
     "erasures": "Take a customer's name out of everything; totals stay.",

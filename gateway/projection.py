@@ -15,6 +15,7 @@ from msgspec import UNSET, UnsetType
 
 from engine.actors.price_book import KnownPrice
 from engine.actors.projections import Asked, Estimate, ProjectedLine, sum_of
+from engine.core.exact_json import exact_json, number
 from engine.core.extrapolation import Method
 from engine.core.quantities import to_json
 from engine.core.rules import Rules
@@ -27,7 +28,7 @@ from engine.pricing.invoice import LineItem
 from engine.pricing.money import plain
 from gateway import parameters
 from gateway.as_of import AS_OF, AsOfField, view_of
-from gateway.exact_json import NULL, Money, MoneyOrNull, PriceText, exact_json, number
+from gateway.money_shapes import NULL, Money, MoneyOrNull, PriceDocument
 from gateway.problems import Problem, wrong_fields
 from gateway.routes import Answer, Call
 from gateway.shapes import CustomerRef, Instant, MetricName, Period, Quantity, TenantId
@@ -73,7 +74,7 @@ class PriceView(msgspec.Struct, rename="camel", kw_only=True):
             )
         ),
     ]
-    config: PriceText
+    config: PriceDocument
     unit: Annotated[
         Literal["billable", "used"],
         msgspec.Meta(
@@ -333,7 +334,7 @@ def price_view(price: KnownPrice, now_us: int, *, as_string: bool) -> PriceView:
     read_us = price.read_at_us
     return PriceView(
         source=price.source,
-        config=exact_json(price_document(price.config), as_string=as_string),
+        config=msgspec.Raw(exact_json(price_document(price.config), as_string=as_string)),
         unit="used" if price.scale is None else "billable",
         stripe_scale=price.scale,
         price_id=price.price_id,

@@ -1,10 +1,20 @@
-"""Routes of pricing: what usage costs and will cost. Rows of the table (gateway.table); it must not know how they are served."""
+"""Rows of the table of routes (gateway.table) about pricing: projections, scenarios, runs, backtests.
+
+It must not know how a row is served.
+"""
 
 from __future__ import annotations
 
 from typing import Final
 
-from gateway import projection
+from engine.core.simulation_records import DOCUMENT_CHARS_MAX
+from engine.core.simulations import (
+    RUNS_CHARS_MAX,
+    RUNS_MAX,
+    SCENARIOS_CHARS_MAX,
+    SCENARIOS_MAX,
+)
+from gateway import parameters, projection, simulation_shapes, simulations
 from gateway.routes import Route
 
 PROJECTION: Final = (
@@ -29,4 +39,156 @@ PROJECTION: Final = (
     ),
 )
 
-PRICING: Final = PROJECTION
+_LISTED: Final = (parameters.LIMIT, parameters.OFFSET, parameters.CURSOR)
+_SCENARIOS: Final = "/v1/simulations/scenarios"
+_BOUNDS: Final = (
+    f"A tenant keeps {SCENARIOS_MAX} scenarios, {SCENARIOS_CHARS_MAX >> 20} MiB together; a scenario has at most "
+    f"{DOCUMENT_CHARS_MAX} characters."
+)
+_KEPT: Final = (
+    f"Of each tenant the newest {RUNS_MAX} are kept, {RUNS_CHARS_MAX >> 20} MiB together."
+)
+
+SCENARIOS: Final = (
+    Route(
+        method="GET",
+        path=_SCENARIOS,
+        handler=simulations.list_scenarios,
+        tag="simulations",
+        summary="List scenarios",
+        scope="simulation:read",
+        tenancy="required",
+        parameters=(parameters.TENANT, *_LISTED),
+        response=simulation_shapes.ScenarioList,
+    ),
+    Route(
+        method="POST",
+        path=_SCENARIOS,
+        handler=simulations.create_scenario,
+        tag="simulations",
+        summary="Keep a scenario",
+        description=f"Everything that is wrong in it is named, field by field. {_BOUNDS}",
+        scope="simulation:write",
+        tenancy="required",
+        parameters=(parameters.TENANT,),
+        request=simulation_shapes.ScenarioBody,
+        response=simulation_shapes.ScenarioView,
+        status=201,
+        errors=(409,),
+    ),
+    Route(
+        method="GET",
+        path=f"{_SCENARIOS}/{{id}}",
+        handler=simulations.get_scenario,
+        tag="simulations",
+        summary="One scenario",
+        scope="simulation:read",
+        tenancy="required",
+        parameters=(parameters.TENANT,),
+        response=simulation_shapes.ScenarioView,
+        errors=(404,),
+    ),
+    Route(
+        method="PUT",
+        path=f"{_SCENARIOS}/{{id}}",
+        handler=simulations.update_scenario,
+        tag="simulations",
+        summary="Change a scenario",
+        description="Fields given replace, fields left out stay, null clears. Runs that were made stay as they are.",
+        scope="simulation:write",
+        tenancy="required",
+        parameters=(parameters.TENANT,),
+        request=simulation_shapes.ScenarioBody,
+        response=simulation_shapes.ScenarioView,
+        errors=(404, 409),
+    ),
+    Route(
+        method="DELETE",
+        path=f"{_SCENARIOS}/{{id}}",
+        handler=simulations.delete_scenario,
+        tag="simulations",
+        summary="Delete a scenario; its runs stay",
+        scope="simulation:write",
+        tenancy="required",
+        parameters=(parameters.TENANT,),
+        status=204,
+        errors=(404,),
+    ),
+)
+
+RUNS: Final = (
+    Route(
+        method="GET",
+        path="/v1/simulations/runs",
+        handler=simulations.list_runs,
+        tag="simulations",
+        summary="List runs, the newest first",
+        description=_KEPT,
+        scope="simulation:read",
+        tenancy="required",
+        parameters=(
+            parameters.TENANT,
+            parameters.text("scenarioId", "Only of this scenario."),
+            parameters.text("batchId", "Only of this batch."),
+            parameters.choice("passed", "Only those that passed, or did not.", ("true", "false")),
+            parameters.NUMBERS,
+            *_LISTED,
+        ),
+        response=simulation_shapes.RunList,
+    ),
+    Route(
+        method="POST",
+        path="/v1/simulations/runs",
+        handler=simulations.create_run,
+        tag="simulations",
+        summary="Compute a scenario's invoice and compare it with what is expected",
+        description=_KEPT,
+        scope="simulation:write",
+        tenancy="required",
+        parameters=(parameters.TENANT, parameters.NUMBERS),
+        request=simulation_shapes.RunBody,
+        response=simulation_shapes.RunView,
+        status=201,
+        errors=(404,),
+    ),
+    Route(
+        method="GET",
+        path="/v1/simulations/runs/{id}",
+        handler=simulations.get_run,
+        tag="simulations",
+        summary="One run with its result",
+        scope="simulation:read",
+        tenancy="required",
+        parameters=(parameters.TENANT, parameters.NUMBERS),
+        response=simulation_shapes.RunView,
+        errors=(404,),
+    ),
+    Route(
+        method="POST",
+        path="/v1/simulations/batch",
+        handler=simulations.create_batch,
+        tag="simulations",
+        summary="Run several scenarios: all of them, or none",
+        scope="simulation:write",
+        tenancy="required",
+        parameters=(parameters.TENANT, parameters.NUMBERS),
+        request=simulation_shapes.BatchBody,
+        response=simulation_shapes.BatchView,
+        status=201,
+        errors=(404,),
+    ),
+    Route(
+        method="GET",
+        path="/v1/simulations/batch/{id}",
+        handler=simulations.get_batch,
+        tag="simulations",
+        summary="One batch and how its runs went",
+        scope="simulation:read",
+        tenancy="required",
+        parameters=(parameters.TENANT, parameters.NUMBERS),
+        response=simulation_shapes.BatchView,
+        errors=(404,),
+    ),
+)
+
+PRICING: Final = PROJECTION + SCENARIOS + RUNS

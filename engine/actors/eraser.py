@@ -103,6 +103,7 @@ class Eraser:
     def customers_of(self, tenant: str) -> list[str]:
         """Every customer of a tenant that anything is known of, sorted."""
         found = set(self._registry.customers.get(tenant, ()))
+        found |= self._registry.simulations.of(tenant).customers()
         for shard in self._shards:
             for table in shard.state.counters.values():
                 found |= {customer for owner, _, customer in table if owner == tenant}
@@ -112,6 +113,8 @@ class Eraser:
 
     def _is_known(self, tenant: str, name: str) -> bool:
         if self._registry.customer(tenant, name) is not None:
+            return True
+        if name in self._registry.simulations.of(tenant).customers():
             return True
         partition = partition_of(tenant, name)
         for shard in self._shards:

@@ -30,6 +30,7 @@ from engine.core.records import (
     ReplayApply,
     SettingsChange,
 )
+from engine.core.simulation_records import Simulation
 
 ENTRIES_MAX: Final = 1_000_000
 TARGETS_MAX: Final = 4_000_000
@@ -103,6 +104,12 @@ def subject_of(record: ControlRecord) -> Subject | None:
             return Subject(None, record.actor, "log.restored", ("log",), None)
         case PushDecision() | PushOutcome() | PushIntent():
             return _of_push(record)
+        case Simulation():
+            if record.action not in ("set", "delete"):
+                return None  # a run changes nothing, and is kept where it is asked for
+            change, target = record.change, f"scenario:{record.id}"
+            action = f"scenario.{record.action}"
+            return Subject(record.tenant_id, change.actor, action, (target,), change.request_id)
         case Finding():
             # What was found is by the thousand, and in the reports; what was decided or repaired is here.
             if record.action not in ("accept", "apply"):

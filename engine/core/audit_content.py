@@ -27,6 +27,7 @@ from engine.core.records import (
     ReplayApply,
     SettingsChange,
 )
+from engine.core.simulation_records import Simulation
 from engine.core.times import format_instant
 
 Content = dict[str, Any]
@@ -100,6 +101,8 @@ def after_of(record: ControlRecord) -> Content | None:
             return {"number": record.number, "result": record.result}
         case Finding():
             return _of_finding(record)
+        case Simulation():
+            return {"name": record.name} if record.action == "set" else None
         case PushIntent():
             return None
         case SettingsChange() | PeriodClosing():

@@ -117,6 +117,8 @@ def erased_control(record_type: int, data: bytes, tenant: str, names: Names) -> 
         tree = _decode_any(data)
         if record_type == RecordType.OPERATION:
             changed = _erase_operation(tree, tenant, names)
+        elif record_type == RecordType.SIMULATION:
+            changed = _erase_simulation(tree, tenant, names)
         else:
             changed = _erase_tree(tree, None, tenant, names)
     except (msgspec.MsgspecError, ValueError, TypeError) as error:
@@ -162,6 +164,16 @@ def _erase_operation(tree: Any, tenant: str, names: Names) -> bool:
     if changed:
         tree["payload"] = _encode(payload)
     return changed
+
+
+def _erase_simulation(tree: Any, tenant: str, names: Names) -> bool:
+    """A scenario or run about a customer is free text about them: nothing but its ids and time stays."""
+    if tree.get("tenantId") != tenant or tree.get("customerRef") not in names:
+        return False
+    tree["customerRef"] = names[tree["customerRef"]]
+    for field in ("name", "document", "result"):
+        tree.pop(field, None)
+    return True
 
 
 def nameless(data: bytes) -> bytes:

@@ -21,6 +21,7 @@ from engine.core.finding_records import FINDING_TYPES, Finding
 from engine.core.keeping import KEEPING_TYPES, KeepingRecord
 from engine.core.push_records import PUSH_TYPES, PushRecord
 from engine.core.quantities import pack, unpack_ext
+from engine.core.simulation_records import SIMULATION_TYPES, Simulation
 
 KEY_BYTES: Final = 16
 FINGERPRINT_BYTES: Final = 16
@@ -408,6 +409,7 @@ ControlRecord = (
     | KeepingRecord
     | PushRecord
     | Finding
+    | Simulation
 )
 CONTROL_TYPES: Final[dict[int, type[ControlRecord]]] = {
     RecordType.GENESIS: Genesis,
@@ -422,6 +424,7 @@ CONTROL_TYPES: Final[dict[int, type[ControlRecord]]] = {
     **KEEPING_TYPES,
     **PUSH_TYPES,
     **FINDING_TYPES,
+    **SIMULATION_TYPES,
 }
 _TYPE_OF: Final = {struct: record_type for record_type, struct in CONTROL_TYPES.items()}
 _DECODERS: Final = {

@@ -27,6 +27,8 @@ from engine.core.records import (
     ReplayApply,
     SettingsChange,
 )
+from engine.core.simulation_records import Simulation
+from engine.core.simulations import SavedTenant, Simulations
 from engine.core.times import INSTANT_US_MIN, format_instant
 from engine.errors import Gone
 
@@ -57,6 +59,7 @@ class Registry:
         """Those that were begun and have not ended."""
         self.erased: dict[str, str] = {}
         """The newest ERASED_MAX that ended, oldest first, to their tenants."""
+        self.simulations = Simulations()
         self.checkpoint: CheckpointChange | None = None
         """The newest committed one: bodies before its position may be gone."""
 
@@ -92,6 +95,8 @@ class Registry:
                     del plans[next(iter(plans))]
             case EraseChange():
                 self._fold_erasure(record)
+            case Simulation():
+                self.simulations.fold(record)
             case CheckpointChange():
                 if record.action == "commit":
                     self.checkpoint = record
@@ -146,6 +151,7 @@ class Registry:
                     updated_at_us=customer.updated_at_us,
                 )
         self.operations.rename(tenant, names)
+        self.simulations.rename(tenant, names)
 
     def _fold_mapping(self, record: MappingChange) -> None:
         mapping = record.mapping
@@ -199,6 +205,7 @@ class Registry:
                 "erasures": list(self.erasures.values()),
                 "erased": self.erased,
                 "checkpoint": self.checkpoint,
+                "simulations": self.simulations.state(),
             }
         )
 
@@ -217,6 +224,7 @@ class Registry:
             of = registry.customers.setdefault(customer.tenant_id, {})
             of[customer.customer_ref] = customer
         registry.operations = Operations.restore(saved.operations)
+        registry.simulations = Simulations.restore(saved.simulations)
         for key in saved.api_keys:
             registry.api_keys[key.id] = key
             registry._by_prefix[key.prefix] = key.id
@@ -248,3 +256,4 @@ class _Saved(msgspec.Struct, rename="camel"):
     erasures: list[Erasure] = []
     erased: dict[str, str] = {}
     checkpoint: CheckpointChange | None = None
+    simulations: list[SavedTenant] = []

@@ -22,6 +22,21 @@ from tests.helpers.served import ADMIN_KEY, START_US, Served, bearer, served
 GUARDED = [route for route in ROUTES if route.scope is not None]
 OPEN = [route for route in ROUTES if route.scope is None]
 by_route = pytest.mark.parametrize("route", GUARDED, ids=lambda r: f"{r.method} {r.path}")
+SCENARIO_INPUTS: dict[str, Any] = {
+    "customerId": "umbra-customer",
+    "periodStart": "2026-01-01",
+    "periodEnd": "2026-02-01",
+    "usageItems": [
+        {
+            "metric": "umbras_metric",
+            "quantity": 5,
+            "priceConfig": {"model": "flat", "currency": "USD", "unitPrice": 1},
+        }
+    ],
+}
+UMBRAS_INPUTS = SCENARIO_INPUTS | {
+    "usageItems": [SCENARIO_INPUTS["usageItems"][0] | {"quantity": 777}]
+}
 SECRET_WORDS = ("umbra", "umbras_metric", "umbra-customer", "cus_umbra")
 
 
@@ -83,6 +98,18 @@ async def umbras_things(server: Served) -> dict[str, str]:
         headers=admin,
     )
     assert adjustment.status_code == 201, adjustment.text
+    scenario = {"name": "umbras_metric", "inputs": UMBRAS_INPUTS}
+    simulated = {}
+    for kind, body in (
+        ("scenarios", scenario),
+        ("runs", {"scenario": scenario}),
+        ("batch", {"scenarios": [scenario]}),
+    ):
+        made = await server.client.post(
+            f"/v1/simulations/{kind}", json={"tenantId": "umbra"} | body, headers=admin
+        )
+        assert made.status_code == 201, made.text
+        simulated[f"/v1/simulations/{kind}/{{id}}"] = made.json()["id"]
     runner = server.gateway.meter.started.operations
     one = runner.find(backfill.json()["operationId"], "umbra", "backfill")
     while one.is_open:
@@ -95,13 +122,14 @@ async def umbras_things(server: Served) -> dict[str, str]:
         "pushes": targets[0].id,
         "admin": key.json()["id"],
         "erasures": erasure.json()["erasureId"],
+        **simulated,
     }
 
 
 def request_of(route: Route, ids: dict[str, str], tenant: str | None) -> dict[str, Any]:
     """A request to a route that would be right for the tenant umbra."""
     path = route.path.replace("{customerRef}", "umbra-customer")
-    path = path.replace("{id}", ids.get(route.tag, "none"))
+    path = path.replace("{id}", ids.get(route.path, ids.get(route.tag, "none")))
     query = {
         "customerRef": "umbra-customer",
         "metric": "umbras_metric",
@@ -127,6 +155,11 @@ def request_of(route: Route, ids: dict[str, str], tenant: str | None) -> dict[st
             "baseline": "period",
             "into": "credit",
             "delivered": True,
+            "inputs": SCENARIO_INPUTS,
+            "scenario": {"inputs": SCENARIO_INPUTS},
+            "scenarios": [{"inputs": SCENARIO_INPUTS}],
+            "since": "2026-01-01T00:00:00Z",
+            "priceConfig": SCENARIO_INPUTS["usageItems"][0]["priceConfig"],
             "events": [
                 {"metric": "m", "customerRef": "c", "quantity": 1, "idempotencyKey": "x"}
                 | ({"tenantId": tenant} if tenant else {})
@@ -210,6 +243,10 @@ async def test_another_tenants_things_are_never_shown_or_changed(
     assert registry.api_keys[ids["admin"]].revoked_at_us is None
     assert [k.name for k in registry.api_keys.values() if k.tenant_id == "umbra"] == ["umbras"]
     assert registry.customers["umbra"]["umbra-customer"].stripe_customer_id == "cus_umbra"
+    assert list(registry.simulations.of("umbra").scenarios) == [
+        ids["/v1/simulations/scenarios/{id}"]
+    ]
+    assert registry.simulations.of("umbra").runs.keys() >= {ids["/v1/simulations/runs/{id}"]}
 
 
 @pytest.mark.parametrize("route", OPEN, ids=lambda r: r.path)

@@ -247,6 +247,28 @@ async def ask_for_prices(server: Served, ask: Any, tenant: dict[str, str]) -> No
     await ask("POST", "/v1/usage/projection", json=body, params={"numbers": "string", "asOf": "9"})
     await ask("POST", "/v1/usage/projection", json=body | {"periodStart": "2025-12-01"})
     await ask("POST", "/v1/usage/projection", json=body | {"periodEnd": "2025-12-01"})
+    item = {"metric": "m", "quantity": "1.5", "priceConfig": price}
+    inputs = {"customerId": "c/1", "periodStart": "2026-01-01", "periodEnd": "2026-02-01"}
+    scenario = {"name": "n", "description": "d", "inputs": inputs | {"usageItems": [item]}}
+    scenario |= {"expected": {"total": 2}, "tolerances": {"total": 1}, "metadata": {"tags": ["t"]}}
+    at = "/v1/simulations"
+    made = await ask("POST", f"{at}/scenarios", json=tenant | scenario)
+    await ask("POST", f"{at}/scenarios", json=tenant | {"inputs": {}})
+    one = f"{at}/scenarios/{made['id']}"
+    await ask("GET", f"{at}/scenarios", params=tenant)
+    await ask("GET", f"{at}/scenarios/{{id}}", one, params=tenant)
+    await ask("PUT", f"{at}/scenarios/{{id}}", one, json=tenant | {"tolerances": None})
+    run = await ask("POST", f"{at}/runs", json=tenant | {"scenarioId": made["id"], "name": "r"})
+    assert [one["field"] for one in run["comparison"]["differences"]] == ["total"]
+    await ask("POST", f"{at}/runs", json=tenant | {"scenario": scenario, "name": "r"})
+    await ask("POST", f"{at}/runs", json=tenant)
+    await ask("GET", f"{at}/runs", params=tenant | {"numbers": "string"})
+    await ask("GET", f"{at}/runs/{{id}}", f"{at}/runs/{run['id']}", params=tenant)
+    many = {"scenarioIds": [made["id"]], "scenarios": [scenario], "name": "b"}
+    batch = await ask("POST", f"{at}/batch", json=tenant | many)
+    await ask("GET", f"{at}/batch/{{id}}", f"{at}/batch/{batch['id']}", params=tenant)
+    await ask("DELETE", f"{at}/scenarios/{{id}}", one, params=tenant)
+    await ask("GET", f"{at}/scenarios/{{id}}", one, params=tenant)
 
 
 async def ask_for_keeping(ask: Any, tenant: dict[str, str]) -> None:
