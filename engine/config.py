@@ -14,6 +14,7 @@ from __future__ import annotations
 import difflib
 import ipaddress
 from collections.abc import Mapping
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
@@ -63,6 +64,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     stripe_meter_events_base: str | None
     simulator: Literal["auto", "on", "off"]
     push_interval_us: int
+    reconcile_interval_us: int
+    reconcile_lag_us: int
+    epsilon: Fraction
+    """Of a total: the difference that is tolerated in an open period."""
+    anchor: str | None
+    """A file, a web address or a bucket; None: there are no anchors."""
+    anchor_interval_us: int
+    aws_access_key_id: str | None
+    aws_secret_access_key: str | None
+    aws_session_token: str | None
+    aws_region: str
+    aws_endpoint_url_s3: str | None
+    """None: Amazon's own."""
 
     @property
     def auth_required(self) -> bool:
@@ -159,8 +173,7 @@ def sources(
 RESERVED: Final = frozenset(
     PREFIX + name
     for name in (
-        "RECONCILE_INTERVAL_SECONDS", "RECONCILE_LAG_SECONDS",
-        "EPSILON", "SMTP_URL", "ALERT_FROM", "URL", "API_KEY",
+        "SMTP_URL", "ALERT_FROM", "URL", "API_KEY",
     )
 )  # fmt: skip
 """Names of the product that no part of this server reads: of its clients, or of parts that are not installed.

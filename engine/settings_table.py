@@ -31,6 +31,13 @@ CORS_ORIGINS_MAX: Final = 100
 PUSH_INTERVAL_SECONDS_MIN: Final = Fraction(1, 100)
 PUSH_INTERVAL_SECONDS_MAX: Final = 86_400
 """A target that is pushed less often than daily would meet an invoice with a day's usage missing."""
+ANCHOR_INTERVAL_SECONDS_MIN: Final = Fraction(1, 10)
+ANCHOR_INTERVAL_SECONDS_MAX: Final = 86_400
+"""What was acknowledged since the last anchor can be cut off unseen: a day of it is the most one may want."""
+RECONCILE_SECONDS_MIN: Final = Fraction(1, 100)
+RECONCILE_INTERVAL_SECONDS_MAX: Final = 86_400
+"""Less often than daily a period could end with a difference that nobody was told of."""
+RECONCILE_LAG_SECONDS_MAX: Final = 86_400
 WEBHOOK_SECRETS_MAX: Final = 10
 """Each endpoint at Stripe has its own: live and test, thin events and the others."""
 BATCH_EVENTS_SETTING_MAX: Final = limits.QUEUE_EVENTS_MAX // 5
@@ -52,6 +59,8 @@ _SENDABLE_KEY: Final = re.compile(r"[\x21-\x7e]{12,255}")
 _BASE_URL: Final = re.compile(
     r"https?://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?(/[a-z0-9._~-]+)*/?"
 )
+_BUCKET: Final = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9!_.*'()/-]*)?")
+_REGION: Final = re.compile(r"[a-z0-9-]{1,40}")
 _ORIGIN: Final = re.compile(r"https?://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?")
 
 
@@ -138,6 +147,14 @@ def _interval_us(lowest: Fraction, highest: int) -> Callable[[str], int]:
     return parse
 
 
+def _epsilon(text: str) -> Fraction:
+    if _DECIMAL.fullmatch(text) is None:
+        raise ValueError("not a decimal number")
+    if not 0 <= (epsilon := Fraction(text)) <= Fraction(1, 2):
+        raise ValueError("out of range")
+    return epsilon
+
+
 def _switch(text: str) -> bool:
     if text not in {"0", "1"}:
         raise ValueError("neither 0 nor 1")
@@ -170,6 +187,12 @@ def _secret(chars_min: int) -> Callable[[str], str]:
     return parse
 
 
+def _token(text: str) -> str:
+    if not (text.isascii() and text.isprintable()) or " " in text:
+        raise ValueError("has blanks, or characters beyond printable ASCII")
+    return text
+
+
 def _stripe_key(*starts: str) -> Callable[[str], str]:
     """A key of Stripe's that begins with one of `starts`; nothing of another one is ever in a message."""
 
@@ -199,6 +222,27 @@ def _base_url(text: str) -> str:
     if _BASE_URL.fullmatch(text.lower()) is None:
         raise ValueError("not a base URL")
     return text.rstrip("/")
+
+
+def _anchor(text: str) -> str:
+    """A bucket, a web address, or else a file; what is secret in an address is not repeated."""
+    if text.startswith("s3:"):
+        if _BUCKET.fullmatch(text) is None:
+            raise ValueError("not a bucket and a prefix")
+        return text
+    if text.startswith(("http:", "https:")):
+        if re.fullmatch(r"https?://[\x21-\x7e]+", text) is None:
+            raise ValueError("not a URL")
+        return text
+    if "://" in text:
+        raise ValueError("neither a file nor an address of a known kind")
+    return _path(text)
+
+
+def _region(text: str) -> str:
+    if _REGION.fullmatch(text) is None:
+        raise ValueError("not the name of a region")
+    return text
 
 
 def _origins(text: str) -> tuple[str, ...]:
@@ -381,6 +425,64 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         _interval_us(PUSH_INTERVAL_SECONDS_MIN, PUSH_INTERVAL_SECONDS_MAX),
         f"{float(PUSH_INTERVAL_SECONDS_MIN)} to {PUSH_INTERVAL_SECONDS_MAX}, fractions too",
         "At most one push per target at Stripe and interval",
+    ),
+    Setting(
+        "STRIPEMETER_RECONCILE_INTERVAL_SECONDS", "reconcile_interval_us", "3600",
+        _interval_us(RECONCILE_SECONDS_MIN, RECONCILE_INTERVAL_SECONDS_MAX),
+        f"{float(RECONCILE_SECONDS_MIN)} to {RECONCILE_INTERVAL_SECONDS_MAX}, fractions too",
+        "How often all that Stripe holds is compared with what was pushed and used",
+    ),
+    Setting(
+        "STRIPEMETER_RECONCILE_LAG_SECONDS", "reconcile_lag_us", "300",
+        _interval_us(RECONCILE_SECONDS_MIN, RECONCILE_LAG_SECONDS_MAX),
+        f"{float(RECONCILE_SECONDS_MIN)} to {RECONCILE_LAG_SECONDS_MAX}, fractions too",
+        "How long Stripe may take to show what it accepted; a difference is told when it is seen twice, so long apart",
+    ),
+    Setting(
+        "STRIPEMETER_EPSILON", "epsilon", "0.005", _epsilon,
+        "0 to 0.5, a fraction of the total",
+        "The difference that is tolerated in a period that still runs; in one that is over it is nothing",
+    ),
+    Setting(
+        "STRIPEMETER_ANCHOR", "anchor", "", _anchor,
+        "a file, `https://...` (gets a POST), `s3://bucket/prefix`; on another machine than the log",
+        "Where the log's head hash is written on an interval, signed, so that a cut tail is found (`check --anchor`)",
+        secret=True,
+    ),
+    Setting(
+        "STRIPEMETER_ANCHOR_INTERVAL_SECONDS", "anchor_interval_us", "300",
+        _interval_us(ANCHOR_INTERVAL_SECONDS_MIN, ANCHOR_INTERVAL_SECONDS_MAX),
+        f"{float(ANCHOR_INTERVAL_SECONDS_MIN)} to {ANCHOR_INTERVAL_SECONDS_MAX}, fractions too",
+        "How often, while the log grows",
+    ),
+    Setting(
+        "AWS_ACCESS_KEY_ID", "aws_access_key_id", "", _secret(4),
+        "an access key's id",
+        "Who writes anchors to `s3://`",
+        secret=True,
+    ),
+    Setting(
+        "AWS_SECRET_ACCESS_KEY", "aws_secret_access_key", "", _secret(8),
+        "an access key's secret",
+        "Signs requests to `s3://`",
+        secret=True,
+    ),
+    Setting(
+        "AWS_SESSION_TOKEN", "aws_session_token", "", _token,
+        "printable ASCII characters without blanks",
+        "Goes with a temporary access key",
+        secret=True,
+    ),
+    Setting(
+        "AWS_REGION", "aws_region", "us-east-1", _region,
+        "such as `eu-central-1`",
+        "The region of the bucket in `s3://`",
+    ),
+    Setting(
+        "AWS_ENDPOINT_URL_S3", "aws_endpoint_url_s3", "", _base_url,
+        "a URL without query",
+        "Where `s3://` is, for other object stores than Amazon's",
+        default_shown="Amazon's",
     ),
 )  # fmt: skip
 """Every setting, in the order of the README."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import structlog
 
+from engine.actors.reconciler import ReconOptions
 from engine.actors.supervisor import Meter, MeterOptions
 from engine.config import Settings
 from engine.errors import StartRefused
@@ -56,6 +57,11 @@ def open_meter(
             snapshot_every_events=settings.snapshot_every_events,
             retention_days=settings.retention_days,
             push_interval_us=settings.push_interval_us,
+            reconcile=ReconOptions(
+                interval_us=settings.reconcile_interval_us,
+                lag_us=settings.reconcile_lag_us,
+                epsilon=settings.epsilon,
+            ),
             meta_bytes_max=settings.max_meta_bytes,
             is_read_only=is_read_only,
             is_indexing=is_indexing,

@@ -306,9 +306,9 @@ def test_the_table_of_settings_is_well_formed_markdown() -> None:
 
 
 def test_a_reserved_name_does_not_stop_the_start_and_is_named() -> None:
-    environ = {"STRIPEMETER_EPSILON": "0.1", "STRIPEMETER_URL": "http://127.0.0.1:3000"}
+    environ = {"STRIPEMETER_SMTP_URL": "smtp://x", "STRIPEMETER_URL": "http://127.0.0.1:3000"}
     assert config.load(environ, None, {}).port == 3000
-    assert config.ignored(environ, None, {}) == ["STRIPEMETER_EPSILON", "STRIPEMETER_URL"]
+    assert config.ignored(environ, None, {}) == ["STRIPEMETER_SMTP_URL", "STRIPEMETER_URL"]
 
 
 LIVE_KEY = "sk_live_" + "4eC39HqLyjWDarjtT1zdp7dc"
