@@ -108,7 +108,7 @@ def subject_of(record: ControlRecord) -> Subject | None:
             if record.action not in ("set", "delete"):
                 return None  # a run changes nothing, and is kept where it is asked for
             change, target = record.change, f"scenario:{record.id}"
-            action = f"scenario.{record.action}"
+            action = "scenario.deleted" if record.action == "delete" else "scenario.set"
             return Subject(record.tenant_id, change.actor, action, (target,), change.request_id)
         case Finding():
             # What was found is by the thousand, and in the reports; what was decided or repaired is here.

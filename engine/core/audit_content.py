@@ -43,6 +43,8 @@ def needs_previous(record: ControlRecord) -> bool:
             return True
         case MappingChange():
             return not record.deleted
+        case Simulation():
+            return record.action == "set"
         case _:
             return False
 
