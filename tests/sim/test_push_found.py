@@ -6,7 +6,12 @@ import pytest
 import trio
 import trio.testing
 
+from engine.actors.administration import By
+from engine.actors.corrections import Corrections, Filter
 from tests.helpers.push_place import PushPlace
+from tests.helpers.recount import month_of
+from tests.sim.push_books import Delta
+from tests.sim.push_story import ask_for
 
 EVENTS = "POST /v1/billing/meter_events"
 
@@ -25,8 +30,8 @@ async def test_an_intent_whose_record_takes_past_finalization_does_not_leave(
         recorder = meter.started.push.recorder
         record = recorder.record
 
-        async def slowly(records: object) -> None:
-            await record(records)  # type: ignore[arg-type]
+        async def slowly(records: object, *more: object) -> None:
+            await record(records, *more)  # type: ignore[arg-type]
             if "PushIntent" in repr(records):
                 clock.jump(9 * 86_400)
 
@@ -64,3 +69,22 @@ async def test_a_rejection_reported_before_its_answer_came_is_pushed_anew(
         assert place.total() == 3
         (report,) = await meter.started.pusher.targets("acme")
         assert (report.pushed, report.due, report.standing) == (3, 0, "current")
+
+
+async def test_a_reverted_correction_is_taken_back_where_there_was_nothing_else(
+    clock: trio.testing.MockClock,
+) -> None:
+    place = PushPlace()
+    by = By("person", None)
+    async with place.running() as meter:
+        await place.map(meter)
+        start_us = month_of(place.clock.now_us())[0]
+        await ask_for(meter, Delta("calls", "cus_anna", start_us, 9_000_000, "r", keep=False))
+        (made,) = await Corrections(meter).matching(Filter("acme"))
+        await Corrections(meter).decide(made.id, "acme", "approve", by)
+        await trio.sleep(60)
+        assert place.total() == 9
+        await Corrections(meter).decide(made.id, "acme", "revert", by)
+        await trio.sleep(60)
+        assert place.total() == 0
+        assert clock.current_time() > 100, "the time is virtual"
