@@ -71,12 +71,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     anchor: str | None
     """A file, a web address or a bucket; None: there are no anchors."""
     anchor_interval_us: int
-    aws_access_key_id: str | None
-    aws_secret_access_key: str | None
-    aws_session_token: str | None
-    aws_region: str
-    aws_endpoint_url_s3: str | None
-    """None: Amazon's own."""
 
     @property
     def auth_required(self) -> bool:

@@ -122,5 +122,23 @@ class Billing(Protocol):
         ...
 
 
+class AnchorFailed(EngineError):
+    """An anchor could not be kept or read; `str(error)` says why, without a secret."""
+
+
+class AnchorStore(Protocol):
+    """Where anchors are kept: somewhere that whoever can change the log can't."""
+
+    where: str
+    """In words, without a secret."""
+
+    async def put(self, line: bytes, name: str) -> None:
+        """Keep an anchor, a line of JSON, beside all others. `name`: sorts as the log's positions do.
+
+        Durable on return. May be cancelled, and then nothing is known of it; twice is harmless. Raises AnchorFailed.
+        """
+        ...
+
+
 class Fatal(EngineError):
     """The process must end now and recover at its next start; `str(error)` says why."""

@@ -60,7 +60,7 @@ _BASE_URL: Final = re.compile(
     r"https?://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?(/[a-z0-9._~-]+)*/?"
 )
 _BUCKET: Final = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9!_.*'()/-]*)?")
-_REGION: Final = re.compile(r"[a-z0-9-]{1,40}")
+_ADDRESS: Final = re.compile(r"https?://[A-Za-z0-9.:\[\]_-]+(/[\x21-\x3f\x41-\x7e]*)?")
 _ORIGIN: Final = re.compile(r"https?://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?")
 
 
@@ -187,12 +187,6 @@ def _secret(chars_min: int) -> Callable[[str], str]:
     return parse
 
 
-def _token(text: str) -> str:
-    if not (text.isascii() and text.isprintable()) or " " in text:
-        raise ValueError("has blanks, or characters beyond printable ASCII")
-    return text
-
-
 def _stripe_key(*starts: str) -> Callable[[str], str]:
     """A key of Stripe's that begins with one of `starts`; nothing of another one is ever in a message."""
 
@@ -225,24 +219,18 @@ def _base_url(text: str) -> str:
 
 
 def _anchor(text: str) -> str:
-    """A bucket, a web address, or else a file; what is secret in an address is not repeated."""
+    """A bucket, a web address, or else a file."""
     if text.startswith("s3:"):
         if _BUCKET.fullmatch(text) is None:
             raise ValueError("not a bucket and a prefix")
         return text
     if text.startswith(("http:", "https:")):
-        if re.fullmatch(r"https?://[\x21-\x7e]+", text) is None:
-            raise ValueError("not a URL")
+        if _ADDRESS.fullmatch(text) is None:
+            raise ValueError("not a URL without user and password")
         return text
     if "://" in text:
         raise ValueError("neither a file nor an address of a known kind")
     return _path(text)
-
-
-def _region(text: str) -> str:
-    if _REGION.fullmatch(text) is None:
-        raise ValueError("not the name of a region")
-    return text
 
 
 def _origins(text: str) -> tuple[str, ...]:
@@ -445,44 +433,14 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     ),
     Setting(
         "STRIPEMETER_ANCHOR", "anchor", "", _anchor,
-        "a file, `https://...` (gets a POST), `s3://bucket/prefix`; on another machine than the log",
+        "a file, `https://...` (gets a POST), `s3://bucket/prefix` (with the usual `AWS_` variables); on another machine",
         "Where the log's head hash is written on an interval, signed, so that a cut tail is found (`check --anchor`)",
-        secret=True,
     ),
     Setting(
         "STRIPEMETER_ANCHOR_INTERVAL_SECONDS", "anchor_interval_us", "300",
         _interval_us(ANCHOR_INTERVAL_SECONDS_MIN, ANCHOR_INTERVAL_SECONDS_MAX),
         f"{float(ANCHOR_INTERVAL_SECONDS_MIN)} to {ANCHOR_INTERVAL_SECONDS_MAX}, fractions too",
         "How often, while the log grows",
-    ),
-    Setting(
-        "AWS_ACCESS_KEY_ID", "aws_access_key_id", "", _secret(4),
-        "an access key's id",
-        "Who writes anchors to `s3://`",
-        secret=True,
-    ),
-    Setting(
-        "AWS_SECRET_ACCESS_KEY", "aws_secret_access_key", "", _secret(8),
-        "an access key's secret",
-        "Signs requests to `s3://`",
-        secret=True,
-    ),
-    Setting(
-        "AWS_SESSION_TOKEN", "aws_session_token", "", _token,
-        "printable ASCII characters without blanks",
-        "Goes with a temporary access key",
-        secret=True,
-    ),
-    Setting(
-        "AWS_REGION", "aws_region", "us-east-1", _region,
-        "such as `eu-central-1`",
-        "The region of the bucket in `s3://`",
-    ),
-    Setting(
-        "AWS_ENDPOINT_URL_S3", "aws_endpoint_url_s3", "", _base_url,
-        "a URL without query",
-        "Where `s3://` is, for other object stores than Amazon's",
-        default_shown="Amazon's",
     ),
 )  # fmt: skip
 """Every setting, in the order of the README."""

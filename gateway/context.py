@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from engine.actors.administration import Administration
+from engine.actors.anchorer import Anchorer
 from engine.actors.audit_reader import AuditReader
 from engine.actors.certifier import Certifier
 from engine.actors.corrections import Corrections
@@ -47,6 +48,8 @@ class Gateway:
     """Through what usage is pushed; None: through nothing."""
     signer: Signer | None = None
     """Who signs certificates; None: there are none."""
+    anchorer: Anchorer | None = None
+    """Keeps the log's head elsewhere; None: that is not configured."""
     urls: tuple[str, ...] = ()
     """Where HTTP listens; known once it does."""
     free_bytes: Callable[[], int | None] = field(init=False)
@@ -82,7 +85,7 @@ class Gateway:
         self.streams = Streams(
             self.clock, lambda: self.meter.phase == "ready" and not self.is_stopping
         )
-        self.metrics.streams = self.streams
+        self.metrics.streams, self.metrics.anchorer = self.streams, self.anchorer
         self.started_us = self.clock.monotonic_us()
 
 

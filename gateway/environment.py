@@ -38,6 +38,33 @@ def read_settings(overrides: Mapping[str, str] | None = None) -> Settings:
     return config.load(*read_outside(overrides))
 
 
+class AwsVariables(NamedTuple):
+    """What Amazon's own tools are configured by; it is read only by who needs it, and never checked at a start."""
+
+    access_key_id: str | None
+    secret_access_key: str | None
+    session_token: str | None
+    region: str
+    endpoint: str | None
+
+    def __repr__(self) -> str:
+        """Without the secrets."""
+        return f"AwsVariables({self.access_key_id}, {self.region})"
+
+
+def read_aws() -> AwsVariables:
+    """The usual `AWS_` variables of the environment."""
+    found = {name: text.strip() or None for name, text in os.environ.items()}
+    endpoint = found.get("AWS_ENDPOINT_URL_S3") or found.get("AWS_ENDPOINT_URL")
+    return AwsVariables(
+        found.get("AWS_ACCESS_KEY_ID"),
+        found.get("AWS_SECRET_ACCESS_KEY"),
+        found.get("AWS_SESSION_TOKEN"),
+        found.get("AWS_REGION") or found.get("AWS_DEFAULT_REGION") or "us-east-1",
+        None if endpoint is None else endpoint.rstrip("/"),
+    )
+
+
 def _dotenv_text(path: Path) -> str | None:
     try:
         with path.open(encoding="utf-8-sig") as file:

@@ -56,6 +56,7 @@ class Checks(msgspec.Struct, rename="camel"):
     clock: Check
     disk: Check
     stripe: Check
+    anchors: Check
 
 
 class Recovery(msgspec.Struct):
@@ -121,7 +122,7 @@ def _checks(gateway: Gateway) -> Checks:
     disk = _disk(gateway.free_bytes())
     if meter.phase == "recovering":
         waiting = Check("degraded", "recovering")
-        return Checks(waiting, waiting, waiting, waiting, waiting, waiting, disk, waiting)
+        return Checks(waiting, waiting, waiting, waiting, waiting, waiting, disk, waiting, waiting)
     started = meter.started
     writer = started.writer
     events, size_bytes = writer.queued
@@ -144,7 +145,20 @@ def _checks(gateway: Gateway) -> Checks:
         clock=_check("degraded", started.closer.held_because, {}),
         disk=disk,
         stripe=_stripe(gateway),
+        anchors=_anchors(gateway),
     )
+
+
+def _anchors(gateway: Gateway) -> Check:
+    """Where the log's head hash goes. Failing degrades: a cut tail would not be found, and nothing waits for it."""
+    anchorer = gateway.anchorer
+    if anchorer is None:
+        return Check("ok", facts={"configured": False})
+    problem = anchorer.last_error
+    # No path of the machine and no address: readiness is open to everybody.
+    said = None if problem is None else "anchors can't be kept: the log has the reason"
+    facts = {"configured": True, "position": anchorer.position}
+    return _check("degraded", said, facts | {"secondsBehind": anchorer.behind_us() // 1_000_000})
 
 
 def _stripe(gateway: Gateway) -> Check:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -30,6 +31,7 @@ from engine.errors import EngineError
 from gateway.kept_check import Vouchers
 from wal.check import PROBLEMS_MAX, CheckReport, check_log
 from wal.log import LogDamaged, LogError, PartState, StoredRecord
+from wal.marks import Mark, MarksSeen, MarkWalk
 
 _NOT_AS_WRITTEN: Final = (PartState.TOMBSTONE, PartState.TRIMMED)
 
@@ -57,6 +59,12 @@ class LogReport(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
     parts_trimmed: int = 0
     next_sequence: int = 0
     head_hash: str = ""
+    anchors_held: int = 0
+    """Anchors kept elsewhere that the log bears out."""
+    anchors_restored_away: int = 0
+    """Anchors of records that a restore from a backup left behind."""
+    anchors_of_others: int = 0
+    """Anchors of other logs."""
     problems: tuple[Damage, ...] = ()
     """At most PROBLEMS_MAX of them."""
 
@@ -82,14 +90,27 @@ _encode_line = msgspec.json.Encoder().encode
 _decode_line = msgspec.json.Decoder(Seen | _Done | _Failed).decode
 
 
-def check(log_path: Path, progress: Callable[[Seen], None] = lambda _seen: None) -> LogReport:
-    """Check the log in a directory that no server has. Raises CheckFailed when there is nothing to check."""
+def check(
+    log_path: Path,
+    progress: Callable[[Seen], None] = lambda _seen: None,
+    marks: Sequence[Mark] = (),
+) -> LogReport:
+    """Check the log in a directory that no server has, and hold it against heads that it once had.
+
+    Raises CheckFailed when there is nothing to check.
+    """
     seen = Seen(0, 0, 0)
     last: Seen | _Done | _Failed | None = None
     with subprocess.Popen(
-        [sys.executable, "-m", "gateway.log_check", str(log_path)], stdout=subprocess.PIPE
+        [sys.executable, "-m", "gateway.log_check", str(log_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     ) as child:
+        assert child.stdin is not None
         assert child.stdout is not None
+        # The child reads all of it before it says anything.
+        with child.stdin as pipe, suppress(BrokenPipeError):
+            pipe.write(msgspec.json.encode(marks))
         for line in child.stdout:
             try:
                 last = _decode_line(line)
@@ -120,17 +141,32 @@ def check(log_path: Path, progress: Callable[[Seen], None] = lambda _seen: None)
 class Inspector:
     """Looks at a log's meaning, record by record, and says at the end what nothing vouches for."""
 
-    def __init__(self) -> None:
+    def __init__(self, marks: Sequence[Mark] = ()) -> None:
         self._vouchers = Vouchers()
+        self._every = marks
+        self._own = MarkWalk(())
+        self.others = len(marks)
+        """Marks of other logs than this one, whose id is in its first record."""
 
     def inspect(self, record: StoredRecord) -> str | None:
         """See `inspect`."""
         self._vouchers.take(record)
-        return inspect(record)
+        problem = inspect(record)
+        if record.sequence == 0 and problem is None and self._every:
+            genesis = decode_control(record.envelope.record_type, record.parts[0].data)
+            assert isinstance(genesis, Genesis), "it was inspected"
+            own = [mark for mark in self._every if mark.log_id == genesis.log_id]
+            self._own, self.others = MarkWalk(own), len(self._every) - len(own)
+        self._own.take(record)
+        return problem
 
     def end(self) -> list[Damage]:
         """What was erased or dropped without a record that says so."""
         return [Damage(*one) for one in self._vouchers.unvouched()]
+
+    def marks(self) -> MarksSeen:
+        """What became of the marks."""
+        return self._own.end()
 
 
 def inspect(record: StoredRecord) -> str | None:
@@ -178,8 +214,10 @@ def _inspect_events(record: StoredRecord) -> str | None:
     return None
 
 
-def _report(found: CheckReport, unvouched: list[Damage]) -> LogReport:
-    problems = [*(Damage(p.sequence, p.message) for p in found.problems), *unvouched]
+def _report(found: CheckReport, inspector: Inspector) -> LogReport:
+    marks = inspector.marks()
+    problems = [Damage(p.sequence, p.message) for p in (*found.problems, *marks.problems)]
+    problems += inspector.end()
     return LogReport(
         ok=not problems,
         records=found.records,
@@ -189,11 +227,14 @@ def _report(found: CheckReport, unvouched: list[Damage]) -> LogReport:
         parts_trimmed=found.parts_trimmed,
         next_sequence=found.next_sequence,
         head_hash=found.head_hash.hex(),
+        anchors_held=marks.held,
+        anchors_restored_away=marks.restored_away,
+        anchors_of_others=inspector.others,
         problems=tuple(problems[:PROBLEMS_MAX]),
     )
 
 
-def _child(log_path: Path) -> None:
+def _child(log_path: Path, marks: Sequence[Mark]) -> None:
     """Check the log here and write what happens to stdout, a JSON object a line."""
     from wal.lmdb_log import LmdbLog  # noqa: PLC0415 - only the child may load LMDB
 
@@ -212,7 +253,7 @@ def _child(log_path: Path) -> None:
     except (LogError, OSError) as error:
         say(_Failed(f"the log can't be opened: {error}"))
         return
-    size, inspector = log.size_bytes(), Inspector()
+    size, inspector = log.size_bytes(), Inspector(marks)
     try:
         found = check_log(
             log,
@@ -220,10 +261,10 @@ def _child(log_path: Path) -> None:
             anchor=log.anchor(),
             inspect=inspector.inspect,
         )
-        say(_Done(_report(found, inspector.end())))
+        say(_Done(_report(found, inspector)))
     finally:
         log.close()
 
 
 if __name__ == "__main__":
-    _child(Path(sys.argv[1]))
+    _child(Path(sys.argv[1]), msgspec.json.decode(sys.stdin.buffer.read(), type=list[Mark]))

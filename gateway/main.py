@@ -25,6 +25,7 @@ from engine.errors import StartRefused
 from engine.ports import Fatal
 from engine.witness.canonical import Signer
 from gateway import collector
+from gateway.anchoring import anchorer_of
 from gateway.asgi import create_asgi
 from gateway.auth import Access
 from gateway.context import Gateway
@@ -61,7 +62,16 @@ def serve(settings: Settings) -> int:
         meter = open_meter(settings, directory)
         access = Access.from_settings(settings, directory, meter)
         signer = Signer(directory.signing_seed())
-        gateway = Gateway(meter, settings, access, Metrics(meter), meter.clock, signer=signer)
+        anchorer = anchorer_of(settings, meter, signer)
+        gateway = Gateway(
+            meter,
+            settings,
+            access,
+            Metrics(meter),
+            meter.clock,
+            signer=signer,
+            anchorer=anchorer,
+        )
         collector.pause()
         return trio.run(_run, gateway, directory)
     finally:
@@ -79,6 +89,8 @@ async def _run(gateway: Gateway, directory: DataDirectory) -> int:
             signals.start_soon(_stop_on_signal, gateway, stop)
             meter.connect(ways.billing)
             gateway.ways = ways
+            if gateway.anchorer is not None:
+                signals.start_soon(gateway.anchorer.run)
             await meter.run(partial(_serve_http, gateway, stop), on_ready=partial(_ready, gateway))
             signals.cancel_scope.cancel()
     except BaseExceptionGroup as group:

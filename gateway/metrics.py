@@ -21,6 +21,7 @@ from prometheus_client.core import (
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
+from engine.actors.anchorer import Anchorer
 from engine.actors.supervisor import Meter
 from engine.core.times import INSTANT_US_MIN
 from gateway.measured_log import Distribution, MeasuredLog
@@ -68,6 +69,9 @@ DESCRIPTIONS: Final[dict[str, str]] = {
     "erasures_open": "Erasures that were begun and have not ended.",
     "retention_horizon_timestamp_seconds": "Unix time before which events are refused; 0: none was dropped.",
     "keeping_failed": "1 while an erasure or retention can't go on; its reason is in the log.",
+    "anchors_written_total": "Anchors of the log's head that were kept elsewhere.",
+    "anchor_failures_total": "Attempts to keep an anchor that failed; they are repeated.",
+    "anchor_behind_seconds": "For how long something was acknowledged that no anchor covers.",
     **PUSH_DESCRIPTIONS,
     "process_uptime_seconds": "Seconds since the server started.",
     "ready": "1 when the server takes events, else 0.",
@@ -91,6 +95,8 @@ class Metrics:
         self.streams: Streams | None = None
         """The gateway's; it sets it."""
         self.push = PushMetrics(meter)
+        self.anchorer: Anchorer | None = None
+        """The gateway's; it sets it."""
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(_Exposition(self))
 
@@ -228,10 +234,18 @@ class Metrics:
             rows.add_metric((result,), count)
         yield rows
         yield from self.push.collect()
+        yield from self._anchors()
         yield _gauge(
             "late_adjustments",
             sum(len(of.by_id) for s in states for of in s.adjustments.values()),
         )
+
+    def _anchors(self) -> Iterator[Metric]:
+        anchorer = self.anchorer
+        yield _counter("anchors_written_total", 0 if anchorer is None else anchorer.written)
+        yield _counter("anchor_failures_total", 0 if anchorer is None else anchorer.failures)
+        behind_us = 0 if anchorer is None else anchorer.behind_us()
+        yield _gauge("anchor_behind_seconds", behind_us / 1_000_000)
 
 
 class _Exposition(Collector):

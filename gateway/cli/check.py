@@ -1,7 +1,8 @@
 """`stripemeter check`: reads every record of the log and names each that is not what was appended.
 
 Rules it keeps: the result goes to stdout, the progress to stderr and only on a terminal; a directory that a server has
-open is refused, since that server reads and verifies its own records. It must not know what a record is.
+open is refused, since that server reads and verifies its own records. It must not know what a record is, nor where
+anchors lie.
 """
 
 from __future__ import annotations
@@ -13,23 +14,35 @@ import msgspec
 
 from engine import config
 from engine.errors import StartRefused
+from gateway.anchoring import Anchors, read_anchors
 from gateway.data_directory import DataDirectory
 from gateway.environment import read_outside
-from gateway.log_check import LogReport, Seen, check
+from gateway.log_check import Damage, LogReport, Seen, check
 from gateway.progress import byte_progress
 from wal.check import PROBLEMS_MAX
+from wal.marks import Mark
 
 
 @click.command("check", short_help="Verify every record of the log.")
 @click.option("--data-dir", metavar="DIR", help="Check this data directory instead of the set one.")
+@click.option(
+    "--anchor",
+    metavar="WHERE",
+    help="Hold the log against anchors: a file, a URL, s3://bucket/prefix.",
+)
+@click.option("--key", metavar="HEX", help="Only anchors signed by this public key count.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def command(data_dir: str | None, *, as_json: bool) -> int:
+def command(data_dir: str | None, anchor: str | None, key: str | None, *, as_json: bool) -> int:
     r"""Read the whole log: every record's checksum, place, chain and meaning; name every one that is damaged.
 
     \b
     Examples:
       stripemeter check
       stripemeter check --data-dir /var/lib/stripemeter --json
+      stripemeter check --anchor /mnt/elsewhere/anchors.jsonl --key 0bbc34...
+
+    The log alone can't show that its last records were cut off, or that all of it was written anew: anchors
+    (STRIPEMETER_ANCHOR) can, and name the place.
 
     Looks only, changes nothing. Stop the server first, or check a copy. Exit code 1 when something is damaged, or
     when the log can't be checked.
@@ -42,7 +55,10 @@ def command(data_dir: str | None, *, as_json: bool) -> int:
         who = f"process {holder}" if holder else "another process"
         message = f"the data directory {directory.path} is in use by {who}: stop that server first, or check a backup"
         raise StartRefused(message)
-    report = _check_with_progress(directory.log_path)
+    found = Anchors((), ()) if anchor is None else read_anchors(anchor, key)
+    report = _check_with_progress(directory.log_path, found.marks)
+    if anchor is not None:
+        report = _with_anchors(report, found)
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(report)).decode())
     else:
@@ -50,13 +66,22 @@ def command(data_dir: str | None, *, as_json: bool) -> int:
     return 0 if report.ok else 1
 
 
-def _check_with_progress(log_path: Path) -> LogReport:
+def _with_anchors(report: LogReport, found: Anchors) -> LogReport:
+    """The report with what is wrong with the anchors themselves; to have none of this log is wrong too."""
+    refused = list(found.problems)
+    if len(found.marks) == report.anchors_of_others:
+        refused.append(f"none of the {len(found.marks)} anchors that were read is of this log")
+    problems = (*report.problems, *(Damage(None, one) for one in refused))
+    return msgspec.structs.replace(report, ok=not problems, problems=problems)
+
+
+def _check_with_progress(log_path: Path, marks: tuple[Mark, ...]) -> LogReport:
     with byte_progress() as show:
 
         def advance(seen: Seen) -> None:
             show("checking", seen.stored_bytes, seen.bytes_in_all)
 
-        return check(log_path, advance)
+        return check(log_path, advance, marks)
 
 
 def _show(report: LogReport) -> None:
@@ -72,6 +97,13 @@ def _show(report: LogReport) -> None:
     if report.parts_erased or report.parts_trimmed:
         click.echo(
             f"{report.parts_erased:,} parts erased, {report.parts_trimmed:,} dropped by retention: as recorded"
+        )
+    if report.anchors_held:
+        click.echo(f"{report.anchors_held:,} anchors hold")
+    if report.anchors_restored_away:
+        click.secho(
+            f"{report.anchors_restored_away:,} anchors are of records that a restore from a backup left behind",
+            fg="yellow",
         )
     if report.ok:
         click.secho(f"no damage; the chain ends in {report.head_hash}", fg="green")

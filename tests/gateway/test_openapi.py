@@ -145,6 +145,8 @@ async def test_what_is_answered_is_what_is_described() -> None:
         await ask("POST", "/v1/mappings", json=tenant | {"metric": "m", "dryRun": True})
         await ask("PUT", "/v1/mappings/{id}", one, json={"unit": "u"}, params={"dryRun": "true"})
         await ask_pushes(server, ask, tenant)
+        await ask("GET", "/v1/parity/{month}", "/v1/parity/2026-01?tenantId=acme")
+        await ask("GET", "/v1/parity/{month}", "/v1/parity/January?tenantId=acme")
         await ask("DELETE", "/v1/mappings/{id}", one)
         customer = {"billingAnchor": "2026-01-31T09:30:00Z", "subscriptionItems": {"calls": "si"}}
         template = "/v1/customers/{customerRef}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,11 @@ def test_with_nothing_set_every_default_is_the_documented_one() -> None:
         stripe_meter_events_base=None,
         simulator="auto",
         push_interval_us=60_000_000,
+        anchor=None,
+        anchor_interval_us=300_000_000,
+        reconcile_interval_us=3_600_000_000,
+        reconcile_lag_us=300_000_000,
+        epsilon=Fraction(1, 200),
     )
 
 
@@ -126,6 +132,12 @@ WRONG = [
     ("STRIPE_API_BASE", "http://127.0.0.1:1/?x=1"),
     ("STRIPE_METER_EVENTS_BASE", "ftp://x"),
     ("SIMULATOR", "yes"),
+    ("ANCHOR", "s3://"),
+    ("ANCHOR", "s3://UPPER/x"),
+    ("ANCHOR", "https://user:secret@host/x"),
+    ("ANCHOR", "ftp://host/x"),
+    ("ANCHOR_INTERVAL_SECONDS", "0"),
+    ("ANCHOR_INTERVAL_SECONDS", "86401"),
     ("PUSH_INTERVAL_SECONDS", "0"),
     ("PUSH_INTERVAL_SECONDS", "0.001"),
     ("PUSH_INTERVAL_SECONDS", "86401"),
