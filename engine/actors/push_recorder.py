@@ -73,6 +73,8 @@ class PushRecorder:
                 await self._append_all(taken)
             for each in taken:
                 each.done.set()
+                # Whoever goes on now has a request to make: one at a time, so that ingest comes in between.
+                await trio.lowlevel.checkpoint()
 
     async def _append_all(self, taken: list[_Waiting]) -> None:
         good = [each for each in taken if each.holds()]

@@ -37,7 +37,8 @@ from engine.ports import Billing, Clock
 
 _logger = structlog.get_logger("stripemeter.push")
 WORKERS: Final = 64
-SERIES_PER_SLICE: Final = 50
+SERIES_PER_SLICE: Final = 10
+"""Half a millisecond."""
 LOOK_SECONDS_MIN, LOOK_SECONDS_MAX = 0.02, 5.0
 """How often what changed is taken in: a tenth of the interval, within these."""
 SLEEP_SECONDS_MAX: Final = 60.0
@@ -283,6 +284,7 @@ class Pusher:
                 if self._due_at.get(lane) == at_us:
                     del self._due_at[lane]
                     self._hand_out(lane)
+                    await trio.lowlevel.checkpoint()  # thousands may be due at once
             wait = SLEEP_SECONDS_MAX
             if self._heap:
                 wait = min(wait, max(0.001, (self._heap[0][0] - self._clock.now_us()) / 1e6))
