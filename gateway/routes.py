@@ -132,4 +132,5 @@ PATH_DESCRIPTIONS: Final = {
     "id": "Its id.",
     "month": "The UTC month in which the periods begin: `YYYY-MM`.",
     "customerRef": "The customer, as events name it (percent-encoded).",
+    "period": "A month, `YYYY-MM`.",
 }

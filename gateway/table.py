@@ -42,6 +42,7 @@ from gateway.table_keeping import KEEPING
 from gateway.table_parity import PARITY
 from gateway.table_pricing import PRICING
 from gateway.table_pushing import PUSHING
+from gateway.table_reconciliation import RECONCILIATION
 
 _PAGE_POLICY: Final = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; "
@@ -445,6 +446,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     + _MAPPINGS
     + _CUSTOMERS
     + PUSHING
+    + RECONCILIATION
     + PARITY
     + PRICING
     + ADJUSTMENTS

@@ -1,7 +1,7 @@
 """Use that reaches no target: customers' use of mapped metrics that goes nowhere, and metrics that nothing bills.
 
 Rules it keeps: what waits for an answer of Stripe's is not told before it had a lag to come; a tenant that bills nothing
-through this meter is told nothing. It must not know targets, or what is done about it.
+through this meter is told nothing; a metric whose mapping names nothing at Stripe is not billed on purpose. It must not know targets, or what is done about it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from engine.actors.pusher import Pusher
 from engine.actors.shard import Shard
 from engine.core.finding_plan import Unrouted
 from engine.core.push_records import series_digest
+from engine.core.push_routes import mapping_route
 from engine.core.push_uses import uses_of
 from engine.core.quantities import format_micros
 from engine.core.registry import Registry
@@ -39,19 +40,45 @@ class ReconUnrouted:
         self._clock = clock
         self._lag_us = lag_us
         self._since_us: dict[object, int] = {}
+        self.again_us: int | None = None
+        """When something found now will have been so for a lag."""
 
     async def find(self) -> list[Unrouted]:
         """All of it that has been so for a lag."""
         now_us = self._clock.now_us()
         found: list[tuple[object, Unrouted]] = []
+        meant = self._meant()
         for number, (series, reason) in enumerate(list(self._pusher.totals.unroutable.items())):
             if number % _SLICE == _SLICE - 1:
                 await trio.lowlevel.checkpoint()
-            found += self._of_series(series, reason)
+            if series[:2] in meant:
+                found += self._of_series(series, reason)
         found += self._of_metrics()
         since_us = {key: self._since_us.get(key, now_us) for key, _ in found}
         self._since_us = since_us
+        later = [at + self._lag_us for at in since_us.values() if at + self._lag_us > now_us]
+        self.again_us = min(later, default=None)
         return [one for key, one in found if now_us >= since_us[key] + self._lag_us]
+
+    def _meant(self) -> set[tuple[str, str]]:
+        """(tenant, metric) that are to be pushed for every customer."""
+        registry = self._registry()
+        with_items = {
+            (tenant, metric)
+            for tenant, customers in registry.customers.items()
+            for customer in customers.values()
+            for metric in customer.subscription_items
+        }
+        return {
+            (one.tenant_id, one.metric)
+            for one in registry.mappings.values()
+            if one.active
+            and (
+                mapping_route(one).names_something
+                or one.driver == "usage_record"
+                or (one.tenant_id, one.metric) in with_items
+            )
+        }
 
     def _of_series(
         self, series: tuple[str, str, str], reason: str

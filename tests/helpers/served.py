@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import trio
 
+from engine.actors.reconciler import ReconOptions
 from engine.actors.supervisor import Meter, MeterOptions
 from engine.config import Settings, load
 from engine.drivers.billing import StripeBilling
@@ -119,6 +120,11 @@ def memory_gateway(settings: Settings, disk: FakeDisk | None = None) -> tuple[Ga
             late_policy=settings.late_policy,
             snapshot_every_events=1_000_000,
             push_interval_us=settings.push_interval_us,
+            reconcile=ReconOptions(
+                interval_us=settings.reconcile_interval_us,
+                lag_us=settings.reconcile_lag_us,
+                epsilon=settings.epsilon,
+            ),
             verify=True,
         ),
         log=MeasuredLog(MemoryLog(disk)),
