@@ -160,9 +160,13 @@ class Reconciler:
             lanes = {lane for lane, at_us in self._due.items() if at_us <= now_us}
             if not lanes:
                 continue
-            async with self._passing:
-                books = [book for book in self.books.books(None) if book.lane in lanes]
-                await self._pass(books, None)
+            try:
+                async with self._passing:
+                    books = [book for book in self.books.books(None) if book.lane in lanes]
+                    await self._pass(books, None)
+            except EngineError as error:
+                # A full disk is no reason to end; the next look by the clock sees the same.
+                _logger.warning("reconciliation_failed", reason=str(error))
 
     def feed(self, group: Group) -> None:
         """A group is durable and folded."""
@@ -239,15 +243,27 @@ class Reconciler:
             await self._settle_unrouted()
         lanes = {book.lane for book in books}
         for _ in range(SECOND_LOOKS_MAX):
-            latest_us = self._clock.now_us() + self.options.lag_us
-            waiting = [at for lane in lanes if (at := self._due.get(lane)) and at <= latest_us]
+            until_us = self._clock.now_us() + self.options.lag_us
+            waiting = [at for lane in lanes if (at := self._due.get(lane)) and at <= until_us]
+            unrouted_us = self._unrouted.again_us
+            if unrouted_us is not None:
+                waiting.append(unrouted_us)
             if not waiting:
                 return
             job.second_look_at_us = max(waiting)
-            while any(self._due.get(lane, latest_us + 1) <= latest_us for lane in lanes):
-                await trio.sleep(TICK_SECONDS_MIN)
-                if self._clock.now_us() > latest_us + self.options.lag_us:
-                    return
+            await self._until_looked(lanes, until_us)
+            if unrouted_us is not None:
+                await trio.sleep(max(0, unrouted_us - self._clock.now_us()) / 1e6)
+                async with self._passing:
+                    await self._settle_unrouted()
+
+    async def _until_looked(self, lanes: set[Lane], until_us: int) -> None:
+        """Wait until what is due of these by then was looked at; not for ever, if Stripe does not answer."""
+        give_up_us = until_us + self.options.lag_us
+        while any(self._due.get(lane, until_us + 1) <= until_us for lane in lanes):
+            if self._clock.now_us() > give_up_us:
+                return
+            await trio.sleep(TICK_SECONDS_MIN)
 
     def _in_order(self, books: list[Book]) -> list[Book]:
         """What changed first, then what was never looked at, then by how long ago that was."""
@@ -284,9 +300,15 @@ class Reconciler:
                     await self._settle(taken)
                 await trio.lowlevel.checkpoint()
 
-        async with trio.open_nursery() as nursery:
-            for _ in range(READERS):
-                nursery.start_soon(read)
+        failed: BaseException | None = None
+        try:
+            async with trio.open_nursery() as nursery:
+                for _ in range(READERS):
+                    nursery.start_soon(read)
+        except* EngineError as errors:
+            failed = errors.exceptions[0]
+        if failed is not None:
+            raise failed  # as itself: who waits for it expects no group
         await self._settle(seen)
 
     async def _settle(self, seen: Sequence[Seen]) -> None:

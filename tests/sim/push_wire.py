@@ -106,6 +106,8 @@ class WatchedWire:
         self._point = point
         self._check = check
         self._under_way: set[tuple[str, str]] = set()
+        self.failed_keys: set[str] = set()
+        """Idempotency keys that this process knows to replay an error."""
         self.refusals = 0
         """So many of the next events are refused, without having been looked at."""
         self.is_late = False
@@ -148,6 +150,8 @@ class WatchedWire:
         answer = await self._serve(request)
         self._point()
         await trio.lowlevel.checkpoint()
+        if answer.status >= 500:
+            self.failed_keys.add(request.headers["idempotency-key"])
         return answer
 
     async def _serve(self, request: Request) -> Answer:
@@ -174,8 +178,11 @@ class WatchedWire:
             raise Violation(f"{identifier} was sent with two contents")
         if self.truth.senders.setdefault(identifier, self._sender) != self._sender:
             raise Violation(f"{identifier} was sent by two logs")
-        if not request.headers.get("idempotency-key", "").startswith(f"{identifier}:"):
+        key = request.headers.get("idempotency-key", "")
+        if not key.startswith(f"{identifier}:"):
             raise Violation(f"{identifier} has an idempotency key of another")
+        if key in self.failed_keys:
+            raise Violation(f"{key} can only replay the error that was answered before")
         intent = self.books.refresh().intents.get(identifier)
         if intent is None:
             raise Violation(f"{identifier} left before its intent was durable")
@@ -188,6 +195,10 @@ class WatchedWire:
                 f"{identifier} was sent after it was {self.books.results[identifier][-1]}"
             )
         target = intent.target
+        if target.lane.account != self.truth.account(request):
+            raise Violation(
+                f"{identifier} is of {target.lane.account}, and sent to another account"
+            )
         if (target.start_us, target.end_us) != self._period_of(timestamp_s * 1_000_000):
             raise Violation(f"{identifier} is dated outside of its period")
         minute_us = timestamp_s // 60 * MINUTE_US

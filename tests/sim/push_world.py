@@ -329,6 +329,7 @@ async def life(world: PushWorld, story: Callable[[PushWorld, Meter], Any], *, po
     meter = world.meter()
     stop, ready = trio.Event(), trio.Event()
     world.points = points
+    world.watched.failed_keys.clear()
     with trio.CancelScope() as world.power:
         try:
             async with trio.open_nursery() as nursery:

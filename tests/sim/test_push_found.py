@@ -11,6 +11,7 @@ from engine.actors.corrections import Corrections, Filter
 from tests.helpers.push_place import PushPlace
 from tests.helpers.recount import month_of
 from tests.sim.push_books import Delta
+from tests.sim.push_small import foreign
 from tests.sim.push_story import ask_for
 
 EVENTS = "POST /v1/billing/meter_events"
@@ -87,4 +88,22 @@ async def test_a_reverted_correction_is_taken_back_where_there_was_nothing_else(
         await Corrections(meter).decide(made.id, "acme", "revert", by)
         await trio.sleep(60)
         assert place.total() == 0
+        assert clock.current_time() > 100, "the time is virtual"
+
+
+async def test_a_disk_that_takes_no_findings_does_not_end_the_meter(
+    clock: trio.testing.MockClock,
+) -> None:
+    place = PushPlace(interval_us=60_000_000)
+    async with place.running() as meter:
+        await place.map(meter)
+        await place.use(meter, 3)
+        await trio.sleep(120)
+        place.disk.fault = lambda operation: "ok" if operation == "head" else "full"
+        foreign(place.stripe, 5, 1)
+        await trio.sleep(3 * 3_600)
+        assert meter.phase == "ready"
+        place.disk.fault = lambda _operation: "ok"
+        await trio.sleep(2 * 3_600)
+        assert len(meter.push.findings.open_of) == 1
         assert clock.current_time() > 100, "the time is virtual"
