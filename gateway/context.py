@@ -14,6 +14,7 @@ from pathlib import Path
 from engine.actors.administration import Administration
 from engine.actors.anchorer import Anchorer
 from engine.actors.audit_reader import AuditReader
+from engine.actors.backtests import Backtests
 from engine.actors.certifier import Certifier
 from engine.actors.corrections import Corrections
 from engine.actors.price_book import PriceBook
@@ -63,6 +64,7 @@ class Gateway:
     prices: PriceBook = field(init=False)
     projections: Projections = field(init=False)
     simulations: SimulationDesk = field(init=False)
+    backtests: Backtests = field(init=False)
     streams: Streams = field(init=False)
     seen_events: SeenEvents = field(default_factory=SeenEvents)
     """Webhooks of Stripe's that were dealt with."""
@@ -79,6 +81,7 @@ class Gateway:
         self.prices = PriceBook(self.meter)
         self.projections = Projections(self.meter, self.prices)
         self.simulations = SimulationDesk(self.meter)
+        self.backtests = Backtests(self.meter, self.prices)
         if self.signer is not None:
             self.certifier = certifier_of(self.meter, self.signer)
         self.free_bytes = partial(free_bytes_of, self.settings.data_path)

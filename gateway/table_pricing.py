@@ -14,7 +14,7 @@ from engine.core.simulations import (
     SCENARIOS_CHARS_MAX,
     SCENARIOS_MAX,
 )
-from gateway import parameters, projection, simulation_shapes, simulations
+from gateway import backtests, parameters, projection, simulation_shapes, simulations
 from gateway.routes import Route
 
 PROJECTION: Final = (
@@ -191,4 +191,25 @@ RUNS: Final = (
     ),
 )
 
-PRICING: Final = PROJECTION + SCENARIOS + RUNS
+BACKTEST: Final = (
+    Route(
+        method="POST",
+        path="/v1/simulations/backtest",
+        handler=backtests.backtest,
+        tag="simulations",
+        summary="What recorded usage would have cost at another price",
+        description=(
+            "Every total of the periods that begin in the range, at the customer's price of today (as the projection has "
+            "it) and at the candidate's: revenue by month, who would pay less or more, and by how much. Lines are "
+            "compared, with minimum and maximum; commitments, credits and taxes are left out. What can't be compared is "
+            "listed in `skipped`. Nothing is stored."
+        ),
+        scope="simulation:write",
+        tenancy="required",
+        parameters=backtests.BACKTEST_PARAMETERS,
+        request=backtests.BacktestBody,
+        response=backtests.BacktestView,
+    ),
+)
+
+PRICING: Final = PROJECTION + SCENARIOS + RUNS + BACKTEST

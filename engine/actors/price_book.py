@@ -104,13 +104,21 @@ class PriceBook:
 
     async def price_of(self, tenant: str, metric: str, customer_ref: str) -> KnownPrice | NoPrice:
         """What a customer pays for a metric now. Takes at most some seconds."""
-        registry = self._meter.registry
-        mapping = registry.active_mapping(tenant, metric)
+        return await self.price_for(tenant, metric, self.own_item(tenant, metric, customer_ref))
+
+    def own_item(self, tenant: str, metric: str, customer_ref: str) -> str | None:
+        """The subscription item that the customer has for a metric: customers without one pay alike."""
+        customer = self._meter.registry.customer(tenant, customer_ref)
+        return None if customer is None else customer.subscription_items.get(metric)
+
+    async def price_for(
+        self, tenant: str, metric: str, own_item: str | None
+    ) -> KnownPrice | NoPrice:
+        """What whoever has this item pays, or (None) a customer without one."""
+        mapping = self._meter.registry.active_mapping(tenant, metric)
         if mapping is None:
             return NoPrice("no active mapping says what it costs: create one with a price")
-        customer = registry.customer(tenant, customer_ref)
-        own = None if customer is None else customer.subscription_items.get(metric)
-        return await self._price_of(mapping, own)
+        return await self._price_of(mapping, own_item)
 
     async def _price_of(self, mapping: Mapping, own_item: str | None) -> KnownPrice | NoPrice:
         route = mapping_route(mapping)

@@ -10,7 +10,7 @@ It must not know where the quantities were recorded, nor how the result is shown
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
 from typing import Final, NamedTuple
 
@@ -30,6 +30,17 @@ class UsageOfMonth(NamedTuple):
     month: str
     metric: str
     quantity: Decimal
+
+
+class PricedUsage(NamedTuple):
+    """The same with the prices that this customer has today and would have: customers may have prices of their own."""
+
+    customer_ref: str
+    month: str
+    metric: str
+    quantity: Decimal
+    today: PriceConfig
+    candidate: PriceConfig
 
 
 class Change(NamedTuple):
@@ -79,15 +90,31 @@ def backtest(
     Raises PricingError for a metric without a price and for two currencies.
     """
     currency = _one_currency(today, candidate)
-    months: dict[str, list[Decimal]] = {}
-    customers: dict[str, list[Decimal]] = {}
-    with exact_arithmetic():
+
+    def priced() -> Iterator[PricedUsage]:
         for customer_ref, month, metric, quantity in usage:
             price = today.get(metric)
             new = candidate.get(metric, price)
             if price is None or new is None:
                 message = "has usage but no price: give it one, 0 if it is free"
                 raise PricingError([(f"prices.{metric}", message)])
+            yield PricedUsage(customer_ref, month, metric, quantity, price, new)
+
+    return backtest_priced(priced(), currency)
+
+
+def backtest_priced(usage: Iterable[PricedUsage], currency: str) -> Backtest:
+    """The same where customers have prices of their own, all of them in `currency`. Pure; one pass.
+
+    Raises PricingError for another currency.
+    """
+    months: dict[str, list[Decimal]] = {}
+    customers: dict[str, list[Decimal]] = {}
+    with exact_arithmetic():
+        for customer_ref, month, metric, quantity, price, new in usage:
+            if not price.currency == currency == new.currency:
+                message = f"is {price.currency} and {new.currency}, not {currency}: compare one currency at a time"
+                raise PricingError([(f"prices.{metric}.currency", message)])
             before = _line_amount(price, quantity)
             after = before if new is price else _line_amount(new, quantity)
             for sums, key in ((months, month), (customers, customer_ref)):

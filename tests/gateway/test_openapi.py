@@ -269,6 +269,10 @@ async def ask_for_prices(server: Served, ask: Any, tenant: dict[str, str]) -> No
     many = {"scenarioIds": [made["id"]], "scenarios": [scenario], "name": "b"}
     batch = await ask("POST", f"{at}/batch", json=tenant | many)
     await ask("GET", f"{at}/batch/{{id}}", f"{at}/batch/{batch['id']}", params=tenant)
+    asked = tenant | {"since": "2026-01-01", "priceConfig": {"priced": price, "other": price}}
+    await ask("POST", f"{at}/backtest", json=asked)
+    await ask("POST", f"{at}/backtest", json=asked | {"metric": "priced", "priceConfig": price})
+    await ask("POST", f"{at}/backtest", json=asked | {"priceConfig": {}})
     await ask("DELETE", f"{at}/scenarios/{{id}}", one, params=tenant)
     await ask("GET", f"{at}/scenarios/{{id}}", one, params=tenant)
 

@@ -64,7 +64,7 @@ async def test_a_scenario_lives_from_creation_to_deletion(server: Served) -> Non
         await ask(server, method, one, 404, params=OF, **body)
     trail = await ask(server, "GET", "/v1/audit", params=OF)
     actions = [entry["action"] for entry in trail["entries"] if "scenario" in entry["action"]]
-    assert actions == ["scenario.deleted", "scenario.changed", "scenario.created"]
+    assert actions == ["scenario.deleted", "scenario.updated", "scenario.created"]
 
 
 async def test_a_run_has_its_invoice_and_what_differs(server: Served) -> None:
