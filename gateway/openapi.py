@@ -28,6 +28,7 @@ TAGS: Final[dict[str, str]] = {
     "mappings": "How a metric is counted.",
     "customers": "What is known of a customer beyond its usage.",
     "pushes": "What Stripe was told of it, and what waits for a decision.",
+    "reconciliation": "Whether Stripe, what was pushed and what was used agree; if not, why, and the repair.",
     "parity": "Proof that what Stripe will bill is what was used.",
     "simulations": "What usage would cost: scenarios, their runs, and recorded usage at another price.",
     "webhooks": "What Stripe tells us.",

@@ -98,18 +98,6 @@ async def umbras_things(server: Served) -> dict[str, str]:
         headers=admin,
     )
     assert adjustment.status_code == 201, adjustment.text
-    scenario = {"name": "umbras_metric", "inputs": UMBRAS_INPUTS}
-    simulated = {}
-    for kind, body in (
-        ("scenarios", scenario),
-        ("runs", {"scenario": scenario}),
-        ("batch", {"scenarios": [scenario]}),
-    ):
-        made = await server.client.post(
-            f"/v1/simulations/{kind}", json={"tenantId": "umbra"} | body, headers=admin
-        )
-        assert made.status_code == 201, made.text
-        simulated[f"/v1/simulations/{kind}/{{id}}"] = made.json()["id"]
     runner = server.gateway.meter.started.operations
     one = runner.find(backfill.json()["operationId"], "umbra", "backfill")
     while one.is_open:
@@ -122,8 +110,26 @@ async def umbras_things(server: Served) -> dict[str, str]:
         "pushes": targets[0].id,
         "admin": key.json()["id"],
         "erasures": erasure.json()["erasureId"],
-        **simulated,
+        "reconciliation": server.gateway.meter.started.reconciler.start("umbra").id,
+        **await umbras_simulations(server),
     }
+
+
+async def umbras_simulations(server: Served) -> dict[str, str]:
+    """Another tenant's scenario, run and batch; their ids by the paths that take one."""
+    scenario = {"name": "umbras_metric", "inputs": UMBRAS_INPUTS}
+    simulated = {}
+    for kind, body in (
+        ("scenarios", scenario),
+        ("runs", {"scenario": scenario}),
+        ("batch", {"scenarios": [scenario]}),
+    ):
+        made = await server.client.post(
+            f"/v1/simulations/{kind}", json={"tenantId": "umbra"} | body, headers=bearer(ADMIN_KEY)
+        )
+        assert made.status_code == 201, made.text
+        simulated[f"/v1/simulations/{kind}/{{id}}"] = made.json()["id"]
+    return simulated
 
 
 def request_of(route: Route, ids: dict[str, str], tenant: str | None) -> dict[str, Any]:
@@ -136,6 +142,9 @@ def request_of(route: Route, ids: dict[str, str], tenant: str | None) -> dict[st
         "since": "2026-01-01T00:00:00Z",
         "periodStart": "2026-01-01",
     }
+    if route.tag == "reconciliation":
+        path = path.replace("{period}", "2026-01")
+        query |= {"periodStart": "2026-01", "periodEnd": "2026-01"}
     names = {parameter.name for parameter in route.parameters if parameter.required}
     params: dict[str, Any] = {name: query[name] for name in names}
     takes_query_tenant = "tenantId" in {parameter.name for parameter in route.parameters}
@@ -152,6 +161,7 @@ def request_of(route: Route, ids: dict[str, str], tenant: str | None) -> dict[st
             "reason": "manual",
             "processedEvents": 0,
             "timeoutSeconds": 0,
+            "adjustmentIds": ["0" * 16],
             "baseline": "period",
             "into": "credit",
             "delivered": True,

@@ -164,6 +164,7 @@ async def test_what_is_answered_is_what_is_described() -> None:
         period = {"metric": "calls", "periodStart": "2026-01-01"}
         await ask("GET", "/v1/usage/explain", params=params | period)
         await ask("GET", "/v1/usage/counters", params=tenant | {"format": "csv"})
+        await ask_reconciliation(ask, tenant)
         await ask_for_corrections(ask)
         await ask_for_prices(server, ask, tenant)
         await ask_for_keys(ask, tenant)
@@ -213,6 +214,21 @@ async def ask_pushes(server: Served, ask: Any, tenant: dict[str, str]) -> None:
     signature = sign(WEBHOOK_SECRET, event_body, server.clock.us // 1_000_000)
     headers = {"stripe-signature": signature}
     await ask("POST", "/v1/webhooks/stripe", content=event_body, headers=headers)
+
+
+async def ask_reconciliation(ask: Any, tenant: dict[str, str]) -> None:
+    """Every route of reconciliation."""
+    job = await ask("POST", "/v1/reconciliation/run", json=tenant)
+    for one in (job["jobId"], "none"):
+        await ask("GET", "/v1/reconciliation/jobs/{id}", f"/v1/reconciliation/jobs/{one}")
+    months = tenant | {"periodStart": "2026-01", "periodEnd": "2026-01"}
+    report = "/v1/reconciliation/{period}"
+    for more in ({}, {"format": "csv"}, {"numbers": "string"}):
+        await ask("GET", report, "/v1/reconciliation/2026-01", params=tenant | more)
+        await ask("GET", "/v1/reconciliation/summary", params=months | more)
+    await ask("GET", report, "/v1/reconciliation/January", params=tenant)
+    body = {"adjustmentIds": ["0" * 16], "reason": "known"}
+    await ask("POST", "/v1/reconciliation/adjustments", json=tenant | body)
 
 
 async def ask_for_corrections(ask: Any) -> None:

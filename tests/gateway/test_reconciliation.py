@@ -222,7 +222,8 @@ async def test_a_run_of_another_tenant_does_not_exist() -> None:
         path = f"/v1/reconciliation/jobs/{job['jobId']}"
         await ask(server, "GET", path, 200, headers=headers)
         await ask(server, "GET", path, 200, headers=bearer(ADMIN_KEY))
-        await ask(server, "GET", path, 404, headers=bearer(other))
+        hidden = await ask(server, "GET", path, 404, headers=bearer(other))
+        assert "acme" not in hidden["detail"]
         await ask(server, "POST", "/v1/reconciliation/run", 403, json={}, headers=bearer(other))
 
 
