@@ -198,4 +198,5 @@ def _disk(free_bytes: int | None) -> Check:
 async def metrics(call: Call) -> Answer | Problem:
     """GET /metrics."""
     await call.gateway.metrics.push.refresh()
+    await call.gateway.metrics.recon.refresh()
     return Answer(call.gateway.metrics.exposition(), content_type=METRICS_CONTENT_TYPE)

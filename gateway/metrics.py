@@ -26,6 +26,7 @@ from engine.actors.supervisor import Meter
 from engine.core.times import INSTANT_US_MIN
 from gateway.measured_log import Distribution, MeasuredLog
 from gateway.push_metrics import PUSH_DESCRIPTIONS, PushMetrics
+from gateway.recon_metrics import RECON_DESCRIPTIONS, ReconMetrics
 from gateway.streams import Streams
 
 METER_LABELS_MAX: Final = 200
@@ -73,6 +74,7 @@ DESCRIPTIONS: Final[dict[str, str]] = {
     "anchor_failures_total": "Attempts to keep an anchor that failed; they are repeated.",
     "anchor_behind_seconds": "For how long something was acknowledged that no anchor covers.",
     **PUSH_DESCRIPTIONS,
+    **RECON_DESCRIPTIONS,
     "process_uptime_seconds": "Seconds since the server started.",
     "ready": "1 when the server takes events, else 0.",
 }
@@ -95,6 +97,7 @@ class Metrics:
         self.streams: Streams | None = None
         """The gateway's; it sets it."""
         self.push = PushMetrics(meter)
+        self.recon = ReconMetrics(meter)
         self.anchorer: Anchorer | None = None
         """The gateway's; it sets it."""
         self._registry = CollectorRegistry(auto_describe=False)
@@ -234,6 +237,7 @@ class Metrics:
             rows.add_metric((result,), count)
         yield rows
         yield from self.push.collect()
+        yield from self.recon.collect()
         yield from self._anchors()
         yield _gauge(
             "late_adjustments",

@@ -82,10 +82,13 @@ class Line(NamedTuple):
         return None if self.stripe is None else self.local + self.offset - self.stripe
 
 
-async def lines_of(meter: Meter, tenant: str | None, months: Months) -> list[Line]:
-    """Every row of these periods, the worst first."""
+async def lines_of(
+    meter: Meter, tenant: str | None, months: Months, *, look: bool = True
+) -> list[Line]:
+    """Every row of these periods, the worst first. `look`: with everything that was acknowledged by now."""
     started = meter.started
-    await started.push.look(tenant)
+    if look:
+        await started.push.look(tenant)
     findings = meter.push.findings
     whole = {
         (one.record.account, one.record.cause): one
@@ -108,13 +111,13 @@ async def lines_of(meter: Meter, tenant: str | None, months: Months) -> list[Lin
         if report is None or tenant not in (None, report.tenant):
             continue
         view = started.push.totals.view(target)
-        look = started.reconciler.looker.looks.get(target)
+        seen = started.reconciler.looker.looks.get(target)
         causes = tuple(findings.of_target(report.id))
         account = f"{target.lane.account}/{target.lane.mode}"
-        gathered = () if look is None else [one for one in look.causes if one in GATHERED]
+        gathered = () if seen is None else [one for one in seen.causes if one in GATHERED]
         causes += tuple(whole[account, one] for one in gathered if (account, one) in whole)
         mark = findings.mark(target)
-        confirmed = mark.confirmed if look is None or look.stripe is None else look.stripe
+        confirmed = mark.confirmed if seen is None or seen.stripe is None else seen.stripe
         status: RowStatus = "resolved" if report.id in resolved else "ok"
         found.append(
             Line(
@@ -128,7 +131,7 @@ async def lines_of(meter: Meter, tenant: str | None, months: Months) -> list[Lin
                 pushed=Fraction(report.pushed),
                 offset=Fraction(mark.offset),
                 stripe=None if confirmed is None else Fraction(confirmed),
-                look=look,
+                look=seen,
                 causes=causes,
                 status="investigate" if causes else status,
                 id=report.id,
