@@ -23,6 +23,7 @@ from engine.pricing.explain import explain_line
 from engine.pricing.money import plain_text
 from engine.pricing.scenarios import Outcome, Scenario, Value, read_scenario, record, run
 from gateway.scenario_files import SUFFIXES, FileUnreadable, find, json_text, read, write_expected
+from gateway.simulate_prices import backtest_command, to_stripe_command
 
 EXIT_OK: Final = 0
 EXIT_DIFFERENCES: Final = 1
@@ -45,7 +46,7 @@ def command() -> None:
 
     A scenario is a file that ends in .sim.json, .sim.yaml or .sim.yml: `inputs` (customer, period, usage items with their
     prices, commitments, credits, tax), `expected` (any part of the invoice) and `tolerances`. Nothing else is needed: no
-    server, no data directory, no Stripe key.
+    server, no data directory, no Stripe key; `backtest` alone asks a server, since it has the usage.
 
     \b
     Examples:
@@ -53,7 +54,13 @@ def command() -> None:
       stripemeter simulate run prices/ --fail-on-diff
       stripemeter simulate report prices/new-plan.sim.yaml
       stripemeter simulate run prices/new-plan.sim.yaml --record
+      stripemeter simulate to-stripe prices/new-plan.sim.yaml --meter mtr_1
+      stripemeter simulate backtest --price prices/new.yaml --since 2026-01-01 --tenant acme
     """
+
+
+command.add_command(to_stripe_command)
+command.add_command(backtest_command)
 
 
 _files = click.argument(
