@@ -47,6 +47,24 @@ class AdminClient:
         seconds_max: float = HTTP_SECONDS_MAX,
     ) -> AnswerT:
         """The answer of one request. Raises EngineError with what the server says, or that it says nothing."""
+        status, content = self._exchange(method, path, body, seconds_max)
+        try:
+            if status < 300:
+                return msgspec.json.decode(content, type=answer)
+        except msgspec.MsgspecError as error:
+            raise self._odd(status) from error
+        raise self._refused(status, content)
+
+    def download(self, path: str, *, seconds_max: float = HTTP_SECONDS_MAX) -> bytes:
+        """A file as it is. Raises EngineError with what the server says, or that it says nothing."""
+        status, content = self._exchange("GET", path, None, seconds_max)
+        if status < 300:
+            return content
+        raise self._refused(status, content)
+
+    def _exchange(
+        self, method: str, path: str, body: dict[str, Any] | None, seconds_max: float
+    ) -> tuple[int, bytes]:
         headers = {"accept": "application/json"}
         if body is not None:
             headers["content-type"] = "application/json"
@@ -62,19 +80,20 @@ class AdminClient:
             path = f"{self._parts.path.rstrip('/')}{path}"
             connection.request(method, path, body=data, headers=headers)
             response = connection.getresponse()
-            content = response.read(ANSWER_BYTES_MAX)
+            return response.status, response.read(ANSWER_BYTES_MAX)
         except (OSError, http.client.HTTPException) as error:
             raise EngineError(f"{self._url} does not answer: {error}") from error
         finally:
             connection.close()
+
+    def _refused(self, status: int, content: bytes) -> EngineError:
         try:
-            if response.status < 300:
-                return msgspec.json.decode(content, type=answer)
-            problem = msgspec.json.decode(content, type=ProblemBody)
-        except msgspec.MsgspecError as error:
-            message = f"{self._url} answers {response.status}, but not as this server would"
-            raise EngineError(message) from error
-        raise EngineError(_told(problem))
+            return EngineError(_told(msgspec.json.decode(content, type=ProblemBody)))
+        except msgspec.MsgspecError:
+            return self._odd(status)
+
+    def _odd(self, status: int) -> EngineError:
+        return EngineError(f"{self._url} answers {status}, but not as this server would")
 
 
 def _told(problem: ProblemBody) -> str:
