@@ -1,7 +1,7 @@
 """`GET /v1/usage/explain`: how a total came about, part by part.
 
 Rules it keeps: quantities leave exactly as they are counted; of a sum, the parts' amounts add up to the total. It must
-not know how the parts are found (engine.core.explain).
+not know how the parts are found (engine.core.explain), nor what they cost (gateway.explain_price).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from engine.actors.as_of import Prefix
+from engine.actors.price_book import NoPrice
 from engine.core.explain import (
     AdjustmentPart,
     Explainer,
@@ -23,6 +24,7 @@ from engine.core.quantities import to_json
 from engine.core.times import TimeError, format_date, parse_date
 from gateway import parameters
 from gateway.as_of import AS_OF, AsOfView, view_of
+from gateway.explain_price import NO_PRICES_HERE, LineExplained, explain_price
 from gateway.parameters import Parameter
 from gateway.problems import Problem
 from gateway.routes import Answer, Call
@@ -151,6 +153,15 @@ class UsageExplained(msgspec.Struct, rename="camel", kw_only=True):
         WinnerView | None, msgspec.Meta(description="Of max and last; null for a sum.")
     ]
     as_of: Annotated[AsOfView, msgspec.Meta(description="The part of the log that was looked at.")]
+    line: Annotated[
+        LineExplained | None,
+        msgspec.Meta(
+            description="What it costs: from the amount to tiers, days and log positions."
+        ),
+    ] = None
+    line_reason: Annotated[str | None, msgspec.Meta(description="Why there is no line.")] = (
+        NO_PRICES_HERE
+    )
 
 
 async def explain(call: Call) -> Answer | Problem:
@@ -163,7 +174,14 @@ async def explain(call: Call) -> Answer | Problem:
     explainer = Explainer(series, query["periodStart"])
     await past.series(prefix, series, explainer, ts_us_min=query["periodStart"])
     found = await call.gateway.meter.run_blocking(lambda: explainer.explanation(prefix.at_us))
-    return Answer(explained(found, prefix, as_string=call.numbers_as_strings))
+    answer = explained(found, prefix, as_string=call.numbers_as_strings)
+    price = await call.gateway.prices.price_of(*series)
+    line = explain_price(found, price, call.now_us, as_string=call.numbers_as_strings)
+    if isinstance(line, NoPrice):
+        answer.line_reason = line.reason
+    else:
+        answer.line, answer.line_reason = line, None
+    return Answer(answer)
 
 
 def explained(found: Explanation, prefix: Prefix, *, as_string: bool) -> UsageExplained:

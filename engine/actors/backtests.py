@@ -108,7 +108,7 @@ class Backtests:
             key = (total.metric, total.customer_ref)
             if key not in items:
                 items[key] = (total.metric, self._prices.own_item(tenant, *key))
-            if number % 10_000 == 0:
+            if number % 2_000 == 0:
                 await trio.lowlevel.checkpoint()
         return items
 

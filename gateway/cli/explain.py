@@ -63,7 +63,9 @@ def command(
       stripemeter explain acme cus_anna api_calls 2026-01 --as-of 2026-02-03T09:00:00Z
 
     Of a sum, the column "amount" adds up to the total to the last digit; of a max or last, the last line names what
-    won. Late events and adjustments that are not approved have amount 0.
+    won. Late events and adjustments that are not approved have amount 0. Where there is a price, a second table has the
+    line on the invoice: its tiers, and the days and corrections that filled them; it adds up to the line. Prices are
+    known to a running server.
     """
     try:
         day_us = parse_date(f"{period}-01" if len(period) == len("YYYY-MM") else period)
@@ -146,6 +148,7 @@ def _show(console: Console, found: UsageExplained, day: str) -> None:
     table.add_section()
     add("total", "", "", "", "", _number(found.total), "")
     console.print(table)
+    _show_line(console, found)
     winner = found.decided_by
     if winner is not None:
         where = "" if winner.timestamp is None else f" of {winner.timestamp}"
@@ -154,3 +157,29 @@ def _show(console: Console, found: UsageExplained, day: str) -> None:
             Text(f"{found.aggregation} comes from: {winner.via}{name}{where}"),
             Text(f"at position {winner.position}: {_number(winner.quantity)}"),
         )
+
+
+def _show_line(console: Console, found: UsageExplained) -> None:
+    """What it costs: the line's parts, and below each what filled it; amounts add up to the line."""
+    line = found.line
+    if line is None:
+        console.print(Text(f"what it costs: {found.line_reason}"))
+        return
+    price = line.price
+    whose = price.subscription_item_id or price.price_id or "the mapping's priceConfig"
+    console.print(Text(f"{line.description}, at the price of {whose}"))
+    table = Table("part", "from")
+    for name in ("quantity", f"amount ({line.currency})", "log positions"):
+        table.add_column(name, justify="right")
+    for part in line.parts:
+        table.add_row(Text(f"{part.kind}: {part.text}"), "", "", _number(part.amount), "")
+        for share in part.shares:
+            source = share.source
+            positions = _positions(source.first_position, source.last_position)
+            label = Text(f"{source.kind} {source.id or ''}".rstrip())
+            table.add_row("", label, _number(share.quantity), _number(share.amount), positions)
+    table.add_section()
+    table.add_row("line", "", _number(line.quantity), _number(line.total), "")
+    console.print(table)
+    if price.stale_because is not None:
+        console.print(Text(f"the price is {price.age_seconds} s old: {price.stale_because}"))
