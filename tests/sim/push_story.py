@@ -219,6 +219,9 @@ async def fault(world: PushWorld, meter: Meter) -> None:
             stripe.add_fault(kind, "*", for_seconds=rng.choice((300, 300, 30 * 3_600, 40 * DAY)))
         case "refuse":
             world.watched.refusals += rng.choice((1, 3))
+            world.watched.is_refusing_again = rng.random() < 0.6
+            if world.watched.is_refusing_again:
+                stripe.add_fault("reset", f"POST {EVENTS}", count=2)
         case _:
             world.watched.is_late = not world.watched.is_late
 

@@ -110,6 +110,9 @@ class WatchedWire:
         """Idempotency keys that this process knows to replay an error."""
         self.refusals = 0
         """So many of the next events are refused, without having been looked at."""
+        self.is_refusing_again = False
+        """Only what was sent before is refused: which says nothing of the time before."""
+        self._tried: set[str] = set()
         self.is_late = False
         """A request whose sender dies may arrive afterwards."""
         self.events = 0
@@ -144,7 +147,10 @@ class WatchedWire:
             raise
         if trio.current_time() > left_at + CONNECTION_SECONDS_MAX:
             raise AnswerLost("the machine slept, and its connections are gone")
-        if self.refusals:
+        identifier = decode_form(request.body.decode())["identifier"]
+        is_again = identifier in self._tried
+        self._tried.add(identifier)
+        if self.refusals and (is_again or not self.is_refusing_again):
             self.refusals -= 1
             return Answer(400, {"request-id": "req_no"}, _REFUSAL)
         answer = await self._serve(request)

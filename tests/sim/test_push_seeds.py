@@ -1,0 +1,303 @@
+"""Seeded worlds of pushing: Stripe holds what was used, and every planted way to bill wrongly is found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from hashlib import blake2b
+from typing import Any
+
+import msgspec
+import pytest
+
+from engine.actors import push_lanes, push_reading
+from engine.actors.push_connections import Connection
+from engine.actors.push_lanes import LaneServer
+from engine.actors.push_recorder import PushRecorder
+from engine.core import push_baselines, push_ledger, push_plan
+from engine.core.billing import RetryLater, Unknown
+from engine.core.push_plan import Close, Planned
+from engine.core.push_records import PushIntent, identifier_of
+from tests.sim.push_small import SMALL, run_small
+from tests.sim.push_story import history
+from tests.sim.push_world import run_seed
+from tests.sim.test_seeds import _is_violation
+
+pytestmark = pytest.mark.slow
+CANARY_SEEDS = 300
+QUICK_SEEDS = 120
+SMALL_SEEDS = 20
+Plant = Callable[[pytest.MonkeyPatch], None]
+
+
+def test_no_seed_bills_anything_but_what_was_used(sim_seeds: range) -> None:
+    for seed in sim_seeds if len(sim_seeds) > 200 else sim_seeds[:QUICK_SEEDS]:
+        try:
+            run_seed(seed, history)
+        except BaseException as error:
+            raise AssertionError(f"seed {seed} broke a promise of pushing") from error
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_no_moment_bills_a_period_again(name: str, sim_seeds: range) -> None:
+    for seed in sim_seeds[: max(SMALL_SEEDS, len(sim_seeds) // 10)]:
+        try:
+            run_small(name, seed)
+        except BaseException as error:
+            raise AssertionError(f"seed {seed} of {name} broke a promise") from error
+
+
+def test_the_same_seed_is_the_same_history_of_pushing() -> None:
+    traces = [repr(run_seed(7, history).trace) for _ in range(3)]
+    assert traces[0] == traces[1] == traces[2]
+    assert traces[0] != repr(run_seed(8, history).trace)
+
+
+# Planted faults that the great world must find. Each is a mistake that someone could make in good faith.
+
+
+def _a_push_after_finalization(patch: pytest.MonkeyPatch) -> None:
+    def never(target: Any, _state: Any, _grace_us: int) -> int:
+        return int(target.end_us) + 20 * 86_400_000_000
+
+    patch.setattr(push_plan, "finalization_us", never)
+    patch.setattr(push_lanes, "finalization_us", never)
+
+
+def _a_delta_is_dated_when_it_is_sent(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(
+        push_plan, "choose_minute", lambda _view, _of_period, now_us: now_us // 60_000_000
+    )
+
+
+def _a_new_identifier_per_retry(patch: pytest.MonkeyPatch) -> None:
+    real = push_plan.next_for_open
+
+    def give_up(intent: Any, attempts: Any, **more: Any) -> Any:
+        if attempts.left_at_us is not None:
+            return Close("withdrawn", "never left", "tried again under another identifier")
+        return real(intent, attempts, **more)
+
+    patch.setattr(push_lanes, "next_for_open", give_up)
+
+
+def _an_identifier_from_the_cumulative_total(patch: pytest.MonkeyPatch) -> None:
+    real = push_plan.make_intent
+
+    def by_total(view: Any, ledger: Any, **more: Any) -> Any:
+        intent = real(view, ledger, **more)
+        if intent is None:
+            return None
+        named = f"{intent.target} {intent.to_units}".encode()
+        identifier = blake2b(named, digest_size=16).hexdigest()
+        request = msgspec.structs.replace(intent.request, identifier=identifier)
+        return msgspec.structs.replace(intent, request=request)
+
+    patch.setattr(push_lanes, "make_intent", by_total)
+
+
+def _an_outcome_before_the_answer(patch: pytest.MonkeyPatch) -> None:
+    real = LaneServer._send
+
+    async def hopeful(self: LaneServer, intent: PushIntent, *more: Any) -> None:
+        await self._record_surely((push_plan.outcome(intent, Close("delivered", "answer")),))
+        await real(self, intent, *more)
+
+    patch.setattr(LaneServer, "_send", hopeful)
+
+
+def _sending_before_the_intent_is_durable(patch: pytest.MonkeyPatch) -> None:
+    real = PushRecorder.record
+
+    async def at_once(self: PushRecorder, records: Any, *more: Any) -> None:
+        if not isinstance(records[0], PushIntent):
+            await real(self, records, *more)
+
+    patch.setattr(PushRecorder, "record", at_once)
+
+
+def _a_breaker_that_mixes_targets(patch: pytest.MonkeyPatch) -> None:
+    """What failed last is what is tried next, whoever asks."""
+    real, failed = Connection.send, []
+
+    async def probe(self: Connection, request: Any, stored: int) -> Any:
+        tried = failed.pop() if failed else request
+        answer = await real(self, tried, stored)
+        if isinstance(answer, RetryLater | Unknown):
+            failed.append(tried)
+        return answer
+
+    patch.setattr(Connection, "send", probe)
+
+
+def _negative_differences_are_skipped(patch: pytest.MonkeyPatch) -> None:
+    real = push_plan.due_units
+    patch.setattr(push_plan, "due_units", lambda view, state: max(0, real(view, state)))
+
+
+def _an_ended_period_is_dropped(patch: pytest.MonkeyPatch) -> None:
+    real = push_plan.plan
+
+    def forgetful(view: Any, lane: Any, state: Any, *, now_us: int, interval_us: int) -> Planned:
+        planned = real(view, lane, state, now_us=now_us, interval_us=interval_us)
+        if now_us >= view.target.end_us and planned.standing == "due":
+            return planned._replace(due=0, standing="current", at_us=None)
+        return planned
+
+    patch.setattr(push_lanes, "plan", forgetful)
+
+
+def _absence_is_taken_as_proof(patch: pytest.MonkeyPatch) -> None:
+    real = push_plan.judge_reading
+
+    def sure(intent: Any, attempts: Any, **more: Any) -> Any:
+        attempts.absent_at_us = more["now_us"] - push_plan.READ_AFTER_US
+        return real(intent, attempts, **(more | {"is_visible": True}))
+
+    patch.setattr(push_reading, "judge_reading", sure)
+
+
+def _a_refusal_after_an_unknown_attempt_is_taken_as_proof(patch: pytest.MonkeyPatch) -> None:
+    real = LaneServer._refused
+
+    async def sure(self: LaneServer, *args: Any, before_us: int | None) -> None:
+        assert before_us is None or before_us > 0
+        await real(self, *args, before_us=None)
+
+    patch.setattr(LaneServer, "_refused", sure)
+
+
+def _a_stored_error_is_replayed_for_ever(patch: pytest.MonkeyPatch) -> None:
+    real = Connection.send
+    patch.setattr(Connection, "send", lambda self, request, _stored: real(self, request, 0))
+
+
+def _a_rejection_is_not_undone(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(push_ledger.PushLedger, "_undo", lambda *_: None)
+
+
+GREAT: list[Plant] = [
+    _a_push_after_finalization,
+    _a_new_identifier_per_retry,
+    _an_identifier_from_the_cumulative_total,
+    _an_outcome_before_the_answer,
+    _sending_before_the_intent_is_durable,
+    _a_breaker_that_mixes_targets,
+    _negative_differences_are_skipped,
+    _absence_is_taken_as_proof,
+    _a_refusal_after_an_unknown_attempt_is_taken_as_proof,
+    _a_stored_error_is_replayed_for_ever,
+    _a_rejection_is_not_undone,
+]
+
+
+# Planted faults of one moment, and the small world that must find them.
+
+
+def _nobody_is_asked(patch: pytest.MonkeyPatch) -> None:
+    """All of the period is due, whatever Stripe holds and whoever billed so far."""
+    real = push_baselines.baseline_decision
+    patch.setattr(
+        push_lanes,
+        "baseline_decision",
+        lambda *args, **more: real(*args, **(more | {"choice": "period"})),
+    )
+
+
+def _a_role_is_not_told_apart(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(push_ledger.PushLedger, "resumed_at_us", lambda *_: None)
+
+
+def _a_restore_raises_no_doubt(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(push_ledger, "RestoreChange", PushIntent)
+
+
+def _an_identifier_without_its_epoch(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(
+        push_plan, "identifier_of", lambda log_id, _epoch, *more: identifier_of(log_id, 1, *more)
+    )
+
+
+def _an_identifier_without_its_log(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(
+        push_plan, "identifier_of", lambda _log_id, *more: identifier_of(bytes(16), *more)
+    )
+
+
+def _shadow_writes_the_live_ledger(patch: pytest.MonkeyPatch) -> None:
+    real = Connection.prove
+
+    async def as_live(self: Connection) -> None:
+        await real(self)
+        if self.role == "shadow" and self.proven is not None:
+            self.proven = self.proven._replace(account="acct_sim" + "0" * 13)
+
+    patch.setattr(Connection, "prove", as_live)
+
+
+def _shadow_is_pushed_with_the_live_key(patch: pytest.MonkeyPatch) -> None:
+    init, send, made = Connection.__init__, Connection.send, {}
+
+    def known(self: Connection, role: Any, *more: Any) -> None:
+        init(self, role, *more)
+        made[role] = self
+
+    patch.setattr(Connection, "__init__", known)
+    patch.setattr(Connection, "send", lambda _self, *request: send(made["main"], *request))
+
+
+def _a_period_is_final_when_it_ends(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(push_plan, "finalization_us", lambda target, *_: target.end_us)
+
+
+def _the_end_of_a_period_is_paced(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(
+        push_plan,
+        "_ready_at_us",
+        lambda _view, state, *_: 0 if state is None else state.last_intent_at_us + 7_200_000_000,
+    )
+
+
+MOMENTS: list[tuple[Plant, str]] = [
+    (_nobody_is_asked, "late mapping"),
+    (_nobody_is_asked, "shadow to live"),
+    (_nobody_is_asked, "restored"),
+    (_nobody_is_asked, "two directories"),
+    (_a_role_is_not_told_apart, "shadow to live"),
+    (_a_restore_raises_no_doubt, "restored"),
+    (_an_identifier_without_its_epoch, "restored"),
+    (_an_identifier_without_its_log, "two directories"),
+    (_shadow_writes_the_live_ledger, "shadow to live"),
+    (_shadow_is_pushed_with_the_live_key, "shadow to live"),
+    (_a_period_is_final_when_it_ends, "period end"),
+    (_an_ended_period_is_dropped, "period end"),
+    (_a_delta_is_dated_when_it_is_sent, "period end"),
+    (_the_end_of_a_period_is_paced, "period end"),
+]
+
+
+def _must_be_found(runs: Iterator[Callable[[], object]]) -> None:
+    for run in runs:
+        try:
+            run()
+        except BaseException as error:
+            assert _is_violation(error), repr(error)
+            return
+    pytest.fail("no seed found it: the simulation is blind to this fault")
+
+
+@pytest.mark.parametrize("plant", GREAT, ids=lambda f: f.__name__.strip("_"))
+def test_a_planted_fault_of_pushing_is_found(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch)
+    _must_be_found(lambda seed=seed: run_seed(seed, history) for seed in range(CANARY_SEEDS))
+
+
+@pytest.mark.parametrize(
+    ("plant", "name"),
+    MOMENTS,
+    ids=[f"{plant.__name__.strip('_')} {name}" for plant, name in MOMENTS],
+)
+def test_a_planted_fault_of_one_moment_is_found(
+    plant: Plant, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(monkeypatch)
+    _must_be_found(lambda seed=seed: run_small(name, seed) for seed in range(SMALL_SEEDS))
