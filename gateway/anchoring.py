@@ -1,4 +1,4 @@
-"""Anchors as the settings have them: where they are kept, who writes them, and reading them back for a check.
+"""Where anchors are kept, by the words that name it, and reading them back for a check.
 
 Rules it keeps: an anchor counts only if its signature is right, by the key it names or by the one that is asked for; what
 can't be used is named, line by line. It must not know what a log holds.
@@ -9,26 +9,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from random import Random
 from typing import Any, Final, NamedTuple
 
 import httpx
 import trio
 
-from engine.actors.anchorer import Anchorer
-from engine.actors.supervisor import Meter
-from engine.config import Settings
 from engine.core.times import format_instant
 from engine.drivers.anchor_stores import Bucket, BucketAnchors, FileAnchors, WebAnchors
 from engine.drivers.httpx_wire import HttpxWire
 from engine.drivers.s3_signature import Credentials
 from engine.errors import StartRefused
 from engine.ports import Clock
-from engine.witness.canonical import Signer, Unreadable, is_signed, parse
+from engine.witness.canonical import Unreadable, is_signed, parse
 from engine.witness.purposes import ANCHOR
 from gateway.environment import read_aws
 from gateway.system import SystemClock
-from wal.log import Head
 from wal.marks import Mark
 
 Store = FileAnchors | WebAnchors | BucketAnchors
@@ -73,25 +68,6 @@ def _must_be_url(text: str) -> None:
             "the address of the anchors is no URL: give one such as https://anchors.example.com/log"
         )
         raise StartRefused(message)
-
-
-def anchorer_of(settings: Settings, meter: Meter, signer: Signer) -> Anchorer | None:
-    """The anchorer that the settings ask for; None: they ask for none. Raises StartRefused."""
-    if settings.anchor is None:
-        return None
-
-    def head() -> Head | None:
-        return meter.log.head() if meter.phase == "ready" else None
-
-    return Anchorer(
-        store_of(settings.anchor, meter.clock),
-        signer=signer,
-        head=head,
-        log_id=lambda: meter.log_id,
-        clock=meter.clock,
-        rng=Random(meter.ids.token(8)),
-        interval_us=settings.anchor_interval_us,
-    )
 
 
 def read_anchors(where: str, public_key: str | None = None) -> Anchors:

@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 from functools import partial
+from random import Random
 from typing import NoReturn
 
 import hypercorn
@@ -20,12 +21,14 @@ import hypercorn.trio
 import structlog
 import trio
 
+from engine.actors.anchorer import Anchorer
+from engine.actors.supervisor import Meter
 from engine.config import Settings
 from engine.errors import StartRefused
 from engine.ports import Fatal
 from engine.witness.canonical import Signer
 from gateway import collector
-from gateway.anchoring import anchorer_of
+from gateway.anchoring import store_of
 from gateway.asgi import create_asgi
 from gateway.auth import Access
 from gateway.context import Gateway
@@ -40,6 +43,7 @@ from gateway.metrics import Metrics
 from gateway.opening import first_of, open_meter
 from gateway.stripe_advice import advice
 from gateway.stripe_ways import open_ways
+from wal.log import Head
 
 _logger = structlog.get_logger("stripemeter.server")
 EXIT_STOPPED, EXIT_REFUSED, EXIT_FATAL = 0, 1, 3
@@ -62,7 +66,7 @@ def serve(settings: Settings) -> int:
         meter = open_meter(settings, directory)
         access = Access.from_settings(settings, directory, meter)
         signer = Signer(directory.signing_seed())
-        anchorer = anchorer_of(settings, meter, signer)
+        anchorer = _anchorer_of(settings, meter, signer)
         gateway = Gateway(
             meter,
             settings,
@@ -76,6 +80,25 @@ def serve(settings: Settings) -> int:
         return trio.run(_run, gateway, directory)
     finally:
         directory.release()
+
+
+def _anchorer_of(settings: Settings, meter: Meter, signer: Signer) -> Anchorer | None:
+    """The anchorer that the settings ask for; None: they ask for none. Raises StartRefused."""
+    if settings.anchor is None:
+        return None
+
+    def head() -> Head | None:
+        return meter.log.head() if meter.phase == "ready" else None
+
+    return Anchorer(
+        store_of(settings.anchor, meter.clock),
+        signer=signer,
+        head=head,
+        log_id=lambda: meter.log_id,
+        clock=meter.clock,
+        rng=Random(meter.ids.token(8)),
+        interval_us=settings.anchor_interval_us,
+    )
 
 
 async def _run(gateway: Gateway, directory: DataDirectory) -> int:
