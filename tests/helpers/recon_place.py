@@ -14,10 +14,11 @@ import trio
 from engine.actors.push_desk import Asker
 from engine.actors.reconciler import ReconOptions
 from engine.actors.supervisor import Meter, MeterOptions
+from engine.core.records import AdjustmentChange
 from engine.drivers.wire import Answer
 from gateway.simulator.state import StripeState
 from gateway.simulator.wire import Request
-from tests.helpers.push_place import KEY, PushPlace
+from tests.helpers.push_place import BY, KEY, PushPlace
 from tests.helpers.simulator_wire import SimulatorWire
 
 LAG_SECONDS = 60
@@ -76,6 +77,22 @@ class ReconPlace(PushPlace):
         """Apply a suggestion as a person would."""
         by = Asker("person", None)
         await meter.started.reconciler.repairs.apply("acme", wanted, by, "a test", choice)
+
+    async def approve_all(self, meter: Meter) -> None:
+        """Approve every late adjustment of `acme`."""
+        for shard in meter.shards:
+            for partition, adjustments in shard.state.adjustments.items():
+                ids = tuple(one.id for one in adjustments.by_id.values() if one.status == "pending")
+                if ids:
+                    await meter.append_control(
+                        AdjustmentChange(
+                            action="approve",
+                            partition=partition,
+                            change=BY,
+                            tenant_id="acme",
+                            ids=ids,
+                        )
+                    )
 
     def newest_of(self, meter: Meter, customer: str) -> str:
         """The identifier of the newest push that was acknowledged of a customer."""
