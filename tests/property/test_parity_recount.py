@@ -14,9 +14,19 @@ import pytest
 from engine.core.configured import Change, Customer, CustomerChange, Mapping, MappingChange
 from engine.core.partitions import partition_of
 from engine.core.periods import next_boundary
-from engine.core.times import DAY_US
+from engine.core.records import PeriodClosing
+from engine.core.times import DAY_US, HOUR_US
+from tests.helpers.event_log import Sent
 from tests.helpers.parity import certificate_of, resigned, verified
-from tests.helpers.past import AGGREGATIONS, CUSTOMERS, METRICS, TENANTS, Past
+from tests.helpers.past import (
+    AGGREGATIONS,
+    CUSTOMERS,
+    FEBRUARY_US,
+    JANUARY_US,
+    METRICS,
+    TENANTS,
+    Past,
+)
 
 MONTHS = ("2026-01", "2026-02")
 
@@ -56,16 +66,30 @@ def change_periods(past: Past) -> None:
     past.control(CustomerChange(customer=customer, change=change))
 
 
+def close_january(past: Past) -> None:
+    """January is over and closed; what still comes of it is late, whatever the watermark says."""
+    past.now_us = max(past.now_us, FEBRUARY_US + 2 * DAY_US)
+    past.control(PeriodClosing(start_us=JANUARY_US, end_us=FEBRUARY_US, lateness_us=2 * DAY_US))
+    for tenant in TENANTS:
+        for metric in METRICS:
+            ts_us = FEBRUARY_US - past.random.randint(1, 3) * HOUR_US
+            past.append([Sent(tenant, metric, "ben", 3_000_000, ts_us)])
+
+
 def grown(seed: int, *, with_periods: bool) -> Past:
     past = Past(seed)
-    for _ in range(past.random.randint(3, 12)):
+    rounds = past.random.randint(3, 12)
+    closes_at = past.random.randrange(rounds) if past.random.random() < 0.6 else None
+    for number in range(rounds):
         past.grow(8)
+        if number == closes_at:
+            close_january(past)
         if with_periods and past.random.random() < 0.3:
             change_periods(past)
     return past
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", range(40))
 def test_the_recount_agrees_with_every_number_of_a_certificate(seed: int) -> None:
     print("seed", seed)
     past = grown(seed, with_periods=False)
@@ -78,7 +102,7 @@ def test_the_recount_agrees_with_every_number_of_a_certificate(seed: int) -> Non
     assert chains, "there is something to agree on"
 
 
-@pytest.mark.parametrize("seed", range(100, 140))
+@pytest.mark.parametrize("seed", range(100, 130))
 def test_periods_and_anchors_that_change_are_recounted_alike(seed: int) -> None:
     print("seed", seed)
     past = grown(seed, with_periods=True)
