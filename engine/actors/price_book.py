@@ -44,6 +44,8 @@ RETRY_US: Final = 10 * 1_000_000
 ASK_SECONDS_MAX: Final = 5
 """An answer with an older price is better than one that comes when the reader has gone."""
 
+_SILENT: Final = f"Stripe did not answer within {ASK_SECONDS_MAX} s"
+
 PriceSource = Literal["subscriptionItem", "stripePrice", "mapping"]
 _decode_config = msgspec.json.Decoder(float_hook=Decimal).decode
 
@@ -101,6 +103,8 @@ class PriceBook:
         self._meter = meter
         self._kept: OrderedDict[_Key, _Answer] = OrderedDict()
         self._asking: dict[_Key, trio.Event] = {}
+        self._silent_until_us: dict[tuple[Role, str | None], int] = {}
+        """Accounts that let somebody wait in vain: the next ones, of many metrics, are not made to wait too."""
 
     async def price_of(self, tenant: str, metric: str, customer_ref: str) -> KnownPrice | NoPrice:
         """What a customer pays for a metric now. Takes at most some seconds."""
@@ -198,12 +202,17 @@ class PriceBook:
         if connection.proven is None:
             return Unread(connection.error or "Stripe has not said yet whose key it is")
         pace = connection.pace(account)
+        whose = (connection.role, account)
+        silence_us = self._silent_until_us.get(whose, 0) - self._meter.clock.now_us()
+        if 0 < silence_us <= RETRY_US:
+            return Unread(_SILENT)
         with trio.move_on_after(ASK_SECONDS_MAX):
             if pace.breaker.wait_us(self._meter.clock.now_us()):
                 return Unread(pace.breaker.reason or "Stripe asked for a pause")
             await trio.sleep(pace.resolves.reserve(self._meter.clock.now_us()) / 1e6)
             return await question()
-        return Unread(f"Stripe did not answer within {ASK_SECONDS_MAX} s")
+        self._silent_until_us[whose] = self._meter.clock.now_us() + RETRY_US
+        return Unread(_SILENT)
 
     def _keep(self, key: _Key, said: Any, fresh_us: int) -> _Answer:
         now_us = self._meter.clock.now_us()

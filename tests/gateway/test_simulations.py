@@ -205,7 +205,8 @@ async def test_a_tenant_keeps_no_more_than_its_bounds(
     await ask(server, "POST", f"{AT}/scenarios", 409, json=SCENARIO)
     await ask(server, "POST", f"{AT}/scenarios", 201, json=SCENARIO | {"tenantId": "beta"})
     one = f"{AT}/scenarios/{made['id']}"
-    await ask(server, "PUT", one, json=OF | {"name": "still possible"})
+    changed = await ask(server, "PUT", one, json=OF | {"name": "still possible"})
+    assert changed["name"] == "still possible"
     monkeypatch.setattr("engine.actors.simulations.SCENARIOS_CHARS_MAX", 900)
     await ask(server, "PUT", one, 409, json=OF | {"description": "x" * 900})
 
@@ -216,6 +217,9 @@ async def test_another_tenants_scenario_cannot_be_run(server: Served) -> None:
     await ask(server, "POST", f"{AT}/runs", 404, json=other)
     batch = {"tenantId": "umbra", "scenarioIds": [made["id"]]}
     await ask(server, "POST", f"{AT}/batch", 404, json=batch)
+    for tenant in ("umbra", "acme"):
+        listed = await ask(server, "GET", f"{AT}/runs", params={"tenantId": tenant})
+        assert listed["total"] == 0
 
 
 async def test_everything_comes_back_from_the_log_alone(server: Served) -> None:

@@ -174,6 +174,13 @@ async def test_a_slow_stripe_is_not_waited_for(
     began = trio.current_time()
     assert f"within {ASK_SECONDS_MAX} s" in await place.reason()
     assert trio.current_time() - began == pytest.approx(ASK_SECONDS_MAX)
+    for number in range(50):
+        place.subscribe(f"c{number}", f"si_{number}")
+        assert f"within {ASK_SECONDS_MAX} s" in await place.reason(f"c{number}")
+    assert trio.current_time() - began == pytest.approx(ASK_SECONDS_MAX), "one waited for all"
+    place.billing.seconds = 0
+    place.wait(RETRY_US)
+    await place.known("c1")
 
 
 async def test_a_key_that_is_not_proven_and_an_open_breaker_ask_nobody() -> None:
