@@ -154,6 +154,13 @@ def test_a_number_that_contradicts_the_others_is_found_even_if_it_was_signed(
     assert not [p for p in found if p.where == "signature" or "seal" in p.what]
 
 
+def test_a_bill_that_fits_itself_and_not_the_usage_is_found_even_if_it_was_signed() -> None:
+    document = changed(("targets", 0, "billable"), "500")
+    document["targets"][0]["projected"] |= {"quantity": "500", "amount": "5.00"}
+    found = [problem.where for problem in check_document(resigned(document))]
+    assert found == ["targets[0].billable"]
+
+
 def test_another_key_is_not_the_same_certificate() -> None:
     other = resigned(DOCUMENT)
     assert verified(other) == []
