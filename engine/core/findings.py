@@ -186,7 +186,9 @@ class Findings:
                 mark.minus = max(mark.minus + units, -UNITS_MAX)
         if record.proof == "report":
             mark.rejected = record.reason or "Stripe rejected it"
-        if record.result in ("rejected", "cancelled"):
+        if record.result == "rejected":
+            return  # Stripe says that it was never counted: its summary has nothing of it to lose.
+        if record.result == "cancelled":
             for known in ledger.delivered.values():
                 if (known.target, known.number) == (record.target, record.number):
                     # Until the total is confirmed nobody knows whether Stripe shows it still.

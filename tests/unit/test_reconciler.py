@@ -56,6 +56,26 @@ def test_foreign_usage_is_told_at_the_second_look_and_taken_back() -> None:
     told(story)
 
 
+def test_a_rejection_is_told_and_ends_once_stripe_holds_what_was_pushed_in_its_place() -> None:
+    async def story(place: ReconPlace, meter: Meter) -> None:
+        await place.use(meter, 30)
+        await place.until_looked(meter)
+        place.stripe.add_fault("reject", "POST /v1/billing/meter_events", count=1)
+        await place.use(meter, 10)
+        await trio.sleep(30)
+        intent = place.newest_of(meter, "cus_anna")
+        await meter.started.pusher.report_rejected(intent, "meter_event_invalid_value", "test")
+        await place.until_looked(meter)
+        assert place.total() == 40
+        await place.until_looked(meter)
+        assert causes(meter) == set()
+        assert [one.record.cause for one in meter.push.findings.ended.values()] == ["rejected"]
+        (mark,) = meter.push.findings.marks.values()
+        assert (mark.confirmed, mark.rejected) == ("40", None)
+
+    told(story)
+
+
 def found_after(*names: str) -> set[tuple[str, str, str]]:
     """What is found when each of these happens to a customer of its own."""
     found: set[tuple[str, str, str]] = set()
