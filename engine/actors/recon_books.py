@@ -175,6 +175,7 @@ class ReconBooks:
             offset=sum((Fraction(mark.offset) for _, mark in marks), Fraction(0)),
             plus=sum(mark.plus for _, mark in marks),
             minus=sum(mark.minus for _, mark in marks),
+            minus_at_us=max(mark.minus_at_us for _, mark in marks),
             fresh=sum(self.fresh_units(one, mark.plus) for one, mark in marks),
             open_units=open_units,
             reading=reading,

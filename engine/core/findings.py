@@ -42,6 +42,8 @@ class Mark(msgspec.Struct, array_like=True):
     """Units on the final invoice."""
     rejected: str | None = None
     """Why Stripe rejected a push after it had taken it, until the total is confirmed again."""
+    minus_at_us: int = 0
+    """When something was taken away last."""
     exists: bool = False
     """Its intent in quarantine was refused since Stripe knew the identifier before it was sent."""
 
@@ -106,7 +108,7 @@ class Findings:
             case Finding():
                 self._fold_finding(record, received_at_us)
             case PushOutcome():
-                self._fold_outcome(record, ledger)
+                self._fold_outcome(record, received_at_us, ledger)
             case PushDecision() if record.kind == "baseline":
                 self._fold_baseline(record, ledger)
             case MappingChange() if record.mapping.active:
@@ -175,7 +177,7 @@ class Findings:
         if len(self.accepted) > ACCEPTED_MAX:
             del self.accepted[next(iter(self.accepted))]
 
-    def _fold_outcome(self, record: PushOutcome, ledger: PushLedger) -> None:
+    def _fold_outcome(self, record: PushOutcome, at_us: int, ledger: PushLedger) -> None:
         lane = ledger.lane(record.target.lane)
         mark = self._marked(target_id(record.target))
         if record.result == "delivered" and lane is not None and lane.open is not None:
@@ -183,7 +185,7 @@ class Findings:
             if units > 0:
                 mark.plus = min(mark.plus + units, UNITS_MAX)
             else:
-                mark.minus = max(mark.minus + units, -UNITS_MAX)
+                mark.minus, mark.minus_at_us = max(mark.minus + units, -UNITS_MAX), at_us
         if record.proof == "report":
             mark.rejected = record.reason or "Stripe rejected it"
         if record.result == "rejected":
@@ -193,6 +195,7 @@ class Findings:
                 if (known.target, known.number) == (record.target, record.number):
                     # Until the total is confirmed nobody knows whether Stripe shows it still.
                     mark.minus = max(mark.minus - abs(known.units), -UNITS_MAX)
+                    mark.minus_at_us = at_us
                     break
             return
         mark.exists = record.result == "quarantined" and record.proof == "exists"

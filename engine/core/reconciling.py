@@ -19,7 +19,10 @@ from engine.core.finding_records import Cause, Gap, Repair
 from engine.core.findings import Mark
 from engine.core.push_plan import Planned
 from engine.core.push_records import Lane, Target
+from engine.core.times import DAY_US
 
+WHOLE_US: Final = DAY_US
+"""After that long a total that looks whole counts as whole, also when something was taken away from it."""
 MANY: Final = 3
 """More targets of an account than that with one of GATHERED are one finding."""
 GATHERED: Final[frozenset[Cause]] = frozenset(("behind", "not_pushed"))
@@ -64,6 +67,8 @@ class BookFacts(NamedTuple):
     plus: int
     minus: int
     """Of all its targets: see `Mark`."""
+    minus_at_us: int
+    """When something was taken away last."""
     fresh: int
     """Units that add, acknowledged within the last lag: their absence says nothing at all."""
     open_units: int
@@ -229,7 +234,8 @@ def _judge_stripe(
         issue = Issue(rejected, "stripe", "rejected", missing, why, is_proven=True)
     if is_equal:
         # A sum of what adds and what takes away may look whole while both are missing.
-        is_confirmed = book.open_units == 0 and book.minus == 0
+        is_whole = book.minus == 0 or now_us >= book.minus_at_us + WHOLE_US
+        is_confirmed = book.open_units == 0 and is_whole
         return "agrees", issue, is_confirmed
     is_over = now_us >= max(facts.end_us for facts in book.targets)
     total = max(abs(reading), abs(expected))
