@@ -8,26 +8,25 @@ or an estimate is made (engine.core.extrapolation).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Final, Literal, NamedTuple
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from engine.actors.price_book import KnownPrice
-from engine.actors.projections import Asked, Estimate, ProjectedLine, sum_of
+from engine.actors.projections import LINES_MAX, Asked, Estimate, ProjectedLine, sum_of
 from engine.core.exact_json import exact_json, number
 from engine.core.extrapolation import Method
 from engine.core.quantities import to_json
-from engine.core.rules import Rules
 from engine.core.shard_state import MetricUsage
-from engine.core.times import DAY_US, TimeError, format_date, parse_date
-from engine.core.usage import usage_at
+from engine.core.times import DAY_US, TimeError, parse_date
+from engine.core.usage import usage_at, usage_within
 from engine.pricing.charges import TierPart
 from engine.pricing.documents import price_document
 from engine.pricing.invoice import LineItem
 from engine.pricing.money import plain
 from gateway import parameters
-from gateway.as_of import AS_OF, AsOfField, view_of
+from gateway.as_of import AS_OF, AsOfField, AsOfView, view_of
 from gateway.money_shapes import NULL, Money, MoneyOrNull, PriceDocument
 from gateway.problems import Problem, wrong_fields
 from gateway.routes import Answer, Call
@@ -35,7 +34,8 @@ from gateway.shapes import CustomerRef, Instant, MetricName, Period, Quantity, T
 from gateway.shapes import instant_or_none as _instant
 from gateway.usage import Freshness, common_period, freshness_of
 
-PROJECTION_PARAMETERS = (parameters.TENANT, AS_OF, parameters.NUMBERS)
+RANGE_DAYS_MAX: Final = 366
+PROJECTION_PARAMETERS: Final = (parameters.TENANT, AS_OF, parameters.NUMBERS)
 _Day = Annotated[
     str,
     msgspec.Meta(
@@ -56,7 +56,10 @@ class ProjectionBody(msgspec.Struct, rename="camel", forbid_unknown_fields=True,
     ) = None
     period_end: (
         Annotated[
-            _Day, msgspec.Meta(description="The UTC day on which it ends; refused if it does not.")
+            _Day,
+            msgspec.Meta(
+                description="With it every period that begins from periodStart on and before this day."
+            ),
         ]
         | None
     ) = None
@@ -197,10 +200,10 @@ class _Found(NamedTuple):
     """The usage that is asked about, by whichever state."""
 
     usage: list[MetricUsage]
-    rules: Rules
+    period_us: tuple[int, int]
     now_us: int
     end: int | None
-    as_of: Any
+    as_of: AsOfView | UnsetType
 
 
 async def projection(call: Call) -> Answer | Problem:
@@ -213,17 +216,28 @@ async def projection(call: Call) -> Answer | Problem:
         if isinstance(one, Problem):
             return one
     assert not isinstance(day_us, Problem)
-    found = await _usage(call, body.customer_ref, day_us)
-    if day_us is not None and day_us > found.now_us:
+    assert not isinstance(end_us, Problem)
+    if day_us is not None and day_us > call.now_us:
         return wrong_fields([("periodStart", "must not be in the future")])
-    for used in found.usage:
-        if end_us is not None and used.end_us - used.end_us % DAY_US != end_us:
-            begins, ends = format_date(used.start_us), format_date(used.end_us)
-            message = f"is not when the period of {used.metric} ends: it is {begins} to {ends}"
-            return wrong_fields([("periodEnd", message)])
+    if (problem := _wrong_end(day_us, end_us)) is not None:
+        return problem
+    found = await _usage(call, body.customer_ref, day_us, end_us)
+    if len(found.usage) > LINES_MAX:
+        return wrong_fields([("periodEnd", f"makes more than {LINES_MAX} lines: ask for less")])
     asked = Asked(call.tenant, body.customer_ref, found.now_us, found.end)
     lines = await call.gateway.projections.lines(asked, found.usage)
-    return Answer(_view(call, asked, found, lines, day_us))
+    return Answer(_view(call, asked, found, lines))
+
+
+def _wrong_end(day_us: int | None, end_us: int | None) -> Problem | None:
+    if end_us is None:
+        return None
+    if day_us is None:
+        return wrong_fields([("periodEnd", "needs periodStart")])
+    if not day_us < end_us <= day_us + RANGE_DAYS_MAX * DAY_US:
+        message = f"must be after periodStart, by at most {RANGE_DAYS_MAX} days"
+        return wrong_fields([("periodEnd", message)])
+    return None
 
 
 def _day(text: str | None, field: str) -> int | Problem | None:
@@ -233,34 +247,37 @@ def _day(text: str | None, field: str) -> int | Problem | None:
         return wrong_fields([(field, str(error))])
 
 
-async def _usage(call: Call, customer_ref: str, day_us: int | None) -> _Found:
-    """Usage in the periods that hold now, or the end of the day on which they begin."""
+async def _usage(call: Call, customer_ref: str, day_us: int | None, end_us: int | None) -> _Found:
+    """Usage in the periods that hold now, or the end of the day on which they begin, or that begin in a range."""
     assert call.tenant is not None
     meter = call.gateway.meter
-    at_us = call.now_us if day_us is None else day_us + DAY_US - 1
+    customer = (call.tenant, customer_ref)
+    seen: AsOfView | UnsetType = UNSET
+    end: int | None = None
     if call.query["asOf"] is None:
-        usage = meter.usage_current(call.tenant, customer_ref, at_us)
-        return _Found(usage, meter.rules, call.now_us, None, UNSET)
-    past = meter.started.as_of
-    prefix = await past.prefix(call.query["asOf"])
-    fold = await past.customer(prefix, call.tenant, customer_ref)
-    if day_us is None:
-        at_us = prefix.at_us
-    usage = usage_at(fold.registry, fold.state, call.tenant, customer_ref, at_us)
-    return _Found(usage, fold.state.rules, prefix.at_us, prefix.end, view_of(prefix))
+        shard, _partition = meter.shard_of_customer(*customer)
+        registry, state, now_us = meter.registry, shard.state, call.now_us
+    else:
+        past = meter.started.as_of
+        prefix = await past.prefix(call.query["asOf"])
+        fold = await past.customer(prefix, *customer)
+        registry, state, now_us = fold.registry, fold.state, prefix.at_us
+        end, seen = prefix.end, view_of(prefix)
+    if day_us is not None and end_us is not None:
+        usage = usage_within(registry, state, customer, (day_us, end_us), LINES_MAX)
+        return _Found(usage, (day_us, end_us), now_us, end, seen)
+    at_us = now_us if day_us is None else day_us + DAY_US - 1
+    usage = usage_at(registry, state, *customer, at_us)
+    return _Found(usage, common_period(state.rules, at_us, customer, usage), now_us, end, seen)
 
 
-def _view(
-    call: Call, asked: Asked, found: _Found, lines: Sequence[ProjectedLine], day_us: int | None
-) -> Projection:
+def _view(call: Call, asked: Asked, found: _Found, lines: Sequence[ProjectedLine]) -> Projection:
     as_string = call.numbers_as_strings
-    at_us = found.now_us if day_us is None else day_us + DAY_US - 1
-    customer = (asked.tenant, asked.customer_ref)
-    start_us, end_us = common_period(found.rules, at_us, customer, found.usage)
+    start_us, end_us = found.period_us
     priced = [line.line for line in lines if line.line is not None]
     summed = sum_of(priced)
     nothing = None if summed.amount is None else summed.amount - summed.amount
-    unpriced = [line.used.metric for line in lines if line.line is None]
+    unpriced = list(dict.fromkeys(line.used.metric for line in lines if line.line is None))
     return Projection(
         tenant_id=asked.tenant,
         customer_ref=asked.customer_ref,

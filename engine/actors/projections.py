@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from decimal import Decimal
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from engine.actors.price_book import KnownPrice, NoPrice, PriceBook
 from engine.actors.supervisor import Meter
@@ -26,7 +26,7 @@ from engine.pricing.errors import PricingError
 from engine.pricing.invoice import InvoiceInput, LineItem, UsageItem, make_invoice
 from engine.pricing.money import exact_arithmetic
 
-LINES_MAX = 1_000
+LINES_MAX: Final = 1_000
 """Metrics of one customer in one answer: beyond that nobody reads it, and each may have to ask Stripe."""
 
 

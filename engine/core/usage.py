@@ -26,3 +26,33 @@ def usage_at(
         for used in state.usage(partition, tenant, customer_ref, metrics, at_us)
         if used.metric in mapped or used.counter is not None or used.pending_count or used.current
     ]
+
+
+def usage_within(
+    registry: Registry,
+    state: ShardState,
+    customer: tuple[str, str],
+    range_us: tuple[int, int],
+    periods_max: int,
+) -> list[MetricUsage]:
+    """A (tenant, customer)'s use in every period that begins in the half-open range: by metric, then by time.
+
+    Metrics are those of `usage_at`; periods without use are there too. At most one more than `periods_max`, so that
+    whoever asks can tell that there are too many.
+    """
+    tenant, customer_ref = customer
+    start_us, end_us = range_us
+    partition = partition_of(tenant, customer_ref)
+    mapped = set(registry.mapped_metrics(tenant))
+    found: list[MetricUsage] = []
+    for metric in sorted(mapped | state.metrics.get(tenant, set())):
+        own: list[MetricUsage] = []
+        at_us = start_us
+        while at_us < end_us and len(found) + len(own) <= periods_max:
+            (used,) = state.usage(partition, tenant, customer_ref, (metric,), at_us)
+            if used.start_us >= start_us:
+                own.append(used)
+            at_us = used.end_us
+        if metric in mapped or any(one.counter or one.pending_count or one.current for one in own):
+            found += own
+    return found

@@ -123,6 +123,13 @@ async def test_todays_prices_reproduce_past_projections_with_zero_difference(
     assert Decimal(found["total"]["today"]) == Decimal(found["total"]["candidate"]) == wanted > 0
     assert sum(Decimal(one["today"]) for one in found["months"]) == wanted
     assert found["counters"] >= len(seen)
+    in_one = Decimal(0)
+    for ref in refs:
+        whole = {"periodStart": "2025-10-01", "periodEnd": "2026-01-01"}
+        answer = await projected(server, ref, params={"numbers": "string"}, **whole)
+        assert len(answer["lineItems"]) == 92 + 3 * 3
+        in_one += Decimal(answer["total"])
+    assert in_one == wanted, "the same periods, asked for at once"
 
 
 async def test_each_period_is_rounded_as_its_own_line(server: Served) -> None:

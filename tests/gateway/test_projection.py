@@ -299,7 +299,8 @@ async def test_approved_corrections_are_priced_and_waiting_ones_are_counted(
         ({"periodStart": "2026-1-1"}, "periodStart"),
         ({"periodStart": "2027-01-01"}, "periodStart"),
         ({"periodEnd": "2026-02-02"}, "periodEnd"),
-        ({"periodStart": "2025-12-01", "periodEnd": "2026-02-01"}, "periodEnd"),
+        ({"periodStart": "2025-12-01", "periodEnd": "2025-12-01"}, "periodEnd"),
+        ({"periodStart": "2024-12-01", "periodEnd": "2026-02-01"}, "periodEnd"),
         ({"customer": "x"}, "customer"),
         ({"customerRef": ""}, "customerRef"),
     ],
@@ -311,6 +312,39 @@ async def test_what_makes_no_sense_is_refused_by_name(
     await use(server, "1", 10)
     problem = await projected(server, status=400, **body)
     assert problem["errors"][0]["field"] == field
+
+
+async def test_a_range_has_every_period_that_begins_in_it(server: Served) -> None:
+    await mapped(server, priceConfig=FLAT)
+    await mapped(server, "daily", period="day", priceConfig=FLAT | {"minimumCharge": 1})
+    for month, day in ((1, 30), (2, 1), (2, 3)):
+        set_time(server, f"2026-{month:02d}-{day:02d}T10:00:00Z")
+        await use(server, f"c{day}", 10)
+        await use(server, f"d{day}", 100, metric="daily")
+    set_time(server, "2026-02-04T10:00:00Z")
+    found = await projected(server, periodStart="2026-01-30", periodEnd="2026-02-04")
+    lines = [
+        (one["metric"], one["period"]["start"][5:10], one["total"]) for one in found["lineItems"]
+    ]
+    assert lines == [
+        ("calls", "02-01", 2.0),
+        ("daily", "01-30", 10.0),
+        ("daily", "01-31", 1.0),
+        ("daily", "02-01", 10.0),
+        ("daily", "02-02", 1.0),
+        ("daily", "02-03", 10.0),
+    ]
+    assert (found["total"], found["periodStart"][:10], found["periodEnd"][:10]) == (
+        34.0,
+        "2026-01-30",
+        "2026-02-04",
+    )
+    assert ["projected" in one for one in found["lineItems"]] == [True] + [False] * 5
+    position = server.gateway.meter.started.writer.published_sequence - 1
+    again = await projected(
+        server, periodStart="2026-01-30", periodEnd="2026-02-04", params={"asOf": str(position)}
+    )
+    assert again["total"] == 34.0
 
 
 async def test_a_subscriptions_period_is_the_invoices_period(server: Served) -> None:
