@@ -1,0 +1,162 @@
+"""Repairs one by one: what is sent again was cancelled first, what is taken back was seen, and each is made once."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import pytest
+import trio
+import trio.testing
+
+from engine.actors.push_desk import Asker
+from engine.actors.reconciler import Job
+from engine.actors.supervisor import Meter
+from engine.errors import Conflict, NotFound
+from tests.helpers.recon_causes import EVENTS, found_of, quarantined, refused, stopped
+from tests.helpers.recon_place import ReconPlace
+
+CANCELS = "POST /v1/billing/meter_event_adjustments"
+Story = Callable[[ReconPlace, Meter], Awaitable[None]]
+
+
+def told(story: Story, **mapping: object) -> None:
+    """Run a story in virtual time; `cus_anna` has used 30, and Stripe has confirmed it."""
+
+    async def run() -> None:
+        place = ReconPlace()
+        async with place.running() as meter:
+            await place.map(meter, **mapping)
+            await place.use(meter, 30)
+            await place.until_looked(meter)
+            await story(place, meter)
+
+    trio.run(run, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def only(meter: Meter) -> str:
+    """The id of the only open finding."""
+    (found,) = meter.push.findings.open.values()
+    return found.id
+
+
+def test_what_can_not_be_cancelled_is_not_sent_again() -> None:
+    async def story(place: ReconPlace, meter: Meter) -> None:
+        place.stripe.add_fault("lag", EVENTS, seconds=5_000.0, count=1)
+        await place.use(meter, 12)
+        await place.until_looked(meter)
+        place.stripe.add_fault("unavailable", CANCELS, count=1)
+        with pytest.raises(Conflict, match="could be cancelled"):
+            await place.apply(meter, only(meter))
+        await trio.sleep(7_000)
+        assert place.total() == 42, "it came by itself, and once"
+        assert found_of(meter) == set()
+
+    told(story)
+
+
+def test_only_what_the_summary_lacks_is_cancelled() -> None:
+    async def story(place: ReconPlace, meter: Meter) -> None:
+        for units in (5, 6, 7):
+            if units == 6:
+                place.stripe.add_fault("drop", EVENTS, count=1)
+            await place.use(meter, units)
+            await trio.sleep(90)
+        await place.until_looked(meter)
+        assert found_of(meter) == {("stripe", "behind", "6")}
+        await place.apply(meter, only(meter))
+        await place.until_looked(meter)
+        assert place.total() == 48
+        assert found_of(meter) == set()
+        cancels = [one for one in place.wire.requests if one.path.endswith("event_adjustments")]
+        assert len(cancels) == 1
+
+    told(story)
+
+
+def test_a_push_that_is_recorded_while_a_summary_is_read_makes_the_reading_worthless() -> None:
+    async def story(place: ReconPlace, meter: Meter) -> None:
+        place.stripe.add_fault("slow", "GET /v1/billing/meters/*", seconds=7.0)
+        job: Job | None = None
+        for _ in range(40):
+            await place.use(meter, 10)
+            await trio.sleep(5)
+            if job is None or job.ended.is_set():
+                job = meter.started.reconciler.start(None)
+        place.stripe.clear_faults()
+        await place.until_looked(meter)
+        assert not meter.push.findings.open
+        assert not meter.push.findings.ended
+
+    told(story)
+
+
+def test_an_intent_in_quarantine_that_stripe_holds_is_settled_by_a_person() -> None:
+    async def story(place: ReconPlace, meter: Meter) -> None:
+        await quarantined(place, meter, "cus_anna")
+        place.stripe.clear_faults()
+        await place.foreign(10)
+        await place.until_looked(meter)
+        (found,) = meter.push.findings.open.values()
+        assert (found.record.cause, found.record.repair) == ("quarantined", "settle_delivered")
+        await place.apply(meter, found.id)
+        await place.until_looked(meter)
+        assert found_of(meter) == set()
+        assert place.total() == 40
+
+    told(story)
+
+
+def test_what_was_refused_goes_again_and_what_was_stopped_goes_on() -> None:
+    async def story(place: ReconPlace, meter: Meter) -> None:
+        await refused(place, meter, "cus_anna")
+        await place.until_looked(meter)
+        assert found_of(meter) == {("push", "refused", "10")}
+        place.wire.refused.clear()
+        await place.apply(meter, only(meter))
+        await place.until_looked(meter)
+        assert found_of(meter) == set()
+        await stopped(place, meter, "cus_anna")
+        await place.until_looked(meter)
+        await place.apply(meter, only(meter))
+        await place.until_looked(meter)
+        assert found_of(meter) == set()
+        assert place.total() == 50
+
+    told(story)
+
+
+def test_a_suggestion_is_its_tenants_is_applied_once_and_not_as_something_else() -> None:
+    async def story(place: ReconPlace, meter: Meter) -> None:
+        repairs = meter.started.reconciler.repairs
+        await place.foreign(5)
+        await place.until_looked(meter)
+        wanted, by = only(meter), Asker("person", "request-1")
+        with pytest.raises(NotFound):
+            await repairs.apply("other", wanted, by, None, None)
+        with pytest.raises(Conflict, match="take_back, or accept"):
+            await repairs.apply("acme", wanted, by, None, "resend")
+        await repairs.apply("acme", wanted, by, None, None)
+        with pytest.raises(Conflict, match="made before"):
+            await repairs.apply("acme", wanted, by, None, None)
+        await place.until_looked(meter)
+        assert place.total() == 30
+        with pytest.raises(NotFound):
+            await repairs.apply("acme", wanted, by, None, None)
+
+    told(story)
+
+
+def test_what_a_total_at_stripe_holds_before_we_came_is_none_of_ours_to_find() -> None:
+    async def story(place: ReconPlace, meter: Meter) -> None:
+        await place.foreign(50, "cus_bert")
+        await place.use(meter, 10, "cus_bert")
+        await trio.sleep(30)
+        await place.use(meter, 5, "cus_bert")
+        await place.until_looked(meter)
+        assert found_of(meter) == set()
+        assert place.total("cus_bert") == 55
+        await place.foreign(3, "cus_bert")
+        await place.until_looked(meter)
+        assert found_of(meter) == {("stripe", "foreign", "-3")}
+
+    told(story, baseline="now")
