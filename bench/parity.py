@@ -32,7 +32,40 @@ from engine.witness.spans import month_of
 from engine.witness.verify import check_against_log
 from gateway.data_directory import DataDirectory
 from wal.lmdb_log import LmdbLog
-from wal.log import scan
+from wal.log import StoredRecord, scan
+
+
+def parity_of(trail: ParityTrail, fold: PrefixFold, received_at_us: int) -> Parity:
+    """What a server that is not connected to Stripe makes certificates of."""
+    totals = PushTotals(
+        trail.push.routes,
+        trail.push.ledger,
+        resolution=lambda _role, _destination: None,
+        proven=lambda _role: None,
+        mapping=fold.registry.active_mapping,
+    )
+    month = month_of(received_at_us)
+    return Parity(trail, totals, since_us=month.start_us, until_us=month.end_us, customer_ref=None)
+
+
+def document_of(last: StoredRecord, chains: list[dict[str, Any]]) -> dict[str, Any]:
+    """An unsigned certificate of usage that is not mapped."""
+    counts = dict.fromkeys(("green", "waiting", "red"), 0) | {"unbilled": len(chains)}
+    return {
+        "format": PARITY,
+        "period": format_instant(last.envelope.received_at_us)[:7],
+        "scope": {"tenantId": TENANT, "customerRef": None},
+        "log": {
+            "id": (b"\0" * 16).hex(),
+            "epoch": last.envelope.epoch,
+            "position": last.next_sequence - 1,
+            "headHash": last.hash.hex(),
+        },
+        "chains": chains,
+        "targets": [],
+        "summary": {"chains": len(chains), "targets": 0} | counts,
+        "verdict": "unbilled",
+    }
 
 
 def main() -> None:
@@ -66,41 +99,12 @@ def main() -> None:
         longest = max(longest, time.perf_counter() - slice_began)
     measured("fold", began, longest_slice_ms=round(longest * 1e3, 1))
     began = time.perf_counter()
-    totals = PushTotals(
-        trail.push.routes,
-        trail.push.ledger,
-        resolution=lambda _role, _destination: None,
-        proven=lambda _role: None,
-        mapping=fold.registry.active_mapping,
-    )
-    month = month_of(last.envelope.received_at_us)
-    parity = Parity(
-        trail, totals, since_us=month.start_us, until_us=month.end_us, customer_ref=None
-    )
+    parity = parity_of(trail, fold, last.envelope.received_at_us)
     parity.collect()
     chains = [parity.chain(key, str) for key in parity.keys]
     measured("body", began, chains=len(chains))
     began = time.perf_counter()
-    counts = dict.fromkeys(("green", "waiting", "red"), 0) | {"unbilled": len(chains)}
-    place = {
-        "id": (b"\0" * 16).hex(),
-        "epoch": last.envelope.epoch,
-        "position": end - 1,
-        "headHash": last.hash.hex(),
-    }
-    document = Signer(bytes(32)).sealed(
-        PARITY,
-        {
-            "format": PARITY,
-            "period": format_instant(month.start_us)[:7],
-            "scope": {"tenantId": TENANT, "customerRef": None},
-            "log": place,
-            "chains": chains,
-            "targets": [],
-            "summary": {"chains": len(chains), "targets": 0} | counts,
-            "verdict": "unbilled",
-        },
-    )
+    document = Signer(bytes(32)).sealed(PARITY, document_of(last, chains))
     measured("sign", began)
     began = time.perf_counter()
     problems = check_document(document)

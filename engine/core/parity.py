@@ -8,7 +8,6 @@ the witness applies again on its own. It must not know tasks, signatures, or how
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from decimal import Decimal
 from fractions import Fraction
 from typing import Any, Final, NamedTuple
 
@@ -29,6 +28,8 @@ from engine.limits import MICROS_PER_UNIT
 Body = dict[str, Any]
 SETTLED: Final = ("current", "due", "in_flight", "moved")
 """Standings that need nobody."""
+DECIMALS_MAX: Final = 40
+"""Of a reading of Stripe's; it gives one or two."""
 NO_PRICE: Final = "there is no price here: its mapping has no priceConfig"
 
 
@@ -59,8 +60,13 @@ def text_of(micros: int) -> str:
 
 def _decimal(value: Fraction) -> str:
     """A fraction that came of decimals, as a decimal."""
-    text = f"{Decimal(value.numerator) / Decimal(value.denominator):f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
+    places = 0
+    while value.denominator != 1:
+        value, places = value * 10, places + 1
+        assert places <= DECIMALS_MAX, "readings are decimals"
+    digits = f"{abs(value.numerator):0{places + 1}d}"
+    text = f"{digits[:-places]}.{digits[-places:]}" if places else digits
+    return f"-{text}" if value < 0 else text
 
 
 class Parity:
