@@ -73,7 +73,7 @@ def test_only_what_the_summary_lacks_is_cancelled() -> None:
     told(story)
 
 
-def test_a_push_that_is_recorded_while_a_summary_is_read_makes_the_reading_worthless() -> None:
+def test_pushes_that_are_recorded_while_summaries_are_read_are_no_difference() -> None:
     async def story(place: ReconPlace, meter: Meter) -> None:
         place.stripe.add_fault("slow", "GET /v1/billing/meters/*", seconds=7.0)
         job: Job | None = None
