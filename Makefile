@@ -13,7 +13,7 @@ SIM_SEEDS ?= 10000
 KILL_ROUNDS ?= 1000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-live check fix bench sim kill lock clean
+.PHONY: help setup run demo test test-live check fix bench sim kill lock clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -22,6 +22,9 @@ setup: $(STAMP) ## Make .venv and install what is needed; nothing to do the seco
 
 run: $(STAMP) ## Start the server on http://127.0.0.1:3000 with data in ./data (ARGS="--port 8080")
 	@$(BIN)/stripemeter serve $(ARGS)
+
+demo: $(STAMP) ## A month of trouble in half a minute: a duplicate, kill -9, an outage, and every number agrees
+	@$(BIN)/stripemeter demo $(ARGS)
 
 test: $(STAMP) ## Everything that CI runs: all gates, slow tests too
 	@$(BIN)/python check.py --full
