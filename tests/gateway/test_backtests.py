@@ -73,6 +73,7 @@ async def test_who_would_pay_less_and_who_more(server: Served) -> None:
     assert (len(some["winners"]), some["winnersTotal"], some["losersTotal"]) == (1, 2, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 async def test_todays_prices_reproduce_past_projections_with_zero_difference(
     server: Served, seed: int

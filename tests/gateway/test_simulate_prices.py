@@ -101,6 +101,7 @@ def test_a_file_that_is_no_price_is_one_line(
     assert run("to-stripe", "none.yaml") == 1
 
 
+@pytest.mark.slow
 def test_without_matplotlib_a_picture_says_what_to_install(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
