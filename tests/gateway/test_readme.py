@@ -24,10 +24,10 @@ START_SECONDS_MAX = 60
 
 
 def blocks() -> Iterator[tuple[str, str]]:
-    """(kind, text) of each fenced block, in order; kinds: sh, server, json."""
+    """(kind, text) of each fenced block, in order; kinds: sh, server, demo, json."""
     for language, mark, text in BLOCK.findall((ROOT / "README.md").read_text()):
         kind = mark.strip() or language
-        assert kind in ("sh", "server", "json"), f"a block of kind {kind!r} is run by nobody"
+        assert kind in ("sh", "server", "demo", "json"), f"a block of kind {kind!r} is run by nobody"
         yield kind, text
 
 
@@ -114,6 +114,8 @@ def test_every_block_of_the_readme_does_what_it_says(tmp_path: Path) -> None:
             if kind == "server":
                 assert text.strip() == "make run"
                 terminal.serve()
+            elif kind == "demo":
+                assert text.strip() == "make demo"  # tests/gateway/test_demo.py runs it
             elif kind == "sh":
                 printed = terminal.run(text)
                 if text.startswith("kill -9"):
