@@ -32,7 +32,12 @@ class DemoFailed(Exception):
     """The story can't go on as it must; the message says what was found instead."""
 
 
-def wait_until(look: Callable[[], FoundT | None], seconds_max: float, what: str) -> FoundT:
+def wait_until(
+    look: Callable[[], FoundT | None],
+    seconds_max: float,
+    what: str,
+    poll_seconds: float = POLL_SECONDS,
+) -> FoundT:
     """What `look` finds, once it finds something. Raises DemoFailed after `seconds_max`."""
     until = time.monotonic() + seconds_max
     while True:
@@ -42,7 +47,7 @@ def wait_until(look: Callable[[], FoundT | None], seconds_max: float, what: str)
         if time.monotonic() > until:
             message = f"{what}: not within {seconds_max:.0f} s"
             raise DemoFailed(message)
-        time.sleep(POLL_SECONDS)
+        time.sleep(poll_seconds)
 
 
 def free_port() -> int:

@@ -32,10 +32,10 @@ class Answered(NamedTuple):
 class _Wire:
     """One server."""
 
-    def __init__(self, url: str, headers: dict[str, str]) -> None:
+    def __init__(self, url: str, headers: dict[str, str], *, by_proxy: bool = False) -> None:
         self.url = url
         self._client = httpx.Client(
-            base_url=url, headers=headers, timeout=SECONDS_MAX, trust_env=False
+            base_url=url, headers=headers, timeout=SECONDS_MAX, trust_env=by_proxy
         )
 
     def close(self) -> None:
@@ -108,8 +108,10 @@ class MeterWire(_Wire):
 class StripeWire(_Wire):
     """Stripe's API, in forms; the simulator's controls, in JSON."""
 
-    def __init__(self, url: str, key: str) -> None:
-        super().__init__(url, {"Authorization": f"Bearer {key}", "Stripe-Version": API_VERSION})
+    def __init__(self, url: str, key: str, *, by_proxy: bool = False) -> None:
+        """`by_proxy`: through the environment's proxy, as Stripe itself may have to be reached."""
+        headers = {"Authorization": f"Bearer {key}", "Stripe-Version": API_VERSION}
+        super().__init__(url, headers, by_proxy=by_proxy)
 
     def get(self, path: str, **query: Any) -> Json:
         """Read something."""

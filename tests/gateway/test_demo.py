@@ -47,13 +47,17 @@ def demo(directory: Path, **environment: str) -> subprocess.Popen[str]:
     )
 
 
+def arguments_of(process: Path) -> str:
+    """Of a directory of /proc; empty when it is gone meanwhile."""
+    try:
+        return (process / "cmdline").read_text(errors="replace")
+    except OSError:
+        return ""
+
+
 def is_running(directory: Path) -> bool:
     """Whether any process has the directory among its arguments."""
-    return any(
-        str(directory) in path.read_text(errors="replace")
-        for path in Path("/proc").glob("[0-9]*/cmdline")
-        if path.parent.name != str(os.getpid()) and path.exists()
-    )
+    return any(str(directory) in arguments_of(one) for one in Path("/proc").glob("[0-9]*"))
 
 
 @pytest.mark.slow
