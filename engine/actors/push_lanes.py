@@ -112,6 +112,8 @@ class LaneServer:
         self.runtimes: dict[Lane, LaneRuntime] = {}
         self.results: Tallied[tuple[Role, str]] = Tallied()
         """(role, what became of an attempt or intent) to how often; for metrics."""
+        self._undecided: dict[Lane, None] = {}
+        """Lanes that would decrease once it is known that nothing is missing from them."""
         self.confirmed: dict[Target, tuple[str, int]] = {}
         """What Stripe's summary held when it was read last, and when."""
         self._reader = PushReader(ledger, clock)
@@ -122,6 +124,12 @@ class LaneServer:
         if found is None:
             found = self.runtimes[lane] = LaneRuntime()
         return found
+
+    def take_undecided(self) -> tuple[Lane, ...]:
+        """Lanes to serve again now that more is known."""
+        taken = tuple(self._undecided)
+        self._undecided.clear()
+        return taken
 
     def planned(self, view: TargetView, *, forced: bool = False) -> Planned:
         """A target's plan now."""
@@ -177,6 +185,8 @@ class LaneServer:
                 planned = planned._replace(standing="due", at_us=now_us)
             if planned.standing == "awaiting_baseline":
                 break  # a later period must not become the first while a person may still choose this one
+            if planned.due < 0 and not view.may_decrease:
+                self._undecided[lane] = None
             if planned.at_us is None or planned.standing not in ("due", "refused"):
                 continue
             if planned.standing == "due" and planned.at_us <= now_us:

@@ -175,6 +175,9 @@ class Pusher:
                 await trio.lowlevel.checkpoint()
         if tenant is None:
             self._taken_version = version
+        # What could not be resolved may be by now, and nothing about these targets themselves has changed.
+        for lane in self.server.take_undecided():
+            self.schedule(lane, self._clock.now_us())
 
     def _take(self, series: Series) -> None:
         shard, partition = self.changes.place_of(series)

@@ -10,12 +10,16 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import msgspec
 import trio
 import trio._core._run as scheduler
 import trio.testing
 
+from engine.actors import pusher
+from engine.actors.administration import Administration, By, Wanted
 from engine.actors.push_desk import Asker, TargetReport
 from engine.actors.supervisor import Meter
+from engine.core.configured import Cutover
 from engine.core.keeping import RestoreChange
 from engine.core.push_records import BaselineChoice
 from engine.core.records import PartKind, encode_control
@@ -29,6 +33,7 @@ from tests.helpers.recount import month_of
 from tests.helpers.simulator_wire import BASE
 from tests.sim.push_books import DurableLog
 from tests.sim.push_wire import EVENTS, StripeTruth, WatchedWire
+from tests.sim.push_world import WORKERS
 from tests.sim.violation import Violation
 from wal.log import Draft, DraftPart
 from wal.memory_log import FakeDisk, MemoryLog
@@ -276,12 +281,45 @@ async def period_end(rng: random.Random) -> None:
             raise Violation(f"used were {old} and {new}, Stripe holds {held}")
 
 
+async def cutover(rng: random.Random) -> None:
+    """A metric goes to another meter: from the next period on, or now, with all of the period or what is left."""
+    shop = Shop(rng, start="2026-10-31T20:00:00Z")
+    end_us = month_of(shop.clock.now_us())[1]
+    kind: Cutover | None = rng.choice(("move", "carry", None))
+    async with shop.running() as meter:
+        await shop.map(meter)
+        before = await shop.some(meter)
+        await trio.sleep(200)  # what was never pushed goes to the new one whole
+        before += await shop.some(meter)
+        mapping = msgspec.structs.replace(
+            meter.registry.mappings["map_calls"], meter_event_name="seats"
+        )
+        by = By("person", None)
+        await Administration(meter, b"").update_mapping(mapping, by, Wanted(cutover=kind))
+        after = await shop.some(meter)
+        await trio.sleep((end_us - shop.clock.now_us()) / 1e6 + 60)
+        following = await shop.some(meter)
+        await trio.sleep(300)
+        wanted = {
+            None: ((before + after, 0), (0, following)),
+            "move": ((0, before + after), (0, following)),
+            "carry": ((before, after), (0, following)),
+        }[kind]
+        held = [[0, 0], [0, 0]]
+        for number, name in enumerate(("calls", "seats")):
+            for minute, units in shop.minutes(meter=name).items():
+                held[minute * 60_000_000 >= end_us][number] += units
+        if tuple(map(tuple, held)) != wanted:
+            raise Violation(f"{kind}: Stripe holds {held}, wanted was {wanted}")
+
+
 SMALL: dict[str, Callable[[random.Random], Awaitable[None]]] = {
     "late mapping": late_mapping,
     "shadow to live": shadow_to_live,
     "restored": restored,
     "two directories": two_directories,
     "period end": period_end,
+    "cutover": cutover,
 }
 
 
@@ -291,8 +329,10 @@ def run_small(name: str, seed: int) -> None:
     scheduler._ALLOW_DETERMINISTIC_SCHEDULING = True
     scheduler._r.seed(seed)
     clock = trio.testing.MockClock(autojump_threshold=0)
+    workers, pusher.WORKERS = pusher.WORKERS, WORKERS  # type: ignore[misc]
     try:
         trio.run(SMALL[name], random.Random(f"{name} {seed}"), clock=clock)
     finally:
         scheduler._ALLOW_DETERMINISTIC_SCHEDULING = False
         scheduler._r.setstate(state)
+        pusher.WORKERS = workers  # type: ignore[misc]

@@ -249,6 +249,21 @@ def _a_period_is_final_when_it_ends(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(push_plan, "finalization_us", lambda target, *_: target.end_us)
 
 
+def _a_cutover_is_not_cut(patch: pytest.MonkeyPatch) -> None:
+    """What was used before a cutover by `carry` counts for the new destination too."""
+    patch.setattr(push_ledger.PushLedger, "_fold_decision", _without_freezing(push_ledger))
+
+
+def _without_freezing(module: Any) -> Callable[..., None]:
+    real = module.PushLedger._fold_decision
+
+    def fold(self: Any, record: Any, received_at_us: int) -> None:
+        if record.kind != "freeze":
+            real(self, record, received_at_us)
+
+    return fold
+
+
 def _the_end_of_a_period_is_paced(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
         push_plan,
@@ -268,6 +283,8 @@ MOMENTS: list[tuple[Plant, str]] = [
     (_an_identifier_without_its_log, "two directories"),
     (_shadow_writes_the_live_ledger, "shadow to live"),
     (_shadow_is_pushed_with_the_live_key, "shadow to live"),
+    (_negative_differences_are_skipped, "cutover"),
+    (_a_cutover_is_not_cut, "cutover"),
     (_a_period_is_final_when_it_ends, "period end"),
     (_an_ended_period_is_dropped, "period end"),
     (_a_delta_is_dated_when_it_is_sent, "period end"),
