@@ -101,8 +101,7 @@ async def lines_of(
         if one.record.target is not None and one.how == "resolve"
     }
     found: list[Line] = []
-    targets = set(started.push.totals.targets) | started.push.kept_targets()
-    for index, target in enumerate(targets):
+    for index, target in enumerate(await started.reconciler.books.targets()):
         if index % _SLICE == _SLICE - 1:
             await trio.lowlevel.checkpoint()
         if not months.start_us <= target.start_us < months.end_us:

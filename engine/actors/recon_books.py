@@ -8,9 +8,11 @@ nor ask Stripe anything.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from fractions import Fraction
 from typing import Final, NamedTuple
+
+import trio
 
 from engine.actors.pusher import Pusher
 from engine.core.finding_records import Cause
@@ -33,6 +35,9 @@ from engine.ports import Clock
 
 FRESH_KEPT_MAX: Final = 64
 """Acknowledged pushes of a target within a lag; more are added up in the newest."""
+
+_SLICE: Final = 100
+"""Targets between two pauses: some tenths of a millisecond."""
 
 
 class Book(NamedTuple):
@@ -111,18 +116,36 @@ class ReconBooks:
 
     # Books.
 
-    def books(self, tenant: str | None) -> list[Book]:
-        """Every book that somebody contributes to, of a tenant or (None) all; in no order."""
+    async def targets(self) -> list[Target]:
+        """Every target that somebody contributes to, erased customers too; found in slices, there may be many."""
         pusher = self._pusher
+        found = list(pusher.totals.targets)
+        for number, lane in enumerate(list(pusher.state.ledger.lanes.values())):
+            if number % _SLICE == _SLICE - 1:
+                await trio.lowlevel.checkpoint()
+            found += [
+                state.target
+                for state in lane.targets.values()
+                if state.kept_request is not None and not pusher.totals.series_of(state.target)
+            ]
+        return found
+
+    async def books(self, tenant: str | None, lanes: Container[Lane] | None = None) -> list[Book]:
+        """Every book that somebody contributes to, of a tenant or (None) all, of some lanes or all; in no order."""
         of_lane: dict[Lane, list[Target]] = {}
-        for target in set(pusher.totals.targets) | pusher.kept_targets():
-            of_lane.setdefault(target.lane, []).append(target)
-        return [
-            book
-            for lane, targets in of_lane.items()
-            for book in self._books_of(lane, targets)
-            if tenant is None or self._is_of(book, tenant)
-        ]
+        for number, target in enumerate(await self.targets()):
+            if number % _SLICE == _SLICE - 1:
+                await trio.lowlevel.checkpoint()
+            if lanes is None or target.lane in lanes:
+                of_lane.setdefault(target.lane, []).append(target)
+        found = []
+        for number, (lane, targets) in enumerate(of_lane.items()):
+            if number % _SLICE == _SLICE - 1:
+                await trio.lowlevel.checkpoint()
+            for book in self._books_of(lane, targets):
+                if tenant is None or self._is_of(book, tenant):
+                    found.append(book)  # noqa: PERF401 - the slices pause between them
+        return found
 
     def _is_of(self, book: Book, tenant: str) -> bool:
         views = (self._pusher.totals.view(target) for target in book.targets)

@@ -8,6 +8,7 @@ It must not know HTTP, nor Stripe's library.
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter as Tallied
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -37,6 +38,8 @@ from engine.ports import Clock, Ids
 _logger = structlog.get_logger("stripemeter.reconcile")
 READERS: Final = 4
 """Questions at once. At 100 ms an answer they are 40 a second, more than an account takes."""
+BOOKS_PER_SLICE: Final = 100
+"""Books between two pauses, where many are gone through at once."""
 BOOKS_PER_SETTLING: Final = 100
 """Books whose findings are recorded together."""
 RECORDS_PER_APPEND_MAX: Final = 250
@@ -162,8 +165,7 @@ class Reconciler:
                 continue
             try:
                 async with self._passing:
-                    books = [book for book in self.books.books(None) if book.lane in lanes]
-                    await self._pass(books, None)
+                    await self._pass(await self.books.books(None, lanes), None)
             except EngineError as error:
                 # A full disk is no reason to end; the next look by the clock sees the same.
                 _logger.warning("reconciliation_failed", reason=str(error))
@@ -235,10 +237,11 @@ class Reconciler:
         """A pass over everything, and second looks at what seemed to differ."""
         await self._pusher.look(job.tenant)
         async with self._passing:
-            books = self._in_order(self.books.books(job.tenant))
+            books = await self.books.books(job.tenant)
             job.total = len(books)
-            await self._pass(books, job)
-            if job.tenant is None:
+            await self._pass(await self._in_order(books), job)
+            # While it is not known where some usage goes, what has no target may only wait for it.
+            if job.tenant is None and self._pusher.totals.is_everything_resolved:
                 await self._forget_gone(books)
             await self._settle_unrouted()
         lanes = {book.lane for book in books}
@@ -265,8 +268,8 @@ class Reconciler:
                 return
             await trio.sleep(TICK_SECONDS_MIN)
 
-    def _in_order(self, books: list[Book]) -> list[Book]:
-        """What changed first, then what was never looked at, then by how long ago that was."""
+    async def _in_order(self, books: list[Book]) -> Iterable[Book]:
+        """What changed first, then what was never looked at, then by how long ago that was; sorted in slices."""
         looks, changed = self.looker.looks, self.books.changed
 
         def order(book: Book) -> tuple[bool, int, int, str, str]:
@@ -274,11 +277,16 @@ class Reconciler:
             at_us = 0 if look is None else look.at_us
             return (lane not in changed, at_us, book.start_us, lane.customer, lane.object_id)
 
-        return sorted(books, key=order)
+        parts = []
+        for first in range(0, len(books), BOOKS_PER_SLICE):
+            await trio.lowlevel.checkpoint()
+            parts.append(sorted(books[first : first + BOOKS_PER_SLICE], key=order))
+        # Merged as they are taken: what the order goes by may change meanwhile, which does no harm.
+        return heapq.merge(*parts, key=order)
 
     # Looking.
 
-    async def _pass(self, books: Sequence[Book], job: Job | None) -> None:
+    async def _pass(self, books: Iterable[Book], job: Job | None) -> None:
         """Look at these, a few at once, and record what is found as it is found."""
         left = iter(books)
         seen: list[Seen] = []
@@ -345,12 +353,17 @@ class Reconciler:
 
     async def _forget_gone(self, books: Iterable[Book]) -> None:
         """What nobody contributes to any more differs from nothing."""
-        there = {target for book in books for target in book.targets}
-        gone = [target for target in self.looker.looks if target not in there]
-        for target in gone:
-            self.looker.forget(target, target_id(target))
+        known: set[str] = set()
+        for number, book in enumerate(books):
+            if number % BOOKS_PER_SLICE == BOOKS_PER_SLICE - 1:
+                await trio.lowlevel.checkpoint()
+            known.update(map(target_id, book.targets))
+        for number, target in enumerate(list(self.looker.looks)):
+            if number % BOOKS_PER_SLICE == BOOKS_PER_SLICE - 1:
+                await trio.lowlevel.checkpoint()
+            if (key := target_id(target)) not in known:
+                self.looker.forget(target, key)
         findings = self._pusher.state.findings
-        known = {target_id(target) for target in there}
         left = [
             subject
             for subject, keys in findings.open_of.items()
