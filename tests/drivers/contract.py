@@ -69,6 +69,7 @@ ENDPOINTS: list[tuple[str, str, Any]] = [
     ("get", r"/v1/subscriptions/sub_\w+", stripe.params.SubscriptionRetrieveParams),
     ("post", r"/v1/subscriptions", stripe.params.SubscriptionCreateParams),
     ("get", r"/v1/invoices", stripe.params.InvoiceListParams),
+    ("get", r"/v1/invoices/in_\w+/lines", stripe.params.InvoiceLineItemListParams),
     ("post", r"/v1/products", stripe.params.ProductCreateParams),
     ("post", r"/v1/test_helpers/test_clocks", stripe.params.test_helpers.TestClockCreateParams),
     (
