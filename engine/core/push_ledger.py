@@ -297,6 +297,10 @@ class PushLedger:
                     _take_baseline(lane, record.target.start_us, received_at_us)
             case "carry":
                 assert record.into is not None
+                # It decided about money: a change of the mapping must not take its target away from here on.
+                lane.role = record.role
+                if record.tenant_id:
+                    lane.series.add((record.tenant_id, record.metric))
                 units = int(record.units)
                 state.carried[record.into] = state.carried.get(record.into, 0) + units
                 if record.into == "current":

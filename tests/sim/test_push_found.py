@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 import trio
 import trio.testing
 
-from engine.actors.administration import By
+from engine.actors.administration import Administration, By
 from engine.actors.corrections import Corrections, Filter
+from engine.actors.push_desk import Asker
 from tests.helpers.push_place import PushPlace
 from tests.helpers.recount import month_of
 from tests.sim.push_books import Delta
@@ -106,4 +108,27 @@ async def test_a_disk_that_takes_no_findings_does_not_end_the_meter(
         place.disk.fault = lambda _operation: "ok"
         await trio.sleep(2 * 3_600)
         assert len(meter.push.findings.open_of) == 1
+        assert clock.current_time() > 100, "the time is virtual"
+
+
+async def test_what_was_carried_is_pushed_whatever_its_mapping_says_next(
+    clock: trio.testing.MockClock,
+) -> None:
+    place = PushPlace()
+    by = By("person", None)
+    async with place.running() as meter:
+        mapping = await place.map(meter)
+        await place.use(meter, 5, ts="2026-09-20T10:00:00Z")
+        await place.use(meter, 0)
+        await Corrections(meter).decide_many(Filter("acme"), "approve", by, dry_run=False)
+        await trio.sleep(60)
+        desk = meter.started.pusher
+        (report,) = [one for one in await desk.targets("acme") if one.due]
+        assert report.standing == "finalized"
+        place.stripe.add_fault("outage", "*", for_seconds=600)
+        await desk.carry_forward("acme", report.id, "current", Asker("person", None))
+        scaled = msgspec.structs.replace(mapping, stripe_scale="2")
+        await Administration(meter, b"").update_mapping(scaled, by)
+        await trio.sleep(3_600)
+        assert place.total() == 5
         assert clock.current_time() > 100, "the time is virtual"
