@@ -123,12 +123,12 @@ def test_a_number_that_is_off_in_the_end_is_named_and_nothing_is_called_right(
     wrong = "\n".join(tell(tmp_path, output, steps))
     assert "reconciliation is not green" in wrong
     assert "the certificate is red: Stripe holds more than was pushed" in wrong
-    assert "cora: at_stripe is 1500 instead of 1000" in wrong
-    assert "cora: invoiced is 1500 instead of 1000" in wrong
-    assert "cora: charged is 15.00 instead of 10.00" in wrong
+    assert "cora: at_stripe is 1477 instead of 1000" in wrong
+    assert "cora: invoiced is 1477 instead of 1000" in wrong
+    assert "cora: charged is 14.77 instead of 10.00" in wrong
     assert "anna" not in wrong
     assert "Every number agrees" not in output.getvalue()
-    assert "1,500 = $15.00" in output.getvalue()
+    assert "1,477 = $14.77" in output.getvalue()
 
 
 @pytest.mark.slow
