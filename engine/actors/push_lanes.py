@@ -184,7 +184,11 @@ class LaneServer:
             if planned.standing == "refused" and runtime.forced:
                 planned = planned._replace(standing="due", at_us=now_us)
             if planned.standing == "awaiting_baseline":
-                break  # a later period must not become the first while a person may still choose this one
+                # A later period must not become the first while a person may still choose this one.
+                state = self._ledger.target(view.target)
+                final_us = finalization_us(view.target, state, view.grace_us)
+                wake_us = final_us if wake_us is None else min(wake_us, final_us)
+                break
             if planned.due < 0 and not view.may_decrease:
                 self._undecided[lane] = None
             if planned.at_us is None or planned.standing not in ("due", "refused"):
@@ -262,7 +266,9 @@ class LaneServer:
         decision = baseline_decision(view, state, need, answer.units)
         known = self._ledger.lane(lane)
         waits = None if known is None else known.awaits
-        if decision.kind == "await" and waits is not None and waits.reading == decision.reading:
+        said = None if waits is None else (waits.target, waits.reading)
+        # One of another period may be left: it was final before anybody decided.
+        if decision.kind == "await" and said == (decision.target, decision.reading):
             return None
         await self._recorder.record((decision,), self._is_current)
         _logger.info(

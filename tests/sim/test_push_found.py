@@ -10,6 +10,7 @@ import trio.testing
 from engine.actors.administration import Administration, By
 from engine.actors.corrections import Corrections, Filter
 from engine.actors.push_desk import Asker
+from engine.core.times import parse_instant
 from tests.helpers.push_place import PushPlace
 from tests.helpers.recount import month_of
 from tests.sim.push_books import Delta
@@ -131,4 +132,23 @@ async def test_what_was_carried_is_pushed_whatever_its_mapping_says_next(
         await Administration(meter, b"").update_mapping(scaled, by)
         await trio.sleep(3_600)
         assert place.total() == 5
+        assert clock.current_time() > 100, "the time is virtual"
+
+
+async def test_a_period_waits_for_its_own_decision_after_one_that_nobody_made(
+    clock: trio.testing.MockClock,
+) -> None:
+    place = PushPlace(start_us=parse_instant("2026-10-31T23:00:00Z"), interval_us=60_000_000)
+    async with place.running() as meter:
+        for _ in range(2):  # once in each of two periods it is away for a while
+            await place.map(meter)
+            await trio.sleep(60)
+            await place.map(meter, active=False)
+            await place.use(meter, 5)
+            await trio.sleep(600)
+            await place.map(meter)
+            await trio.sleep(3_600)
+        await trio.sleep(3_600)
+        reports = await meter.started.pusher.targets("acme")
+        assert [one.standing for one in reports] == ["awaiting_baseline", "finalized"]
         assert clock.current_time() > 100, "the time is virtual"
