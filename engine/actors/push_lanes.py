@@ -278,7 +278,7 @@ class LaneServer:
             reading=decision.reading,
             because=decision.because,
         )
-        return 0 if decision.kind == "baseline" else None
+        return 0
 
     def _unread(self, answer: Unread, pace: Pace, runtime: LaneRuntime) -> int:
         now_us = self._clock.now_us()
