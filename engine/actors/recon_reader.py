@@ -22,6 +22,8 @@ from engine.ports import Clock
 
 SHARE_TENTHS: Final = 9
 """Tenths of an account's reads: the rest is free for the pusher at any time."""
+READS_PER_SECOND_MAX: Final = 50
+"""Whatever an account takes: each costs a millisecond of the core that counts."""
 WAIT_SECONDS_MAX: Final = 30.0
 """After that long without a place a book counts as unread: Stripe is down, or the pusher needs all."""
 _PROBES_MAX: Final = 40
@@ -60,6 +62,7 @@ class ReconReader:
         share = buckets.get(account)
         if share is None:
             per_second = max(1, pace.reads.per_second * SHARE_TENTHS // 10)
+            per_second = min(per_second, READS_PER_SECOND_MAX)
             share = buckets[account] = TokenBucket(per_second)
         has_share = False
         with trio.move_on_after(WAIT_SECONDS_MAX):

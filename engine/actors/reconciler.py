@@ -239,22 +239,21 @@ class Reconciler:
         async with self._passing:
             books = await self.books.books(job.tenant)
             job.total = len(books)
-            await self._pass(await self._in_order(books), job)
+            soon = await self._pass(await self._in_order(books), job)
             # While it is not known where some usage goes, what has no target may only wait for it.
             if job.tenant is None and self._pusher.totals.is_everything_resolved:
                 await self._forget_gone(books)
             await self._settle_unrouted()
-        lanes = {book.lane for book in books}
         for _ in range(SECOND_LOOKS_MAX):
             until_us = self._clock.now_us() + self.options.lag_us
-            waiting = [at for lane in lanes if (at := self._due.get(lane)) and at <= until_us]
+            waiting = [at for lane in soon if (at := self._due.get(lane)) and at <= until_us]
             unrouted_us = self._unrouted.again_us
             if unrouted_us is not None:
                 waiting.append(unrouted_us)
             if not waiting:
                 return
             job.second_look_at_us = max(waiting)
-            await self._until_looked(lanes, until_us)
+            await self._until_looked(soon, until_us)
             if unrouted_us is not None:
                 await trio.sleep(max(0, unrouted_us - self._clock.now_us()) / 1e6)
                 async with self._passing:
@@ -286,10 +285,11 @@ class Reconciler:
 
     # Looking.
 
-    async def _pass(self, books: Iterable[Book], job: Job | None) -> None:
-        """Look at these, a few at once, and record what is found as it is found."""
+    async def _pass(self, books: Iterable[Book], job: Job | None) -> set[Lane]:
+        """Look at these, a few at once, and record what is found as it is found; those that want a second look."""
         left = iter(books)
         seen: list[Seen] = []
+        soon: set[Lane] = set()
 
         async def read() -> None:
             for book in left:
@@ -298,6 +298,8 @@ class Reconciler:
                 one = await self.looker.look(book)
                 if one.again_us is not None:
                     self._due[book.lane] = min(one.again_us, self._due.get(book.lane, one.again_us))
+                    if one.again_us <= self._clock.now_us() + self.options.lag_us:
+                        soon.add(book.lane)
                 seen.append(one)
                 if job is not None:
                     job.done += 1
@@ -318,6 +320,7 @@ class Reconciler:
         if failed is not None:
             raise failed  # as itself: who waits for it expects no group
         await self._settle(seen)
+        return soon
 
     async def _settle(self, seen: Sequence[Seen]) -> None:
         """Record what some looks came to; repair what is proven."""
