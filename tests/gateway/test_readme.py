@@ -27,7 +27,9 @@ def blocks() -> Iterator[tuple[str, str]]:
     """(kind, text) of each fenced block, in order; kinds: sh, server, demo, json."""
     for language, mark, text in BLOCK.findall((ROOT / "README.md").read_text()):
         kind = mark.strip() or language
-        assert kind in ("sh", "server", "demo", "json"), f"a block of kind {kind!r} is run by nobody"
+        assert kind in ("sh", "server", "demo", "json"), (
+            f"a block of kind {kind!r} is run by nobody"
+        )
         yield kind, text
 
 
