@@ -477,8 +477,9 @@ class LaneServer:
         async with runtime.lock:
             record = make()
             await self._recorder.record((record,))
-            if isinstance(record, PushOutcome):
-                runtime.attempts = None
+            state = self._ledger.lane(lane)
+            if state is None or state.open is None:
+                runtime.attempts = None  # not for a report about an earlier one, while another is open
 
 
 def _order(view: TargetView) -> tuple[int, str]:
