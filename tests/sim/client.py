@@ -138,7 +138,8 @@ async def send(
                 raise Violation(f"{sent.identity} was sent unchanged and called another event")
             if verdict == ACCEPTED and sent.is_before(horizon_us):
                 raise Violation(f"{sent.identity} is before the horizon and was accepted")
-            _assert_true_now(meter, sent)
+            if meter.phase != "stopped":  # then the index is closed: nobody may ask it
+                _assert_true_now(meter, sent)
             world.acknowledged[sent.identity] = sent
             is_late = (offer.part, position) in late
             if is_late and marks is not None and marks.historic:
@@ -146,6 +147,7 @@ async def send(
             who = (sent.tenant, sent.event.customer_ref)
             # Who is being erased goes by another name from now on.
             is_named = erasures.get(who) == world.kept.attempts.get(who)
+            is_named = is_named and not world.kept.asking[who]
             if verdict == ACCEPTED and not is_late and is_named:
                 _assert_readable(meter, sent)
 

@@ -28,7 +28,9 @@ class Kept:
     """What was asked for and answered."""
 
     attempts: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """(tenant, customer) to how often it was asked to be erased, with or without success."""
+    """(tenant, customer) to how often it was asked to be erased, or that was answered, with or without success."""
+    asking: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """What is being asked and not answered yet."""
     erased: dict[str, tuple[str, dict[str, str]]] = field(default_factory=dict)
     """Erasures that were answered: tenant, and name to pseudonym."""
     horizon_us: int = -(1 << 62)
@@ -88,7 +90,9 @@ async def _begin(
 ) -> None:
     eraser, kept = meter.started.eraser, world.kept
     async with meter.change_lock:
-        kept.attempts.update((tenant, name) for name in names)
+        asked = [(tenant, name) for name in names]
+        kept.attempts.update(asked)
+        kept.asking.update(asked)
         try:
             begun = await eraser.begin(
                 tenant,
@@ -99,6 +103,9 @@ async def _begin(
             )
         except (NotFound, Conflict):
             return
+        finally:
+            kept.attempts.update(asked)
+            kept.asking.subtract(asked)
     kept.erased[begun.erasure_id] = (tenant, begun.names)
     if begun.names.keys() != set(names):
         raise Violation(f"{names} were to be erased, {sorted(begun.names)} are")

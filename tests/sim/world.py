@@ -112,10 +112,14 @@ class World:
         return "full" if roll < self.faults.error_rate + self.faults.full_rate else "ok"
 
     async def run_blocking(self, function: Callable[[], ResultT]) -> ResultT:
-        """A thread that takes virtual time before and after, or next to none; a crash may fall on either side."""
+        """A thread that takes virtual time before and after, or next to none; a crash may fall on either side.
+
+        What was begun is not cancelled half-way, as the port promises: who is told to stop still hears the outcome.
+        """
         await self._wait(self.faults.latency_seconds_max)
         result = function()
-        await self._wait(self.faults.latency_seconds_max / 4)
+        with trio.CancelScope(shield=True):
+            await self._wait(self.faults.latency_seconds_max / 4)
         return result
 
     async def _wait(self, seconds_max: float) -> None:
