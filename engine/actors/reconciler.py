@@ -240,6 +240,7 @@ class Reconciler:
             books = await self.books.books(job.tenant)
             job.total = len(books)
             soon = await self._pass(await self._in_order(books), job)
+            self._gatherings.is_complete |= job.tenant is None and not job.unread
             # While it is not known where some usage goes, what has no target may only wait for it.
             if job.tenant is None and self._pusher.totals.is_everything_resolved:
                 await self._forget_gone(books)
@@ -374,7 +375,8 @@ class Reconciler:
             and any(findings.open[key].record.target is not None for key in keys)
         ]
         looked = [Looked(subject, (), is_read=True) for subject in left]
-        await self._record(steps(findings, self._gatherings, looked, self._clock.now_us()))
+        now_us = self._clock.now_us()
+        await self._record(steps(findings, self._gatherings, looked, now_us, is_end=True))
 
     def look_soon(self, target: Target) -> None:
         """Somebody changed something about a target."""

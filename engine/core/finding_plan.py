@@ -60,6 +60,8 @@ class Gatherings:
     def __init__(self) -> None:
         self._members: dict[_Group, dict[str, Issue]] = defaultdict(dict)
         self._of_target: dict[str, set[_Group]] = {}
+        self.is_complete = False
+        """Everything was looked at since the process began: who is not among the members is none."""
 
     def update(self, looked: Looked) -> None:
         """Take in what a look at a target says."""
@@ -92,6 +94,15 @@ class Gatherings:
         return [
             (_whole(group, members), self.is_whole(group, findings), tuple(members))
             for group, members in self._members.items()
+        ]
+
+    def left(self, findings: Findings) -> list[Finding]:
+        """Findings about many, of before a restart, of whose members nobody was seen since."""
+        known = {finding_key(_whole(group, members)) for group, members in self._members.items()}
+        return [
+            one.record
+            for key, one in findings.open.items()
+            if one.record.account and key not in known
         ]
 
 
@@ -147,9 +158,17 @@ def units_text(units: Fraction) -> str:
 
 
 def steps(
-    findings: Findings, gatherings: Gatherings, looked: Sequence[Looked], now_us: int
+    findings: Findings,
+    gatherings: Gatherings,
+    looked: Sequence[Looked],
+    now_us: int,
+    *,
+    is_end: bool = False,
 ) -> list[Finding]:
-    """The records that bring what is open about some targets, and about many, to what was found."""
+    """The records that bring what is open about some targets, and about many, to what was found.
+
+    `is_end`: of a look at everything.
+    """
     wanted: dict[str, Finding] = {}
     covered: dict[str, bool] = {}
     for one in looked:
@@ -161,8 +180,11 @@ def steps(
                 continue
             record = _of_target(issue)
             wanted[finding_key(record)] = record
+    if is_end and gatherings.is_complete:
+        covered |= {whole.account: True for whole in gatherings.left(findings)}
     for whole, is_wanted, members in gatherings.wholes(findings):
-        covered[whole.account] = covered.get(whole.account, True)
+        if gatherings.is_complete:
+            covered[whole.account] = True
         if is_wanted:
             key = finding_key(whole)
             wanted[key] = whole

@@ -214,3 +214,28 @@ def test_one_look_says_nothing_and_a_summary_that_catches_up_neither() -> None:
         assert not meter.push.findings.ended
 
     told(story)
+
+
+def test_one_finding_about_many_ends_though_the_server_was_down_when_stripe_caught_up() -> None:
+    async def run() -> None:
+        place = ReconPlace(interval_us=PUSH_US)
+        customers = [f"cus_{number}" for number in range(6)]
+        async with place.running() as meter:
+            await place.map(meter)
+            for customer in customers:
+                await place.use(meter, 30, customer)
+            await place.until_looked(meter)
+            place.stripe.add_fault("lag", EVENTS, seconds=float(HOUR))
+            for customer in customers:
+                await place.use(meter, 12, customer)
+            await trio.sleep(60)
+            place.stripe.clear_faults()
+            await place.until_looked(meter)
+            (found,) = meter.push.findings.open.values()
+            assert (found.record.cause, found.record.count) == ("behind", 6)
+        await trio.sleep(2 * HOUR)
+        async with place.running() as meter:
+            await place.until_looked(meter)
+            assert found_of(meter) == set()
+
+    trio.run(run, clock=trio.testing.MockClock(autojump_threshold=0))
