@@ -4,8 +4,8 @@
 
 One server whose usage goes to the Stripe simulator in a process of its own. *run*: every total is looked at once, at
 the 50 reads a second that reconciliation takes at most; at Stripe's 20 a second, of which 18 are taken, it is the pace
-alone that decides, `seconds_at_stripes_pace`. *ingest beside runs*: the same paced load (1,000 single events a second,
-then 20 batches of 1,000), in turn while runs follow each other and while none does.
+alone that decides, `seconds_at_stripes_pace`. *ingest beside a run*: the same paced load (1,000 single events a second,
+then 20 batches of 1,000) before, during and after a run.
 """
 
 from __future__ import annotations
@@ -74,56 +74,41 @@ def whole(server: Server, targets: int, what: str) -> dict[str, Any]:
     }
 
 
-class Runs:
-    """Runs that follow each other, in a thread."""
-
-    def __init__(self, server: Server) -> None:
-        self._server = server
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._work)
-        self.looks = 0
-
-    def _work(self) -> None:
-        while not self._stop.is_set():
-            self.looks += run(self._server)["done"]
-
-    def __enter__(self) -> Runs:
-        self._thread.start()
-        time.sleep(0.5)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-
 def beside(
     server: Server, targets: int, seconds: float, rounds: int, *, per_second: int, batch: int
 ) -> dict[str, Any]:
-    """The same load, in turn beside runs and without; of a metric that is not pushed."""
-    p99: dict[str, list[float]] = {"alone": [], "beside": []}
-    for number in range(rounds):
-        for kind in ("alone", "beside"):
+    """The same load before, during and after a run over everything; of a metric that is not pushed."""
+
+    def p99s(kind: str) -> list[float]:
+        found = []
+        for number in range(rounds):
             load = Load(server, "alone", targets, f"{per_second}-{number}-{kind}-{time.time_ns()}")
-            if kind == "beside":
-                with Runs(server):
-                    load.run(per_second, batch, seconds)
-            else:
-                load.run(per_second, batch, seconds)
-            p99[kind].append(quantile(load.latencies_ms, 0.99))
-    ratios = [with_ / alone for with_, alone in zip(p99["beside"], p99["alone"], strict=True)]
+            load.run(per_second, batch, seconds)
+            found.append(quantile(load.latencies_ms, 0.99))
+        return found
+
+    alone = p99s("before")
+    running = threading.Thread(target=run, args=(server,))
+    running.start()
+    time.sleep(1)
+    during = p99s("during")
+    if not running.is_alive():
+        raise RuntimeError("the run was over before the load: more targets, or fewer rounds")
+    running.join()
+    alone += p99s("after")
+    ratio = median(during) / median(alone)
     progress(
-        f"{per_second}/s of {batch}: p99 {median(p99['alone']):.1f} ms alone, {median(p99['beside']):.1f} beside runs: "
-        f"ratio {median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        f"{per_second}/s of {batch}: p99 {median(alone):.1f} ms alone, {median(during):.1f} beside a run: ratio {ratio:.2f}"
     )
     return {
-        "what": "ingest beside runs",
+        "what": "ingest beside a run",
         "requests_per_second": per_second,
         "batch": batch,
-        "p99_ms_alone": round(median(p99["alone"]), 2),
-        "p99_ms_beside": round(median(p99["beside"]), 2),
-        "p99_ratio": round(median(ratios), 2),
-        "ratios": [round(ratio, 2) for ratio in ratios],
+        "p99_ms_alone": round(median(alone), 2),
+        "p99_ms_beside": round(median(during), 2),
+        "p99_ratio": round(ratio, 2),
+        "alone_ms": [round(one, 1) for one in alone],
+        "beside_ms": [round(one, 1) for one in during],
     }
 
 
