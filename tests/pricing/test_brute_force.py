@@ -42,6 +42,11 @@ def test_two_thousand_random_invoices_agree_with_counting_unit_by_unit(rng: Rand
 
 
 @pytest.mark.slow
+def test_twenty_thousand_random_invoices_agree_with_counting_unit_by_unit(rng: Random) -> None:
+    check(rng, 20_000)
+
+
+@pytest.mark.soak
 def test_a_hundred_thousand_random_invoices_agree_with_counting_unit_by_unit(rng: Random) -> None:
     check(rng, 100_000)
 
