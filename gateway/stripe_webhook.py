@@ -183,6 +183,8 @@ async def _rejected(call: Call, event: _Event) -> bool:
         reopened=reopened,
         unnamed=unnamed,
     )
+    if unnamed and report.meter is not None:
+        call.gateway.meter.started.reconciler.looker.rejected_unnamed(report.meter, unnamed)
     call.gateway.metrics.push.rejected += report.events
     return True
 

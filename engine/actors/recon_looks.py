@@ -34,6 +34,8 @@ from engine.ports import Clock
 
 INVOICE_WAIT_US: Final = 4 * DAY_US
 """After a period's end; Stripe's longest grace is three days. Later no invoice is expected."""
+METERS_MAX: Final = 1_000
+"""Meters of which unnamed rejections are counted."""
 ACTOR: Final = "system:reconciler"
 
 
@@ -84,6 +86,8 @@ class Looker:
         self._epsilon = epsilon
         self.looks: dict[Target, Look] = {}
         self._suspicions: dict[tuple[str, Gap], Suspicion] = {}
+        self._unnamed: dict[str, int] = {}
+        """Meter to events that Stripe rejected since the start without naming them."""
         self._located: dict[str, tuple[Fraction, Excess]] = {}
         """Target id to the excess that was searched for, and where it is."""
 
@@ -94,9 +98,25 @@ class Looker:
         for gap in _GAPS:
             self._suspicions.pop((key, gap), None)
 
+    def rejected_unnamed(self, meter: str, events: int) -> None:
+        """Stripe reported rejected events and named only samples: what is missing may be one of the others."""
+        if meter in self._unnamed or len(self._unnamed) < METERS_MAX:
+            self._unnamed[meter] = self._unnamed.get(meter, 0) + events
+
     def judged(self, facts: BookFacts) -> Judged:
         """A book's differences now."""
-        return judge(facts, now_us=self._clock.now_us(), lag_us=self._lag_us, epsilon=self._epsilon)
+        now_us = self._clock.now_us()
+        judged = judge(facts, now_us=now_us, lag_us=self._lag_us, epsilon=self._epsilon)
+        unnamed = self._unnamed.get(facts.lane.object_id, 0)
+        if not unnamed:
+            return judged
+        # It stays a lag: that one of them is of this total is not proven.
+        told = f"; it reported {unnamed} rejected events of this meter that it did not name"
+        issues = (
+            one._replace(reason=f"{one.reason}{told}") if one.cause == "behind" else one
+            for one in judged.issues
+        )
+        return judged._replace(issues=tuple(issues))
 
     async def look(self, book: Book) -> Seen:
         """Read and judge a book."""

@@ -160,3 +160,20 @@ def test_what_a_total_at_stripe_holds_before_we_came_is_none_of_ours_to_find() -
         assert found_of(meter) == {("stripe", "foreign", "-3")}
 
     told(story, baseline="now")
+
+
+def test_rejections_that_stripe_does_not_name_are_a_hint_beside_what_is_missing_and_no_proof() -> (
+    None
+):
+    async def story(place: ReconPlace, meter: Meter) -> None:
+        place.stripe.add_fault("drop", EVENTS, count=1)
+        await place.use(meter, 12)
+        (lane,) = meter.push.ledger.lanes
+        meter.started.reconciler.looker.rejected_unnamed(lane.object_id, 3)
+        await place.until_looked(meter)
+        (found,) = meter.push.findings.open.values()
+        assert found.record.cause == "behind"
+        assert "3 rejected events" in (found.record.reason or "")
+        assert place.total() == 30, "nothing is sent again for a hint"
+
+    told(story)
