@@ -17,6 +17,7 @@ from engine.actors.as_of import AsOf, Prefix
 from engine.actors.prefix_fold import PrefixFold, Wanted
 from engine.actors.pusher import Pusher
 from engine.core.billing import Destination, Proven, Reading, Resolved, Unresolved
+from engine.core.pace import WAIT_SLICE_US
 from engine.core.parity import Parity, Projection, StripeSide, projection_of, worst
 from engine.core.parity_trail import ParityTrail
 from engine.core.push_baselines import baseline_range
@@ -229,7 +230,7 @@ class Certifier:
                 wait_us = pace.breaker.wait_us(now_us) or pace.reads.take(now_us)
                 if not wait_us:
                     break
-                await trio.sleep(max(wait_us, 1_000) / 1_000_000)
+                await trio.sleep(min(max(wait_us, 1_000), WAIT_SLICE_US) / 1_000_000)
             start_s, end_s = baseline_range(view, now_us)
             answer = await connection.billing.read(
                 view.resolved, target.lane.customer, start_s, end_s, view.connect_account

@@ -15,7 +15,7 @@ from engine.actors.push_connections import Connection, Pace
 from engine.actors.pusher import Pusher
 from engine.actors.recon_books import Book
 from engine.core.billing import Invoiced, Reading, Unread, same_units
-from engine.core.pace import TokenBucket
+from engine.core.pace import WAIT_SLICE_US, TokenBucket
 from engine.core.push_plan import TargetView
 from engine.core.times import MINUTE_US
 from engine.ports import Clock
@@ -77,7 +77,8 @@ class ReconReader:
                     wait_us = pace.reads.take(now_us)
                 if not wait_us:
                     return True
-                await trio.sleep(max(wait_us, 1_000) / 1e6)
+                # In slices: a probe that is answered ends a wait that would have been a minute.
+                await trio.sleep(min(max(wait_us, 1_000), WAIT_SLICE_US) / 1e6)
         return False
 
     async def read(self, book: Book, view: TargetView) -> Reading | Unread:

@@ -19,6 +19,8 @@ OPEN_US_MIN: Final = SECOND_US
 OPEN_US_MAX: Final = 60 * SECOND_US
 AHEAD_US_MAX: Final = 3600 * SECOND_US
 """Places given away in advance: more than an hour of them is a clock that moved."""
+WAIT_SLICE_US: Final = SECOND_US // 4
+"""Who waits for a place looks again so often: a probe that is answered ends a wait that would have been a minute."""
 BACKOFF_US_MIN: Final = SECOND_US // 2
 BACKOFF_US_MAX: Final = 300 * SECOND_US
 

@@ -11,6 +11,7 @@ import trio
 import trio.testing
 
 from engine.actors.supervisor import Meter
+from engine.core.pace import FAILURES_MAX
 from gateway.simulator.ledger import Settings
 from tests.helpers.recon_causes import CAUSES, expected_of, found_of
 from tests.helpers.recon_place import ReconPlace, causes
@@ -74,6 +75,28 @@ def test_a_rejection_is_told_and_ends_once_stripe_holds_what_was_pushed_in_its_p
         assert [one.record.cause for one in meter.push.findings.ended.values()] == ["rejected"]
         (mark,) = meter.push.findings.marks.values()
         assert (mark.confirmed, mark.rejected) == ("40", None)
+
+    told(story)
+
+
+def test_reading_goes_on_when_a_probe_is_answered_and_not_a_minute_later() -> None:
+    async def story(place: ReconPlace, meter: Meter) -> None:
+        await place.use(meter, 30)
+        await place.until_looked(meter)
+        breaker = meter.started.push.connections["main"].pace(None).breaker
+        for _ in range(FAILURES_MAX):
+            breaker.failed(place.clock.now_us(), "Stripe is away")
+        await trio.sleep(1)
+        assert breaker.admit(place.clock.now_us()) == 0, (
+            "somebody probes, and holds all others back"
+        )
+        job = meter.started.reconciler.start(None)
+        await trio.sleep(3)
+        assert job.status == "running"
+        breaker.succeeded()
+        with trio.fail_after(1):
+            await job.ended.wait()
+        assert (job.done, job.unread) == (1, 0)
 
     told(story)
 
