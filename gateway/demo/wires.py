@@ -87,7 +87,7 @@ class MeterWire(_Wire):
         """Return when Stripe has everything. Raises DemoFailed with what is missing."""
         said = self.send("/v1/pushes/flush", {"timeoutSeconds": timeout_seconds})
         if not said["complete"]:
-            message = f"Stripe does not have everything: {said['missing']}"
+            message = f"Stripe does not have everything: {said['missing'] or said['unroutable']}"
             raise DemoFailed(message)
 
     def reconcile(self, month: str) -> Json:
