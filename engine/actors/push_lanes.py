@@ -479,7 +479,9 @@ class LaneServer:
             await self._recorder.record((record,))
             state = self._ledger.lane(lane)
             if state is None or state.open is None:
-                runtime.attempts = None  # not for a report about an earlier one, while another is open
+                runtime.attempts = (
+                    None  # not for a report about an earlier one, while another is open
+                )
 
 
 def _order(view: TargetView) -> tuple[int, str]:

@@ -26,7 +26,7 @@ from gateway.simulator.ledger import Settings
 from tests.helpers.push_place import BY
 from tests.helpers.recon_place import ReconPlace
 
-SEEDS = int(os.environ.get("RECON_SEEDS", "40"))
+SEEDS = int(os.environ.get("RECON_SEEDS", "20"))
 HOUR = 3600
 
 
