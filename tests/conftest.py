@@ -61,12 +61,12 @@ def rng(seed: int) -> random.Random:
 
 @pytest.fixture
 def sim_seeds() -> range:
-    """The seeds a simulation is to run: 200 in every test run, as many as asked for by `make sim`.
+    """The seeds a simulation is to run: 120 in every test run, as many as asked for by `make sim`.
 
     SIM_FIRST moves the range on, so that many nights are not one night many times.
     """
     first = int(os.environ.get("SIM_FIRST") or "0")
-    return range(first, first + int(os.environ.get("SIM_SEEDS") or "200"))
+    return range(first, first + int(os.environ.get("SIM_SEEDS") or "120"))
 
 
 @pytest.fixture
