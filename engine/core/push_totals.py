@@ -114,11 +114,9 @@ class PushTotals:
         return [(role, one) for role, waiting in self._waiting.items() for one in waiting]
 
     def resolved(self, role: Role, destination: Destination) -> set[Series]:
-        """A destination is known now: the series to take in again."""
+        """A destination is known now: the series to take in again. Until they are, they still wait for it."""
         users = self._users.pop((role, destination), set())
-        waited = self._waiting[role].pop(destination, set())
-        for series in waited:
-            _discard(self._waits_of, series, (role, destination))
+        waited = self._waiting[role].get(destination, set())
         for series in users | waited:
             self._taken.pop(series, None)
         return users | waited

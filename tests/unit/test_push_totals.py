@@ -222,7 +222,10 @@ def test_what_is_not_known_yet_contributes_nothing_and_no_target_may_decrease() 
     assert (role, destination.item) == ("main", "si_1")
     world.known["si_1"] = Resolved("mtr_calls", "cus_1", item="si_1")
     assert world.totals.resolved(role, destination) == {BOB}
+    assert world.totals.is_waiting(BOB), "its use is in no target until it is taken in again"
+    assert not world.only().may_decrease
     world.take(BOB, use(2))
+    assert not world.totals.is_waiting(BOB)
     assert (world.only().local_micros, world.only().may_decrease) == (7 * UNIT, True)
     assert world.totals.resolved(role, destination) == {BOB}, (
         "who is routed by it, should it change"
