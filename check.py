@@ -33,6 +33,8 @@ def gates(*, fix: bool, full: bool) -> list[Gate]:
     tests = [*python, "pytest"]
     if full:
         tests += ["-m", "not soak", "--durations=10", "--cov", "--cov-report=term"]
+        # Two at once, a file on one of them: most slow tests wait for a disk or a process.
+        tests += ["--numprocesses=2", "--dist=loadfile"]
     else:
         tests += ["-q", "-m", "not slow and not soak"]
     return [
