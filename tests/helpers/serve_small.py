@@ -37,6 +37,7 @@ from engine.core.push_plan import Close
 from engine.core.push_records import PushIntent
 from engine.drivers.billing import StripeBilling
 from gateway import main as composition
+from gateway import opening
 from gateway.cli.serve import command
 from gateway.hypercorn_repairs import RepairedH11
 from gateway.system import SystemClock
@@ -73,7 +74,7 @@ def plant_lost_merge() -> None:
     add = KeyIndex.add
 
     def add_few(index: KeyIndex, keys: dict[bytes, bytes], position: int) -> None:
-        add(index, {key: value for key, value in keys.items() if key[0] % 8}, position)
+        add(index, {key: value for key, value in dict(keys).items() if key[0] % 8}, position)
 
     KeyIndex.add = add_few  # type: ignore[method-assign,assignment]
 
@@ -184,7 +185,7 @@ def apply(environ: dict[str, str]) -> None:
     def options(**named: Any) -> MeterOptions:
         return MeterOptions(**{**named, **small})
 
-    composition.MeterOptions = options  # type: ignore[misc,assignment]
+    opening.MeterOptions = options  # type: ignore[misc,assignment]
     if "SMALL_QUEUE_EVENTS" in environ:
         log_writer.QUEUE_EVENTS_MAX = int(environ["SMALL_QUEUE_EVENTS"])  # type: ignore[misc]
     if "CLOCK_FILE" in environ:
