@@ -9,11 +9,14 @@ KILL_ROUNDS         how often a server is killed (`make kill`)
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import secrets
+from collections.abc import Iterator
 
 import pytest
+import structlog
 from hypothesis import HealthCheck, settings
 
 # Before anything of ours is imported: the costly assertions are on in every test.
@@ -57,6 +60,18 @@ def seed() -> int:
 def rng(seed: int) -> random.Random:
     """A random source of that seed."""
     return random.Random(seed)
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """A test that sets logging up, as a server does, leaves nothing of it to the next one."""
+    before = structlog.get_config()
+    processors = list(before["processors"])
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    structlog.configure(**(before | {"processors": processors}))
+    root.handlers[:], root.level = handlers, level
 
 
 @pytest.fixture
