@@ -15,6 +15,7 @@ from random import Random
 
 import pytest
 
+from gateway.data_directory import DataDirectory
 from tests.crash.test_kill import SMALL
 from tests.helpers.http_client import Client, CutOff
 from tests.helpers.ledger import (
@@ -72,6 +73,7 @@ def test_a_failed_sync_fails_its_group_alone_and_a_retry_counts_once(
     """Calls are counted in the thread that commits: the first is the log's first record."""
     directory, ledger = tmp_path / "data", Ledger()
     LmdbLog(directory / "log").close()
+    DataDirectory(directory).signing_seed()  # made before: it has syncs of its own
     environment = {**SMALL, "STRIPEMETER_KEY_PEPPER": "p" * 32}
     fault = strace(*SYNC, f"inject=fdatasync,fsync:error=EIO:when={call}")
     with running(directory, environment=environment, prefix=fault, ready=False) as server:
