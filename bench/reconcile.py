@@ -3,8 +3,8 @@
     python bench/reconcile.py [--targets 10000] [--seconds 10] [--rounds 5] [--directory DIR]
 
 One server whose usage goes to the Stripe simulator in a process of its own. *run*: every total is looked at once, at
-the 50 reads a second that reconciliation takes at most; at Stripe's 20 a second, of which 18 are taken, it is the pace
-alone that decides, `seconds_at_stripes_pace`. *ingest beside a run*: the same paced load (1,000 single events a second,
+the 20 reads a second that reconciliation takes at most; where an account gives 20 in all, 18 of them are taken:
+`seconds_at_stripes_pace`. *ingest beside a run*: the same paced load (1,000 single events a second,
 then 20 batches of 1,000) before, during and after a run.
 """
 

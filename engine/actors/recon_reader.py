@@ -22,8 +22,8 @@ from engine.ports import Clock
 
 SHARE_TENTHS: Final = 9
 """Tenths of an account's reads: the rest is free for the pusher at any time."""
-READS_PER_SECOND_MAX: Final = 50
-"""Whatever an account takes: each costs a millisecond of the core that counts."""
+READS_PER_SECOND_MAX: Final = 20
+"""Whatever an account takes, Stripe's own pace: each costs two milliseconds of the core that counts."""
 WAIT_SECONDS_MAX: Final = 30.0
 """After that long without a place a book counts as unread: Stripe is down, or the pusher needs all."""
 _PROBES_MAX: Final = 40
