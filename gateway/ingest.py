@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 import trio
 
-from engine.actors.group import Marks
+from engine.actors.group import Group, Marks
 from engine.actors.log_writer import ACCEPTED, DUPLICATE, Offer
 from engine.core.events import (
     KEY_REUSED,
@@ -108,7 +108,42 @@ class _TenantRows:
         self.indexes: list[int] = []
 
 
+class Counting:
+    """A request whose events were offered, and whose answer is due when they are durable and counted."""
+
+    __slots__ = ("offers", "refused", "request_id", "started_us", "tenants")
+
+    def __init__(
+        self,
+        tenants: dict[str, _TenantRows],
+        offers: list[Offer],
+        refused: dict[int, Result],
+        request_id: str,
+        started_us: int,
+    ) -> None:
+        self.tenants = tenants
+        self.offers = offers
+        self.refused = refused
+        self.request_id = request_id
+        self.started_us = started_us
+
+    @property
+    def groups(self) -> list[Group]:
+        """What must be done before the answer is true."""
+        if len(self.offers) == 1:
+            return self.offers[0].groups
+        return [group for offer in self.offers for group in offer.groups]
+
+    @property
+    def count(self) -> int:
+        """Events of the request."""
+        return len(self.refused) + sum(len(of.indexes) for of in self.tenants.values())
+
+
 _encode = msgspec.json.Encoder().encode
+_ACCEPTED_START: Final = '{"idempotencyKey":"'
+_ACCEPTED_END: Final = '","status":"accepted"}'
+_ACCEPTED_BETWEEN: Final = f"{_ACCEPTED_END},{_ACCEPTED_START}"
 
 
 class Ingest:
@@ -139,38 +174,75 @@ class Ingest:
     async def _answer(
         self, body: bytes, identity: Identity, headers: IngestHeaders, marks: Marks | None
     ) -> bytes | Problem:
+        begun = self.begin(body, identity, headers, marks)
+        if not isinstance(begun, Counting):
+            return begun
+        for group in begun.groups:
+            await group.done.wait()
+        return self.finish(begun)
+
+    def begin(
+        self,
+        body: bytes,
+        identity: Identity,
+        headers: IngestHeaders,
+        marks: Marks | None = None,
+    ) -> bytes | Problem | Counting:
+        """Read the body and offer its events; what must be `finish`ed when its groups are done, or the answer.
+
+        For `headers.operation` use `answer`. Never raises for input.
+        """
         started_us = self._gateway.clock.monotonic_us()
         try:
-            body = unpack(body, headers.content_encoding, self._body_limits.body_bytes_max)
+            if headers.content_encoding is not None:
+                body = unpack(body, headers.content_encoding, self._body_limits.body_bytes_max)
             sent = read_events(body, headers.content_type, self._body_limits)
         except Unreadable as error:
             return Problem(error.status, error.detail)
-        results: list[Result] = [None] * len(sent.events)  # type: ignore[list-item]
-        tenants = self._accept(sent.events, identity, headers, results, nul=sent.may_hold_nul)
+        refused: dict[int, Result] = {}
+        tenants = self._accept(sent.events, identity, headers, refused, nul=sent.may_hold_nul)
         if isinstance(tenants, Problem):
             return tenants
-        limited = self._over_limit(tenants)
-        if limited is not None:
-            return limited
+        if self._gateway.limiter is not None:
+            limited = self._over_limit(tenants)
+            if limited is not None:
+                return limited
+        offer = self._gateway.meter.offer
+        size_bytes = len(body)
         try:
-            offers = await self._count(tenants, len(body), marks)
+            offers = [offer(tenant, of.rows, size_bytes, marks) for tenant, of in tenants.items()]
         except EngineError as error:
             return problem_for(error)
-        duplicates = _fill_results(tenants, offers, results)
-        response = _response(results, duplicates, headers.request_id)
-        self._measure(tenants, offers, duplicates, started_us)
-        return _encode(response)
+        counting = Counting(tenants, offers, refused, headers.request_id, started_us)
+        return counting if tenants else self.finish(counting)
+
+    def finish(self, counting: Counting) -> bytes | Problem:
+        """The answer, once all of `counting.groups` are done."""
+        tenants, offers = counting.tenants, counting.offers
+        for offer in offers:
+            for group in offer.groups:
+                if group.error is not None:
+                    return problem_for(group.error)
+        answer, duplicates = _plain_response(counting), 0
+        if answer is None:
+            results: list[Result] = [None] * counting.count  # type: ignore[list-item]
+            for index, result in counting.refused.items():
+                results[index] = result
+            duplicates = _fill_results(tenants, offers, results)
+            answer = _encode(_response(results, duplicates, counting.request_id))
+        self._measure(tenants, offers, duplicates, counting.started_us)
+        return answer
 
     def _accept(
         self,
         events: Sequence[SentEvent | Refusal],
         identity: Identity,
         headers: IngestHeaders,
-        results: list[Result],
+        refused: dict[int, Result],
         *,
         nul: bool,
     ) -> dict[str, _TenantRows] | Problem:
-        """Check every event; refusals go into `results`, rows to their tenants. A wrong tenant is a 403."""
+        """Check every event; refusals go into `refused`, rows to their tenants. A wrong tenant is a 403."""
         tenants: dict[str, _TenantRows] = {}
         own = identity.tenant
         default = own or headers.query_tenant
@@ -185,21 +257,21 @@ class Ingest:
         last_tenant, last = "", None
         for index, sent in enumerate(events):
             if isinstance(sent, Refusal):
-                results[index] = Result(sent.idempotency_key, "error", error=sent.error)
+                refused[index] = Result(sent.idempotency_key, "error", error=sent.error)
                 continue
             tenant = sent.tenant_id or default
             if tenant is None:
-                results[index] = Result(sent.idempotency_key, "error", error=_NO_TENANT)
+                refused[index] = Result(sent.idempotency_key, "error", error=_NO_TENANT)
                 continue
             if own is not None and tenant != own:
                 return Problem(403, f"events[{index}] names another tenant than the API key's")
             event_key = header_key if header_key is None or not many else f"{header_key}:{index}"
             if nul and holds_nul(sent, tenant):
-                results[index] = Result(sent.idempotency_key, "error", error=NUL_REFUSED)
+                refused[index] = Result(sent.idempotency_key, "error", error=NUL_REFUSED)
                 continue
             row = accept(sent, tenant, event_key, now_us, limits, source)
             if isinstance(row, Refusal):
-                results[index] = Result(row.idempotency_key, "error", error=row.error)
+                refused[index] = Result(row.idempotency_key, "error", error=row.error)
                 continue
             if last is None or tenant != last_tenant:
                 last = tenants.setdefault(tenant, _TenantRows())
@@ -210,8 +282,7 @@ class Ingest:
 
     def _over_limit(self, tenants: Mapping[str, _TenantRows]) -> Problem | None:
         limiter = self._gateway.limiter
-        if limiter is None:
-            return None
+        assert limiter is not None
         now_us = self._gateway.clock.monotonic_us()
         for tenant, of in tenants.items():
             wait_seconds = limiter.take(tenant, len(of.rows), now_us)
@@ -219,16 +290,6 @@ class Ingest:
                 detail = "the tenant's rate limit is reached; retry after the time in Retry-After"
                 return Problem(429, detail, retry_after_seconds=wait_seconds)
         return None
-
-    async def _count(
-        self, tenants: Mapping[str, _TenantRows], size_bytes: int, marks: Marks | None
-    ) -> list[Offer]:
-        """Offer all rows, then wait until they are durable and counted. Raises EngineError."""
-        meter = self._gateway.meter
-        offers = [meter.offer(tenant, of.rows, size_bytes, marks) for tenant, of in tenants.items()]
-        for offer in offers:
-            await offer.settled()
-        return offers
 
     def _measure(
         self,
@@ -362,6 +423,27 @@ def read_headers(found: Mapping[bytes, bytes], query_string: bytes) -> IngestHea
         "",
         None if operation is None else operation.decode("latin-1"),
     )
+
+
+def _plain_response(counting: Counting) -> bytes | None:
+    """The body of nearly every answer: one tenant's events, all accepted and in time, with keys that need no escapes.
+
+    None: another one. The bytes are those of an encoded `IngestResponse`, at a fraction of the cost.
+    """
+    if counting.refused or len(counting.offers) != 1:
+        return None
+    (offer,), (of,) = counting.offers, counting.tenants.values()
+    if offer.own_group is None or offer.own_group.late or any(offer.verdicts):
+        return None
+    keys = [row[8] for row in of.rows]
+    text = ",".join(keys)
+    if not (text.isascii() and text.isprintable()) or '"' in text or "\\" in text:
+        return None
+    results = _ACCEPTED_BETWEEN.join(keys)
+    return (
+        f'{{"accepted":{len(keys)},"duplicates":0,"requestId":"{counting.request_id}",'
+        f'"results":[{_ACCEPTED_START}{results}{_ACCEPTED_END}],"errors":[]}}'
+    ).encode()
 
 
 def _fill_results(

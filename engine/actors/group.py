@@ -6,7 +6,7 @@ only when it is durable *and* counted, or failed. It must not know the log or th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import trio
@@ -53,6 +53,7 @@ class Group:
         "keys",
         "late",
         "marks",
+        "on_done",
         "opened_us",
         "parts",
         "received_at_us",
@@ -73,6 +74,8 @@ class Group:
         self.bytes = 0
         self.opened_us = 0
         self.done = trio.Event()
+        self.on_done: Callable[[Group], None] | None = None
+        """Called once, when `done` is set, for who waits without a task of its own. It must not raise."""
         self.error: EngineError | None = None
         self.late: dict[tuple[str, int], str] = {}
         """(part's name, index in the part) of late events, to the adjustment that holds each."""
@@ -161,9 +164,15 @@ class Group:
         self.shards_left -= 1
         assert self.shards_left >= 0, "a shard answered twice"
         if self.shards_left == 0:
-            self.done.set()
+            self.finish()
+
+    def finish(self) -> None:
+        """It is durable and counted, or failed: everyone who waits goes on."""
+        self.done.set()
+        if self.on_done is not None:
+            self.on_done(self)
 
     def fail(self, error: EngineError) -> None:
         """Nothing of the group was made durable, or nothing may be assumed: everyone who waits hears why."""
         self.error = error
-        self.done.set()
+        self.finish()

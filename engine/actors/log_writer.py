@@ -364,7 +364,7 @@ class LogWriter:
         for shard, share in work:
             await shard.inbox.put(share)
         if not work:
-            group.done.set()
+            group.finish()
 
     def _append(self, group: Group) -> tuple[Envelope, ...]:
         """In a thread: encode the group and append it. The group's rows are nobody else's by now."""
