@@ -34,15 +34,14 @@ from gateway.lane_head import (
     is_hopeless,
     read_head,
 )
+from gateway.lane_poll import IDLE_SECONDS_MAX, RECEIVE_BYTES, LanePoll, Last, Place, Unsent
 from gateway.lane_watch import Phase, Watch
 from gateway.problems import Problem
 
-RECEIVE_BYTES: Final = 64 << 10
 SEND_PIECE_BYTES: Final = 64 << 10
 """What must go out within SEND_SECONDS_MAX: a client that reads slowly is kept, one that stops is not."""
 HEAD_SECONDS_MAX: Final = 10.0
 BODY_SECONDS_MAX: Final = 10.0
-IDLE_SECONDS_MAX: Final = 30.0
 SEND_SECONDS_MAX: Final = 10.0
 LINGER_SECONDS_MAX: Final = 2.0
 LINGER_BYTES_MAX: Final = 16 << 20
@@ -73,12 +72,19 @@ class LaneServer(ContainedTCPServer):
     """A trio.SocketStream here; an SSL stream is Hypercorn's alone."""
 
     def __init__(
-        self, answers: LaneAnswers, watch: Watch, body_bytes_max: int, *arguments: Any
+        self,
+        answers: LaneAnswers,
+        watch: Watch,
+        poll: LanePoll | None,
+        body_bytes_max: int,
+        *arguments: Any,
     ) -> None:
-        """`arguments` are Hypercorn's own."""
+        """`arguments` are Hypercorn's own. Without a poll the connection reads for itself between requests too."""
         super().__init__(*arguments)
         self._answers = answers
         self._watch = watch
+        self._poll = poll
+        self.place = Place()
         self._body_bytes_max = body_bytes_max
         self.phase = Phase.IDLE
         self.deadline = inf
@@ -187,7 +193,16 @@ class LaneServer(ContainedTCPServer):
                 await self._end_late()
         except (_Gone, trio.ClosedResourceError, trio.BrokenResourceError):
             pass
+        finally:
+            if self._poll is not None:
+                self._poll.leave(self)
         await self.protocol.handle(Closed())
+
+    @property
+    def descriptor(self) -> int:
+        """The socket's, now."""
+        number: int = self.stream.socket.fileno()
+        return number
 
     async def _end_late(self) -> None:
         """The deadline has passed."""
@@ -233,6 +248,8 @@ class LaneServer(ContainedTCPServer):
         if not buffer:
             if self._watch.is_draining:
                 raise _Gone
+            if self._poll is not None:
+                return await self._parked(self._poll)
             self.phase, self.deadline = Phase.IDLE, trio.current_time() + IDLE_SECONDS_MAX
         elif len(buffer) > HEAD_BYTES_MAX:
             await self._refuse(TOO_LARGE, None)
@@ -242,6 +259,25 @@ class LaneServer(ContainedTCPServer):
             self.phase, self.deadline = Phase.HEAD, trio.current_time() + HEAD_SECONDS_MAX
         data = await self._receive(RECEIVE_BYTES)
         return buffer + data if buffer else data
+
+    async def _parked(self, poll: LanePoll) -> bytes:
+        """Be served by the poll, until there are bytes that it leaves to this task. Raises _Gone."""
+        while True:
+            match await poll.park(self):
+                case Unsent(data):
+                    await self._send(data)
+                case Last(visit, answer):
+                    close = self._watch.is_draining
+                    await self._send(self._answers.end_ingest(visit, answer, close=close))
+                    if close:
+                        raise _Gone
+                    await self._linger()
+                case data:
+                    if not data:
+                        raise _Gone
+                    return data
+            if self._watch.is_draining:
+                raise _Gone
 
     async def _ingest(self, head: Head, buffer: bytes, start: int) -> bytes:
         """Answer an ingest request whose body begins at `start`; what follows it. Raises _Gone after the last."""
@@ -279,9 +315,9 @@ class LaneServer(ContainedTCPServer):
     async def _usage(self, head: Head, buffer: bytes, start: int) -> bytes:
         """Answer a request for current usage; what follows it. Raises _Gone after the last."""
         self.phase, self.deadline = Phase.ANSWER, inf
-        data = await self._answers.usage(head, close=lambda: head.close or self._watch.is_draining)
-        await self._send(data)
-        if head.close or self._watch.is_draining:
+        close = head.close or self._watch.is_draining
+        await self._send(self._answers.usage(head, close=close))
+        if close:
             raise _Gone
         return buffer[start:]
 

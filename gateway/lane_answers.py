@@ -7,8 +7,8 @@ It must not know sockets or when an answer is sent.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Final, NamedTuple
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, NamedTuple, TypeVar
 
 import structlog
 
@@ -16,7 +16,7 @@ from gateway.answering import Asked, answer_route, rendered
 from gateway.around import INGEST_PATH, REFUSED, USAGE_PATH, Around, complete
 from gateway.auth import Identity
 from gateway.context import Gateway
-from gateway.ingest import Ingest, IngestHeaders
+from gateway.ingest import Counting, Ingest, IngestHeaders
 from gateway.lane_head import Head
 from gateway.problems import INTERNAL_DETAIL, Problem
 from gateway.routes import Answer
@@ -27,6 +27,7 @@ _US_PER_SECOND: Final = 1_000_000
 _logger = structlog.get_logger("stripemeter.access")
 _USAGE: Final = next(route for route in ROUTES if route.path == USAGE_PATH)
 _DEFECT: Final = Problem(500, INTERNAL_DETAIL, close=True)
+ResultT = TypeVar("ResultT")
 ResponseHeaders = Callable[[], list[tuple[bytes, bytes]]]
 
 
@@ -78,6 +79,29 @@ class LaneAnswers:
             _logger.exception("request_failed", path=INGEST_PATH, request_id=visit.request_id)
             return _DEFECT
 
+    def is_plain_ingest(self, head: Head) -> bool:
+        """Whether `count` may be asked: an import's rows are counted with its operation in hand."""
+        return not isinstance(head.ingest, IngestHeaders) or head.ingest.operation is None
+
+    def count(self, visit: Visit, body: bytes) -> bytes | Problem | Counting:
+        """`ingest`, as far as it goes without waiting."""
+        admitted = visit.admitted
+        if isinstance(admitted, Problem):
+            return admitted
+        try:
+            return self._ingest.begin(body, admitted[0], admitted[1])
+        except Exception:
+            _logger.exception("request_failed", path=INGEST_PATH, request_id=visit.request_id)
+            return _DEFECT
+
+    def counted(self, visit: Visit, counting: Counting) -> bytes | Problem:
+        """The rest of it, when all of `counting.groups` are done."""
+        try:
+            return self._ingest.finish(counting)
+        except Exception:
+            _logger.exception("request_failed", path=INGEST_PATH, request_id=visit.request_id)
+            return _DEFECT
+
     def end_ingest(self, visit: Visit, answer: bytes | Problem, *, close: bool) -> bytes:
         """The answer as it is sent; counted and logged. `close`: the connection ends after it."""
         head, request_id = visit.head, visit.request_id
@@ -102,15 +126,15 @@ class LaneAnswers:
         self._around.done("POST", INGEST_PATH, status, visit.began_us, request_id)
         return data
 
-    async def usage(self, head: Head, *, close: Callable[[], bool]) -> bytes:
-        """The whole answer to a request for current usage. `close` is asked once the answer is known."""
+    def usage(self, head: Head, *, close: bool) -> bytes:
+        """The whole answer to a request for current usage, which is in memory: nothing is waited for."""
         began_us = self._clock.monotonic_us()
         request_id = head.request_id or self._around.new_request_id()
         found = head.found
         asked = Asked(found.get(b"authorization"), found.get(b"x-api-key"), head.query, request_id)
         answer: Answer | Problem
         try:
-            answer = await answer_route(self._gateway, _USAGE, asked, {})
+            answer = _at_once(answer_route(self._gateway, _USAGE, asked, {}))
         except Exception:  # as above
             _logger.exception("request_failed", path=USAGE_PATH, request_id=request_id)
             answer = Problem(500, INTERNAL_DETAIL)
@@ -121,7 +145,7 @@ class LaneAnswers:
         extra = self._around.extra_headers(head.headers, request_id, is_ingest=False)
         pairs = complete(own, extra, is_ingest=False)
         self._around.done("GET", USAGE_PATH, status, began_us, request_id)
-        return self._joined(status, pairs, body, close=close())
+        return self._joined(status, pairs, body, close=close)
 
     def refuse(self, problem: Problem, head: Head | None) -> bytes:
         """The answer to a message that is not taken; the connection ends after it."""
@@ -178,6 +202,17 @@ class LaneAnswers:
             self._written_at_second = second
             self._server_lines = b"".join(b"%b: %b\r\n" % pair for pair in self._server_headers())
         return self._server_lines
+
+
+def _at_once(work: Coroutine[Any, Any, ResultT]) -> ResultT:
+    """The result of what waits for nothing."""
+    try:
+        work.send(None)
+    except StopIteration as stop:
+        result: ResultT = stop.value
+        return result
+    work.close()
+    raise AssertionError("what the lane answers waits for nothing")
 
 
 _CLOSE: Final = b"Connection: close\r\n"

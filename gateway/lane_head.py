@@ -41,6 +41,8 @@ _HEAD: Final = re.compile(
     rb"((?:[!#$%&'*+.^_`|~0-9A-Za-z-]++:[\t\x20-\x7e\x80-\xff]*+\r\n)*+)\r\n"
 )
 _FIELD: Final = re.compile(rb"([^:\r]+):([^\r]*)\r\n")
+_ENCODED_NAME: Final = re.compile(rb"(?:^|&)[^=&]*%")
+"""A parameter whose name may be spelt otherwise."""
 _NOT_THE_LANES: Final = frozenset((b"transfer-encoding", b"upgrade"))
 _INGEST: Final = INGEST_PATH.encode()
 _USAGE: Final = USAGE_PATH.encode()
@@ -129,7 +131,8 @@ def _read_head(head: bytes, body_bytes_max: int) -> Head:
         route, ingest = Route.INGEST, read_headers(found, query)
     elif method == b"GET" and path == _USAGE and b"content-length" not in found:
         # The past is read from the log, in slices and for long: it can be given up when its client has gone.
-        route = Route.LOAN if b"asOf" in query else Route.USAGE
+        is_past = b"asOf" in query or _ENCODED_NAME.search(query) is not None
+        route = Route.LOAN if is_past else Route.USAGE
     if route is Route.LOAN and length > body_bytes_max:
         return _to_rest(method, path, headers)
     request_id = given_request_id(headers)

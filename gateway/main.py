@@ -37,6 +37,7 @@ from gateway.hypercorn_repairs import repair
 from gateway.lane import LaneServer
 from gateway.lane_answers import LaneAnswers
 from gateway.lane_internals import difference, put_in
+from gateway.lane_poll import LanePoll
 from gateway.lane_watch import Watch, connections_max
 from gateway.logging_setup import adopt_hypercorn
 from gateway.metrics import Metrics
@@ -178,7 +179,10 @@ def install_server(
     answers = LaneAnswers(gateway, partial(config.response_headers, "h11"))
     watch = Watch(connections_max(), on_look=answers.flush)
     nursery.start_soon(watch.run, stop)
-    put_in(LaneServer, answers, watch, gateway.settings.max_body_bytes)
+    poll = LanePoll.where_possible(answers, watch, gateway.settings.max_body_bytes)
+    if poll is not None:
+        nursery.start_soon(poll.run)
+    put_in(LaneServer, answers, watch, poll, gateway.settings.max_body_bytes)
 
 
 def http_config(settings: Settings) -> hypercorn.Config:

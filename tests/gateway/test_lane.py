@@ -16,7 +16,7 @@ import trio
 import trio.socket
 
 from engine.actors import log_writer
-from gateway import lane, lane_watch
+from gateway import lane, lane_poll, lane_watch
 from tests.gateway.lane_corpus import HOST, INGEST, USAGE
 from tests.helpers.listening import Listening, exchange, listening, normalised, statuses
 from tests.helpers.served import ADMIN_KEY
@@ -280,6 +280,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """All time limits at a fraction of a second."""
     for name in ("HEAD_SECONDS_MAX", "BODY_SECONDS_MAX", "IDLE_SECONDS_MAX", "SEND_SECONDS_MAX"):
         monkeypatch.setattr(lane, name, 0.3)
+    monkeypatch.setattr(lane_poll, "IDLE_SECONDS_MAX", 0.3)
     monkeypatch.setattr(lane, "LINGER_SECONDS_MAX", 0.2)
     monkeypatch.setattr(lane_watch, "LOOK_SECONDS", 0.05)
     return
