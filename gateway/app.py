@@ -66,7 +66,7 @@ def _view(gateway: Gateway, route: Route) -> Callable[..., Awaitable[Response]]:
             request_id_of(found),
             {
                 name.lower(): text
-                for name, _ in route.headers
+                for name, _, _ in route.headers
                 if (text := found.headers.get(name)) is not None
             },
         )
@@ -120,7 +120,7 @@ def _response(body: bytes, status: int, headers: list[tuple[str, str]]) -> Respo
     response.headers.clear()
     for name, value in headers:
         response.headers[name] = value
-    if status != 204:
+    if status not in (204, 304):  # a 304's length would be that of what it stands for
         response.headers["content-length"] = str(len(body))
     return response
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import base64
 import binascii
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import msgspec
 
 from engine.core.times import format_instant
+from gateway.parameters import TEXT_PATTERN
 
 Quantity = Annotated[
     msgspec.Raw,
@@ -27,8 +28,16 @@ Instant = Annotated[
         extra_json_schema={"format": "date-time", "examples": ["2026-01-31T09:30:00.000Z"]},
     ),
 ]
+_TEXT: Final = {"pattern": TEXT_PATTERN}
 TenantId = Annotated[
-    str, msgspec.Meta(description="The tenant.", min_length=1, max_length=255, examples=["acme"])
+    str,
+    msgspec.Meta(
+        description="The tenant.",
+        min_length=1,
+        max_length=255,
+        examples=["acme"],
+        extra_json_schema=_TEXT,
+    ),
 ]
 CustomerRef = Annotated[
     str,
@@ -37,6 +46,7 @@ CustomerRef = Annotated[
         min_length=1,
         max_length=255,
         examples=["customer-42"],
+        extra_json_schema=_TEXT,
     ),
 ]
 MetricName = Annotated[
@@ -46,6 +56,7 @@ MetricName = Annotated[
         min_length=1,
         max_length=100,
         examples=["api_calls"],
+        extra_json_schema=_TEXT,
     ),
 ]
 

@@ -13,6 +13,7 @@ from msgspec import UNSET, UnsetType
 
 from engine.core.simulation_records import BATCH_RUNS_MAX
 from gateway.money_shapes import Money
+from gateway.price_schemas import document
 from gateway.shapes import Instant, TenantId
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
@@ -25,17 +26,29 @@ def _part(description: str, *, is_optional: bool = True) -> msgspec.Meta:
 
 _Inputs = Annotated[
     msgspec.Raw,
-    _part(
-        "customerId, periodStart, periodEnd, usageItems (metric, quantity, priceConfig), commitments, credits, taxRate.",
-        is_optional=False,
+    msgspec.Meta(
+        description="What the invoice is made of.",
+        extra_json_schema=document("ScenarioInputs", or_null=False),
     ),
 ]
-_Model = Annotated[msgspec.Raw, _part("The price of usage items that have none of their own.")]
+_Model = Annotated[
+    msgspec.Raw,
+    msgspec.Meta(
+        description="The price of usage items that have none of their own.",
+        extra_json_schema=document("PriceConfig"),
+    ),
+]
 _Expected = Annotated[
     msgspec.Raw, _part("Any part of the invoice; what it does not mention is not compared.")
 ]
 _Tolerances = Annotated[msgspec.Raw, _part("`absolute`, `relative`, or an amount for a field.")]
-_Metadata = Annotated[msgspec.Raw, _part("name, description, tags.")]
+_Metadata = Annotated[
+    msgspec.Raw,
+    msgspec.Meta(
+        description="What people want to know of it.",
+        extra_json_schema=document("ScenarioMetadata"),
+    ),
+]
 
 
 class ScenarioBody(msgspec.Struct, rename="camel", forbid_unknown_fields=True, kw_only=True):
