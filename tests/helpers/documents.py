@@ -99,6 +99,7 @@ class Terminal:
         self.directory = directory
         self.ports = {name: free_port() for name in ("3000", "3001", "12111")}
         self.server: subprocess.Popen[bytes] | None = None
+        self.simulator: subprocess.Popen[bytes] | None = None
         self.printed = ""
         self._groups: list[int] = []
         bin_directory = Path(sys.executable).parent
@@ -125,18 +126,18 @@ class Terminal:
         """What `make run` does after its set-up, with the settings before it. A server that runs is stopped first."""
         self.stop()
         command = self.ported(text.strip()).replace("make run", "exec stripemeter serve")
-        self._background(command)
-        self.wait(f"http://127.0.0.1:{self.port}/health/ready")
+        self.server = self._background(command)
+        self._wait(f"http://127.0.0.1:{self.port}/health/ready", self.server)
 
     def simulate_stripe(self) -> None:
         """A Stripe simulator alone, where blocks say 127.0.0.1:12111."""
         port = self.ports["12111"]
-        self._background(f"exec stripemeter stripe-sim --port {port}")
-        self.wait(f"http://127.0.0.1:{port}/_sim/state")
+        self.simulator = self._background(f"exec stripemeter stripe-sim --port {port}")
+        self._wait(f"http://127.0.0.1:{port}/_sim/state", self.simulator)
 
-    def _background(self, command: str) -> None:
+    def _background(self, command: str) -> subprocess.Popen[bytes]:
         with (self.directory / "server.log").open("ab") as log:
-            self.server = subprocess.Popen(
+            process = subprocess.Popen(
                 ["bash", "-c", command],
                 cwd=self.directory,
                 env=self.environ,
@@ -145,9 +146,10 @@ class Terminal:
                 stderr=log,
             )
         # Takes note of its end at once: else a page's own `kill -0` would go on seeing a process.
-        threading.Thread(target=self.server.wait, daemon=True).start()
+        threading.Thread(target=process.wait, daemon=True).start()
+        return process
 
-    def wait(self, url: str) -> None:
+    def _wait(self, url: str, process: subprocess.Popen[bytes]) -> None:
         """Wait until it answers 200."""
         deadline = time.monotonic() + START_SECONDS_MAX
         while time.monotonic() < deadline:
@@ -155,8 +157,7 @@ class Terminal:
                 with urllib.request.urlopen(url):
                     return
             except (urllib.error.URLError, ConnectionError):
-                assert self.server is not None
-                assert self.server.poll() is None, (self.directory / "server.log").read_text()
+                assert process.poll() is None, (self.directory / "server.log").read_text()
                 time.sleep(0.02)
         pytest.fail("the server did not get ready")
 
@@ -212,24 +213,37 @@ class Terminal:
 
     def stop(self) -> None:
         """End the server, if one runs."""
-        if self.server is not None and self.server.poll() is None:
-            self.server.send_signal(signal.SIGTERM)
-            self.server.wait(20)
+        _end(self.server)
 
     def close(self) -> None:
-        """End the server and whatever blocks left running."""
+        """End the server, the simulator and whatever blocks left running."""
         self.stop()
+        _end(self.simulator)
         for group in self._groups:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(group, signal.SIGKILL)
 
 
+def _end(process: subprocess.Popen[bytes] | None) -> None:
+    if process is not None and process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        process.wait(20)
+
+
 def last_json(printed: str) -> Any:
-    """The JSON that an output ends with; what other commands of a block printed before it is passed over."""
-    starts = [match.start() for match in re.finditer(r"^[\[{]", printed, re.MULTILINE)]
-    for start in reversed(starts):
+    """The JSON that an output ends with; what other commands of a block printed before it is passed over.
+
+    curl ends no answer with a new line, so several answers may stand in one line.
+    """
+    decoder = json.JSONDecoder()
+    for match in re.finditer(r"^[\[{]", printed, re.MULTILINE):
+        rest = printed[match.start() :].strip()
+        value = None
         with contextlib.suppress(json.JSONDecodeError):
-            return json.loads(printed[start:])
+            while rest:
+                value, end = decoder.raw_decode(rest)
+                rest = rest[end:].lstrip()
+            return value
     pytest.fail(f"no JSON at the end of {printed!r}")
 
 
