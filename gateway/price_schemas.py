@@ -8,7 +8,19 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-_AMOUNT: Final[dict[str, Any]] = {"type": ["number", "string"], "examples": [0.01]}
+_AMOUNT: Final[dict[str, Any]] = {
+    "type": ["number", "string"],
+    "minimum": 0,
+    "pattern": r"^[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?$",
+    "examples": [0.01],
+}
+"""Not negative, at most 30 digits before the decimal point and 15 after it."""
+_NUMBER: Final[dict[str, Any]] = {"type": ["number", "string"]}
+_CURRENCY: Final[dict[str, Any]] = {
+    "type": "string",
+    "pattern": "^[A-Za-z]{3}$",
+    "examples": ["USD"],
+}
 _WHEN: Final[dict[str, Any]] = {
     "anyOf": [{"type": "string", "format": "date"}, {"type": "string", "format": "date-time"}],
     "examples": ["2026-01-01"],
@@ -64,7 +76,7 @@ _PRICE: Final = _object(
             {"type": "string", "enum": ["flat", "package", "tiered", "graduated", "volume"]},
             "How units become an amount.",
         ),
-        "currency": _said({"type": "string"}, "ISO 4217.", examples=["USD"]),
+        "currency": _said(_CURRENCY, "ISO 4217."),
         "unitPrice": _said(_AMOUNT, "`flat`: of a unit; `package`: of a package."),
         "tiers": {
             "description": "`tiered`, `graduated`, `volume`: in order, the last without end.",
@@ -130,17 +142,106 @@ _INPUTS: Final = _object(
         },
         "credits": {"description": "Credits.", "type": "array", "items": _ref("Credit")},
         "taxRate": _said(_AMOUNT, "In percent.", examples=[19]),
-        "currency": _said({"type": "string"}, "ISO 4217; else that of the prices."),
+        "currency": _said(_CURRENCY, "ISO 4217; else that of the prices."),
     },
 )
 _METADATA: Final = _object(
     "What people want to know of it.",
     [],
     {
-        "name": _said({"type": "string"}, "Its name, where the scenario has none."),
-        "description": _said({"type": "string"}, "Its description, where the scenario has none."),
-        "version": _said({"type": ["string", "number"]}, "Of the file."),
-        "tags": {"description": "For people.", "type": "array", "items": {"type": "string"}},
+        "name": _said(
+            {"type": "string", "maxLength": 255}, "Its name, where the scenario has none."
+        ),
+        "description": _said(
+            {"type": "string", "maxLength": 10000}, "Its description, where the scenario has none."
+        ),
+        "version": {"description": "Of the file; anything."},
+        "tags": {
+            "description": "For people.",
+            "type": "array",
+            "items": {"type": "string", "maxLength": 255},
+        },
+    },
+)
+_PART_NUMBERS: Final = ("from", "upTo", "quantity", "unitPrice", "flatPrice", "amount")
+_LINE_NUMBERS: Final = ("quantity", "unitPrice", "subtotal")
+_INVOICE_NUMBERS: Final = (
+    "subtotal",
+    "commitmentsApplied",
+    "creditsApplied",
+    "credits",
+    "adjustments",
+    "tax",
+    "total",
+)
+_EXPECTED_PART: Final = _object(
+    "What a tier of a line is expected to be.",
+    [],
+    {name: _said(_NUMBER, "As the invoice has it.") for name in _PART_NUMBERS},
+)
+_EXPECTED_LINE: Final = _object(
+    "What a line is expected to be.",
+    [],
+    {
+        **{name: _said(_NUMBER, "As the invoice has it.") for name in _LINE_NUMBERS},
+        "metric": _said({"type": "string"}, "The line's metric."),
+        "description": _said({"type": "string"}, "The line's text."),
+        "tiers": {
+            "description": "All tiers, in order.",
+            "type": "array",
+            "items": _ref("ExpectedPart"),
+        },
+    },
+)
+_EXPECTED: Final = _object(
+    "Any part of the invoice. What it does not mention is not compared.",
+    [],
+    {
+        **{name: _said(_NUMBER, "As the invoice has it.") for name in _INVOICE_NUMBERS},
+        "customerId": _said({"type": "string"}, "The customer."),
+        "currency": _said({"type": "string"}, "ISO 4217."),
+        "periodStart": _said(_WHEN, "The period's start."),
+        "periodEnd": _said(_WHEN, "The period's end."),
+        "lineItems": {
+            "description": "All lines, in order.",
+            "type": "array",
+            "items": _ref("ExpectedLine"),
+        },
+    },
+    examples=[{"total": 220}],
+)
+_TOLERANCE_NAMES: Final = (
+    *_INVOICE_NUMBERS,
+    *(f"lineItems.{name}" for name in _LINE_NUMBERS),
+    *(f"lineItems.tiers.{name}" for name in _PART_NUMBERS),
+)
+_TOLERANCES: Final[dict[str, Any]] = {
+    "description": "How far a number may be off: an amount for all, or `absolute`, `relative` and amounts by field.",
+    "anyOf": [
+        _AMOUNT,
+        _object(
+            "The larger of `absolute` and `relative`, or the field's own.",
+            [],
+            {
+                "absolute": _said(_AMOUNT, "By how much."),
+                "relative": _said(_AMOUNT, "By what fraction."),
+                **{name: _said(_AMOUNT, f"For {name}.") for name in _TOLERANCE_NAMES},
+            },
+        ),
+    ],
+    "examples": [{"total": 0.01}],
+}
+_SCENARIO: Final = _object(
+    "A scenario, as a file of `stripemeter simulate` has it.",
+    ["inputs"],
+    {
+        "name": _said({"type": "string", "maxLength": 255}, "Its name."),
+        "description": _said({"type": "string", "maxLength": 10000}, "In words."),
+        "metadata": _ref("ScenarioMetadata"),
+        "model": _said(_ref("PriceConfig"), "The price of usage items that have none."),
+        "inputs": _ref("ScenarioInputs"),
+        "expected": _ref("ScenarioExpected"),
+        "tolerances": _ref("ScenarioTolerances"),
     },
 )
 
@@ -149,6 +250,11 @@ DOCUMENTS: Final[dict[str, Any]] = {
     "Tier": _TIER,
     "ScenarioInputs": _INPUTS,
     "ScenarioMetadata": _METADATA,
+    "Scenario": _SCENARIO,
+    "ScenarioExpected": _EXPECTED,
+    "ScenarioTolerances": _TOLERANCES,
+    "ExpectedLine": _EXPECTED_LINE,
+    "ExpectedPart": _EXPECTED_PART,
     "UsageItem": _USAGE_ITEM,
     "Commitment": _COMMITMENT,
     "Credit": _CREDIT,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import msgspec
 
@@ -28,7 +28,6 @@ Instant = Annotated[
         extra_json_schema={"format": "date-time", "examples": ["2026-01-31T09:30:00.000Z"]},
     ),
 ]
-_TEXT: Final = {"pattern": TEXT_PATTERN}
 TenantId = Annotated[
     str,
     msgspec.Meta(
@@ -36,7 +35,7 @@ TenantId = Annotated[
         min_length=1,
         max_length=255,
         examples=["acme"],
-        extra_json_schema=_TEXT,
+        pattern=TEXT_PATTERN,
     ),
 ]
 CustomerRef = Annotated[
@@ -46,7 +45,7 @@ CustomerRef = Annotated[
         min_length=1,
         max_length=255,
         examples=["customer-42"],
-        extra_json_schema=_TEXT,
+        pattern=TEXT_PATTERN,
     ),
 ]
 MetricName = Annotated[
@@ -56,7 +55,7 @@ MetricName = Annotated[
         min_length=1,
         max_length=100,
         examples=["api_calls"],
-        extra_json_schema=_TEXT,
+        pattern=TEXT_PATTERN,
     ),
 ]
 
