@@ -61,12 +61,13 @@ export class Buffered implements Pending {
     }
   }
 
-  /** Take one event: at once, or (under `block`) when there is room. Rejects under `raise` only. */
-  async track(entry: Entry): Promise<TrackResult> {
+  /** Take one event: at once, or (a promise, under `block`) when there is room. Throws under `raise` only. */
+  track(entry: Entry): TrackResult | Promise<TrackResult> {
     if (this.#hasRoom(entry)) {
-      this.#take([entry]);
+      this.#take(entry);
       return queued(entry);
     }
+    this.#sendAll();
     switch (this.#settings.backpressure) {
       case "raise":
         throw this.#full([entry]);
@@ -85,11 +86,14 @@ export class Buffered implements Pending {
     const bytes = entries.reduce((sum, entry) => sum + entry.bytes, this.#queue.bytes);
     const fits = this.#queue.length + entries.length <= eventsMax && bytes <= bytesMax && this.#blocked.length === 0;
     if (fits) {
-      // With one write to the spool.
-      this.#take(entries);
+      this.#spool?.keep(entries); // with one write
+      for (const entry of entries) this.#add(entry);
       return entries.map(queued);
     }
-    if (this.#settings.backpressure === "raise") throw this.#full(entries);
+    if (this.#settings.backpressure === "raise") {
+      this.#sendAll();
+      throw this.#full(entries);
+    }
     const results: TrackResult[] = [];
     for (const entry of entries) results.push(await this.track(entry));
     return results;
@@ -100,21 +104,21 @@ export class Buffered implements Pending {
     signal?.throwIfAborted();
     const place = this.#added;
     if (this.#isSettled(place)) return true;
-    this.#dueTo = place;
-    this.#start();
+    this.#sendAll();
     this.#pause.cut(leastMs);
     return this.#flushes.wait(() => this.#isSettled(place), timeoutMs, signal);
   }
 
-  /** Flush within `closeMsMax`; give up what is left then. */
-  async finish(): Promise<void> {
-    if (!(await this.flush(this.#settings.closeMsMax, undefined, 0))) await this.#giveUp("the client ended before they could be sent");
+  /** Flush within `closeMsMax`; give up what is left then. Whether all was settled. */
+  async finish(): Promise<boolean> {
+    const settled = await this.flush(this.#settings.closeMsMax, undefined, 0);
+    if (!settled) await this.#giveUp("the client ended before they could be sent");
+    return settled;
   }
 
-  /** `finish`, then give up the spool. Whether all was settled. */
+  /** `finish`, then give up the spool. */
   async close(): Promise<boolean> {
-    await this.finish();
-    const settled = this.#tally.statistics().queued === 0 && this.#spool?.hasBacklog !== true;
+    const settled = await this.finish();
     this.#spool?.close();
     return settled;
   }
@@ -128,11 +132,15 @@ export class Buffered implements Pending {
     return this.#queue.hasRoom(entry.bytes) && this.#blocked.length === 0;
   }
 
-  #take(entries: readonly Entry[]): void {
-    this.#spool?.keep(entries);
-    for (const entry of entries) this.#queue.push(entry);
-    this.#tally.taken += entries.length;
-    this.#added += entries.length;
+  #take(entry: Entry): void {
+    this.#spool?.keep([entry]);
+    this.#add(entry);
+  }
+
+  #add(entry: Entry): void {
+    this.#queue.push(entry);
+    this.#tally.taken += 1;
+    this.#added += 1;
     if (!this.#held) this.#hold();
     if (this.#isBatchFull()) this.#start();
     else if (this.#timer === undefined) this.#setTimer();
@@ -147,7 +155,7 @@ export class Buffered implements Pending {
       oldest.kept = undefined;
       dropped.push(oldest);
     }
-    this.#take([entry]);
+    this.#take(entry);
     this.#drop(dropped, "the queue is full, and newer events came");
   }
 
@@ -155,7 +163,7 @@ export class Buffered implements Pending {
     const { blockMsMax, queueEventsMax } = this.#settings;
     const take = (): boolean => {
       if (!this.#queue.hasRoom(entry.bytes)) return false;
-      this.#take([entry]);
+      this.#take(entry);
       return true;
     };
     // Calls that wait hold memory too: as many as may wait in the queue.
@@ -189,9 +197,8 @@ export class Buffered implements Pending {
   #setTimer(): void {
     this.#timer = setTimeout(() => {
       this.#timer = undefined;
-      this.#dueTo = this.#added;
       this.#spool?.sync();
-      this.#start();
+      this.#sendAll();
     }, this.#settings.flushIntervalMs).unref();
   }
 
@@ -211,6 +218,12 @@ export class Buffered implements Pending {
   #isSettled(place: number): boolean {
     if (this.#hasBacklog || this.#waitingFrom < place) return false;
     return this.#inFlight.length === 0 || this.#inFlightFrom >= place;
+  }
+
+  /** Have all that waits now sent, however small the batch. */
+  #sendAll(): void {
+    this.#dueTo = this.#added;
+    this.#start();
   }
 
   #start(): void {

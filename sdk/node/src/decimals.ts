@@ -24,7 +24,10 @@ export function quantityText(quantity: unknown): string {
   if (typeof quantity === "number") {
     if (Number.isInteger(quantity) && quantity >= 0 && quantity < LIMIT) return `${quantity}`;
     if (!Number.isFinite(quantity)) throw new QuantityError(`must be a finite number, not ${quantity}`);
-    return plain(String(quantity));
+    const text = `${quantity}`;
+    // From a thousandth on, and below the limit, JavaScript writes no exponent: most fractions end here.
+    const fractionDigits = text.length - text.indexOf(".") - 1;
+    return quantity >= 0.001 && quantity < LIMIT && fractionDigits <= FRACTION_DIGITS_MAX ? text : plain(text);
   }
   if (typeof quantity === "bigint") return plain(String(quantity));
   if (typeof quantity === "string") return plain(quantity);

@@ -35,6 +35,7 @@ const CACHED_MAX = 1000;
 const PLAIN = /^[\x20\x21\x23-\x5b\x5d-\x7e]*$/;
 /** RFC 3339: a date, a time with seconds, and an offset. The calendar is the server's business. */
 const INSTANT = /^\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}:\d{2}(?:\.\d{1,20})?(?:[Zz]|[+-]\d{2}:\d{2})$/;
+const [QUOTE, BACKSLASH, BRACE, BRACKET] = [0x22, 0x5c, 0x7b, 0x5b] as const;
 const LONE_SURROGATE = /[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/;
 
 /** Encodes the events of one client. */
@@ -58,14 +59,14 @@ export class EventEncoder {
    */
   encode(event: UsageEvent, key: string, stamp: boolean): Entry {
     const { metric, resourceId, ts, meta } = event;
-    const customerRef = event.customerRef ?? this.#customer;
-    let line = this.#head(metric);
-    line += `,"customerRef":${name("customerRef", customerRef, NAME_CHARS_MAX)},"quantity":${quantity(event.quantity)}`;
-    if (resourceId !== undefined) line += `,"resourceId":${name("resourceId", resourceId, NAME_CHARS_MAX)}`;
-    if (ts !== undefined) line += `,"ts":${instant(ts)}`;
-    else if (stamp) line += this.#stampNow();
-    if (meta !== undefined) line += `,"meta":${metaText(meta)}`;
-    line += `,"idempotencyKey":${name("idempotencyKey", key, NAME_CHARS_MAX)}}`;
+    const customerRef = name("customerRef", event.customerRef ?? this.#customer, NAME_CHARS_MAX);
+    const resource = resourceId === undefined ? "" : `,"resourceId":${name("resourceId", resourceId, NAME_CHARS_MAX)}`;
+    const instant = ts !== undefined ? `,"ts":${instantText(ts)}` : stamp ? this.#stampNow() : "";
+    const more = meta === undefined ? "" : `,"meta":${metaText(meta)}`;
+    // Joined, not added: a string that is added up is kept as its pieces, and this one waits.
+    const start = [this.#head(metric), ',"customerRef":', customerRef, ',"quantity":', quantity(event.quantity)];
+    start.push(resource, instant, more, ',"idempotencyKey":', name("idempotencyKey", key, NAME_CHARS_MAX), "}");
+    const line = start.join("");
     return { key, line, bytes: Buffer.byteLength(line), kept: undefined };
   }
 
@@ -129,7 +130,7 @@ function quantity(value: unknown): string {
   }
 }
 
-function instant(ts: unknown): string {
+function instantText(ts: unknown): string {
   if (typeof ts === "string" && INSTANT.test(ts)) return `"${ts}"`;
   const date = typeof ts === "number" ? new Date(ts) : ts;
   if (!(date instanceof Date) || Number.isNaN(date.getTime())) {
@@ -153,18 +154,17 @@ function metaText(meta: unknown): string {
 
 /** One event that nests too deep would have the server refuse the whole request. */
 function deeperThan(json: string, levels: number): boolean {
+  if (json.length < 2 * levels) return false;
   let depth = 0;
   let inText = false;
   for (let at = 0; at < json.length; at += 1) {
-    const char = json[at];
-    if (inText) {
-      if (char === "\\") at += 1;
-      else if (char === '"') inText = false;
-    } else if (char === '"') inText = true;
-    else if (char === "{" || char === "[") {
+    const code = json.charCodeAt(at);
+    if (code === QUOTE) inText = !inText;
+    else if (inText) at += code === BACKSLASH ? 1 : 0;
+    else if (code === BRACE || code === BRACKET) {
       depth += 1;
       if (depth > levels) return true;
-    } else if (char === "}" || char === "]") depth -= 1;
+    } else if (code === BRACE + 2 || code === BRACKET + 2) depth -= 1;
   }
   return false;
 }

@@ -10,7 +10,7 @@ import process from "node:process";
 /** Something that must be done before the process ends. */
 export interface Pending {
   /** Called when nothing else keeps the process. Resolves within a bound, with everything sent or given up. */
-  finish(): Promise<void>;
+  finish(): Promise<unknown>;
   /** Called when the process ends regardless (`process.exit`, an uncaught exception). Must not wait. */
   lastWords(): void;
 }

@@ -51,6 +51,7 @@ export class Pause {
   #timer: Timer | undefined;
   #end: (() => void) | undefined;
   #beganAtMs = 0;
+  #hold = false;
 
   /**
    * Resolves after so many milliseconds, or when cut short. Rejects with the signal's reason when that aborts.
@@ -67,6 +68,7 @@ export class Pause {
         if (!hold) this.#timer.unref();
         this.#end = cuttable ? resolve : undefined;
         this.#beganAtMs = performance.now();
+        this.#hold = hold;
       });
     } finally {
       clearTimeout(this.#timer);
@@ -86,6 +88,7 @@ export class Pause {
       return;
     }
     clearTimeout(this.#timer);
-    this.#timer = setTimeout(this.#end, leftMs).unref();
+    this.#timer = setTimeout(this.#end, leftMs);
+    if (!this.#hold) this.#timer.unref();
   }
 }
