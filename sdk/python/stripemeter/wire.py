@@ -20,7 +20,7 @@ from stripemeter.options import Options
 VERSION = "0.1.0"
 INGEST_PATH = "/v1/events/ingest"
 ANSWER_BYTES_MAX = 16 * 1024 * 1024
-CONNECTIONS_MAX = 20
+_LIMITS = httpx.Limits(max_connections=20)
 
 
 class Question(NamedTuple):
@@ -75,14 +75,17 @@ def _timeouts(seconds_max: float) -> dict[str, Any]:
 
 def transport(options: Options) -> httpx.HTTPTransport:
     """A pool of connections for threads."""
-    assert options.timeout_seconds > 0, "checked where the options are made"
-    return httpx.HTTPTransport(limits=httpx.Limits(max_connections=CONNECTIONS_MAX))
+    return httpx.HTTPTransport(verify=_verifies(options), limits=_LIMITS)
 
 
 def async_transport(options: Options) -> httpx.AsyncHTTPTransport:
     """A pool of connections for asyncio or trio, whichever runs."""
-    assert options.timeout_seconds > 0, "checked where the options are made"
-    return httpx.AsyncHTTPTransport(limits=httpx.Limits(max_connections=CONNECTIONS_MAX))
+    return httpx.AsyncHTTPTransport(verify=_verifies(options), limits=_LIMITS)
+
+
+def _verifies(options: Options) -> bool:
+    """Certificates are loaded, which takes a while, only where there is one to check: no redirect leads to https."""
+    return not options.api_url.startswith("http://")
 
 
 def send(
