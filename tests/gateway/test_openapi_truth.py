@@ -140,13 +140,18 @@ def test_the_schema_and_the_library_take_the_same_prices(price: dict[str, Any]) 
         {"tolerances": {"totals": 1}},
         {"expected": {"sum": 1}},
         {"metadata": {"author": "a"}},
+        {"inputs": {"currency": "usd", "taxRate": "19"}},
+        {"inputs": {"currency": ""}},
+        {"inputs": {"credits": [{"amount": 1, "expiresAt": "2026-01-01T00:00:00Z"}]}},
+        {"inputs": {"commitments": [{"amount": 1, "startDate": "2026-01-01"}]}},
     ],
 )
 def test_the_schema_and_the_library_take_the_same_scenarios(more: dict[str, Any]) -> None:
     price = {"model": "flat", "currency": "USD", "unitPrice": 1}
     items = [{"metric": "m", "quantity": 1, "priceConfig": price}]
     inputs = {"customerId": "c", "periodStart": "2026-01-01", "periodEnd": "2026-02-01"}
-    scenario = {"inputs": inputs | {"usageItems": items}} | more
+    inputs |= {"usageItems": items} | more.get("inputs", {})
+    scenario = more | {"inputs": inputs}
     try:
         read_scenario(scenario)
     except PricingError:
