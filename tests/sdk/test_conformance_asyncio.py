@@ -20,7 +20,11 @@ pytestmark = pytest.mark.slow
 QUICK = [
     number
     for number, case in enumerate(CASES)
-    if (case.get("faults") or "close" in case["name"] or (case["mode"] == "buffered" and number < 10))
+    if (
+        case.get("faults")
+        or "close" in case["name"]
+        or (case["mode"] == "buffered" and number < 10)
+    )
     and "Retry-After" not in case["name"]
     and case.get("options", {}).get("queueEventsMax") is None
 ]

@@ -183,8 +183,10 @@ class AsyncSender:
     async def _deliver_all(self, *, everything: bool) -> bool:
         """Deliver what there is; False when the end came first."""
         self._hurry.clear()
-        if self._unsettled:
-            batch: Sequence[Outgoing] = self._unsettled
+        batch: Sequence[Outgoing] = self._unsettled
+        if batch:
+            # An unexpected error came between; what was counted already will be a duplicate.
+            self._buffer.leaves_again(batch)
         else:
             batch = self._buffer.take(everything=everything)
         while batch:
@@ -200,8 +202,8 @@ class AsyncSender:
         while (body := delivery.body()) is not None:
             answer = await self._post(body, self._request_seconds())
             wait = delivery.take(answer, self._now_us())
-            self._unsettled = delivery.unsettled()
             self._buffer.settle(delivery.settlements(), delivery.retries - retries)
+            self._unsettled = delivery.unsettled()
             retries = delivery.retries
             if wait and not await self._pause(wait, demanded=delivery.demanded):
                 return False

@@ -21,7 +21,7 @@ from stripemeter.delivery import GIVEN_UP, Settlement
 from stripemeter.errors import Failure
 from stripemeter.events import Draft, Outgoing, wire_text
 from stripemeter.options import Options
-from stripemeter.spool import Spool, is_damage, set_aside
+from stripemeter.spool import SpoiledRows, Spool, is_damage, set_aside
 
 EVENT_BYTES = 600
 """About what an event without meta takes in memory."""
@@ -57,7 +57,7 @@ class Buffer:
         self._waiting: deque[Draft] = deque()
         self._waiting_bytes = 0
         self._on_way = 0
-        self._rows_on_way_last = 0
+        self._rows_on_way: frozenset[Optional[int]] = frozenset()
         self._closed = self._sealed = False
         self._left = 0
         self._blocked = 0
@@ -135,11 +135,11 @@ class Buffer:
         if self._waiting:
             dropped = self._pop()
         elif self._spool is not None:
-            try:
-                for dropped in self._spool.oldest(1, after=self._rows_on_way_last):
-                    self._spool.delete([dropped.row or 0])
-            except sqlite3.Error as error:
-                self._spool_failed(error)
+            found = self._spooled(len(self._rows_on_way) + 1)
+            free = [outgoing for outgoing in found if outgoing.row not in self._rows_on_way]
+            if free:
+                dropped = free[0]
+                self._forget([dropped])
         if dropped is not None:
             self._dropped += 1
             self._settled(1)
@@ -175,19 +175,30 @@ class Buffer:
                 batch = [self._pop() for _ in range(min(count, len(self._waiting)))]
             else:
                 batch = self._spooled(count)
-                self._on_way_rows(batch)
+                self._rows_on_way = frozenset(outgoing.row for outgoing in batch)
             self._on_way = len(batch)
             return batch
 
-    def _on_way_rows(self, batch: Sequence[Outgoing]) -> None:
-        if batch:
-            self._rows_on_way_last = max(outgoing.row or 0 for outgoing in batch)
+    def leaves_again(self, batch: Sequence[Outgoing]) -> None:
+        """A batch that was taken before and not settled is on its way again."""
+        with self.changed:
+            self._on_way = len(batch)
 
     def _spooled(self, count: int) -> list[Outgoing]:
+        while (found := self._read_spool(count)) is None:
+            pass  # spoiled rows are out of the way now, and there is an end of them
+        return found
+
+    def _read_spool(self, count: int) -> Optional[list[Outgoing]]:
         if self._spool is None:
             return []
         try:
             return self._spool.oldest(count)
+        except SpoiledRows as error:
+            self._dropped += error.rows
+            self._settled(error.rows)
+            self._tell(Failure("spool", str(error)))
+            return None
         except sqlite3.Error as error:
             self._spool_failed(error)
             return []
@@ -233,13 +244,19 @@ class Buffer:
     def _open_spool(self) -> None:
         """Open it; one that is damaged is set aside, and a new one made. Without one memory has to do."""
         path, options = self._options.spool_path, self._options
-        self._rows_on_way_last = 0
+        self._rows_on_way = frozenset()
         assert path is not None, "only with a spool"
         for attempt in range(2):
             try:
                 self._spool = Spool(
-                    path, options.destination, options.spool_lease_seconds, sync=options.spool_sync
+                    path,
+                    options.destination,
+                    options.spool_lease_seconds,
+                    self._now_us() // 1000,
+                    sync=options.spool_sync,
                 )
+                # What is there already was tracked by others.
+                self.put_number += self._spool.rows
             except sqlite3.Error as error:
                 self._spool = None
                 if attempt == 0 and is_damage(error):
@@ -275,22 +292,29 @@ class Buffer:
         self._settled(max(lost, 0))
 
     def renew(self) -> None:
-        """Renew the spool's lease if it is time, and take over what crashed processes left."""
+        """Renew the spool's lease if it is time, and take over what crashed processes left. For the sender's thread."""
         with self.changed:
             now_ms = self._now_us() // 1000
-            if self._spool is None or not self._spool.renew_due(now_ms):
+            spool = self._spool
+            if spool is None or not spool.renew_due(now_ms):
                 return
-            before = self._spool.rows
+            before = spool.rows
             try:
-                self._spool.renew(now_ms)
+                spool.renew(now_ms)
             except sqlite3.Error as error:
                 self._spool_failed(error)
                 return
-            change = self._spool.rows - before
+            change = spool.rows - before
             if change > 0:
                 self.put_number += change
             else:
                 self._settled(-change)
+        try:
+            # Outside of the lock: it waits for the disk.
+            spool.checkpoint()
+        except sqlite3.Error as error:
+            with self.changed:
+                self._spool_failed(error)
 
     # Its end
 

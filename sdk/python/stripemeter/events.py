@@ -24,6 +24,7 @@ _SHOWN_CHARS_MAX = 100
 _INSTANT = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:\.[0-9]+)?)?(?:[Zz]|[+-][0-9]{2}:[0-9]{2})"
 )
+_encode_meta = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 Instant = Union[str, datetime]
@@ -137,7 +138,7 @@ def _meta_text(meta: object) -> str:
         message = "meta must be a mapping, such as a dict"
         raise ValueError(message)  # noqa: TRY004 - one kind of error for every wrong argument
     try:
-        text = json.dumps(dict(meta), allow_nan=False, separators=(",", ":"))
+        text = _encode_meta(dict(meta))
     except (TypeError, ValueError, RecursionError) as error:
         message = f"meta can't be JSON: {error}"
         raise ValueError(message) from None

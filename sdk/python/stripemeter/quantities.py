@@ -40,12 +40,25 @@ def decimal_text(quantity: object) -> str:
         return _from_text(quantity)  # type: ignore[arg-type]
     if isinstance(quantity, float):
         # Not repr(): a subclass (numpy's) may show its name there.
-        return _from_decimal(float.__repr__(quantity))
+        return _from_float(float.__repr__(quantity))
     if isinstance(quantity, Decimal):
         return _from_decimal(str(quantity))
     if isinstance(quantity, str):
         return _from_text(str(quantity))
     return _from_integral(quantity)
+
+
+def _from_float(text: str) -> str:
+    """Nearly all floats have few digits and no exponent; the others take the longer way."""
+    whole, _, fraction = text.partition(".")
+    if (
+        whole.isdigit()
+        and fraction.isdigit()
+        and len(whole) <= INTEGER_DIGITS_MAX
+        and len(fraction) <= FRACTION_DIGITS_MAX
+    ):
+        return whole if fraction == "0" else text
+    return _from_decimal(text)
 
 
 def _from_integral(quantity: object) -> str:

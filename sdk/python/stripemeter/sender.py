@@ -180,8 +180,10 @@ class Sender:
     def _deliver_all(self, *, everything: bool) -> bool:
         """Deliver what there is; False when the end came first."""
         self._hurry.clear()
-        if self._unsettled:
-            batch: Sequence[Outgoing] = self._unsettled
+        batch: Sequence[Outgoing] = self._unsettled
+        if batch:
+            # An unexpected error came between; what was counted already will be a duplicate.
+            self._buffer.leaves_again(batch)
         else:
             batch = self._buffer.take(everything=everything)
         while batch:
@@ -197,8 +199,8 @@ class Sender:
         while (body := delivery.body()) is not None:
             answer = self._post(body, self._request_seconds())
             wait = delivery.take(answer, self._now_us())
-            self._unsettled = delivery.unsettled()
             self._buffer.settle(delivery.settlements(), delivery.retries - retries)
+            self._unsettled = delivery.unsettled()
             retries = delivery.retries
             if wait and not self._pause(wait, demanded=delivery.demanded):
                 return False

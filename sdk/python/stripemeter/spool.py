@@ -1,13 +1,14 @@
 """The spool: events on disk (SQLite) from before `track` returns until the server answered, so that a crash loses none.
 
 A row is one event's wire text, sent as it stands, so that a crashed app's events go out with the keys they were made
-with. Processes may share a file: each owns its rows while it renews a lease; whoever finds rows of an owner
-whose lease ran out, and that are for the same server and tenant, takes them over. Two that send the same row (one was only
+with. Processes may share a file: each owns its rows while it renews a lease; whoever finds an owner whose lease
+ran out, and whose rows are for the same server and tenant, takes them over. Two that send the same row (one was only
 slow) do no harm: the key counts once.
 
 Rules it keeps: a row goes only after its event is settled; a damaged file is set aside under another name, never
-deleted. Raises sqlite3.Error; what then becomes of an event is the buffer's business. It must not know HTTP. Not safe
-for threads: the buffer's lock is around it. Of no use after a fork: the child opens its own.
+deleted; the disk is waited for in `checkpoint`, not in `insert` (unless `sync`). Raises sqlite3.Error; what then becomes of
+an event is the buffer's business. It must not know HTTP. Not safe for threads, the buffer's lock is around it, but for
+`checkpoint`. Of no use after a fork: the child opens its own.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import os
 import secrets
 import sqlite3
+import zlib
 from collections.abc import Sequence
 from typing import Optional
 
@@ -22,37 +24,55 @@ from stripemeter.events import Outgoing
 
 BUSY_SECONDS_MAX = 1.0
 """How long another process's write is waited for: within `track`, so not long."""
+CHECKPOINT_PAGES = 10_000
+"""SQLite's own checkpoint, within an insert, comes only after so many pages (40 MiB): ours comes first."""
 _DELETE_ROWS_MAX = 500
 _VERSION = 1
+_CLOCK_AHEAD_MS_MAX = 24 * 3_600_000
+"""A lease that ends later than this was made by a clock that was wrong."""
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS events (
-  id INTEGER PRIMARY KEY AUTOINCREMENT, owner TEXT NOT NULL, destination TEXT NOT NULL, body TEXT NOT NULL
+  owner INTEGER NOT NULL, number INTEGER NOT NULL, crc INTEGER NOT NULL, body TEXT NOT NULL, PRIMARY KEY (owner, number)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS damaged (number INTEGER NOT NULL, body TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS owners (
+  owner INTEGER PRIMARY KEY, destination TEXT NOT NULL, alive_until_ms INTEGER NOT NULL
 );
-CREATE INDEX IF NOT EXISTS events_by_owner ON events (owner, id);
-CREATE TABLE IF NOT EXISTS owners (owner TEXT PRIMARY KEY, alive_until_ms INTEGER NOT NULL);
 """
+
+
+class SpoiledRows(Exception):
+    """Some rows are not what was written; they are in the table `damaged` now, and the rest can be read."""
+
+    def __init__(self, rows: int, path: str) -> None:
+        super().__init__(f"{rows} events of the spool {path} are damaged and kept in its table")
+        self.rows = rows
 
 
 class Spool:
     """One process's part of a spool file. `rows` is how many rows it has."""
 
-    def __init__(self, path: str, destination: str, lease_seconds: float, *, sync: bool) -> None:
-        """Opens or makes the file, readable by its owner alone. Raises sqlite3.Error.
+    def __init__(
+        self, path: str, destination: str, lease_seconds: float, now_ms: int, *, sync: bool
+    ) -> None:
+        """Opens or makes the file, readable by its owner alone, and takes over what is left there. Raises sqlite3.Error.
 
         `sync`: each event is on the disk's own medium before `insert` returns, and survives a power cut too.
         """
         self.path = path
         self.rows = 0
-        self._owner = secrets.token_hex(16)
+        self._owner = secrets.randbits(62)
+        # Numbers of all owners are apart, so that rows keep theirs when they are taken over.
+        self._next_number = now_ms * 1_000_000 + secrets.randbelow(1_000_000)
         self._destination = destination
         self._lease_ms = int(lease_seconds * 1000)
         self._renewed_ms: Optional[int] = None
         _make_private(path)
-        self._connection = sqlite3.connect(
-            path, timeout=BUSY_SECONDS_MAX, isolation_level=None, check_same_thread=False
-        )
+        self._connection = _connect(path)
         try:
             self._prepare(sync=sync)
+            self._beside = _connect(path)
+            self.renew(now_ms)
         except BaseException:
             self._connection.close()
             raise
@@ -65,6 +85,7 @@ class Spool:
             raise sqlite3.DatabaseError(message)
         execute("PRAGMA journal_mode = WAL")
         execute(f"PRAGMA synchronous = {'FULL' if sync else 'NORMAL'}")
+        execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
         (version,) = execute("PRAGMA user_version").fetchone()
         if version not in (0, _VERSION):
             message = f"file is not a database of this version ({version}): name another spool"
@@ -75,70 +96,103 @@ class Spool:
     def insert(self, text: str) -> None:
         """Keep an event. It survives the end of this process once this has returned."""
         self._connection.execute(
-            "INSERT INTO events (owner, destination, body) VALUES (?, ?, ?)",
-            (self._owner, self._destination, text),
+            "INSERT INTO events VALUES (?, ?, ?, ?)",
+            (self._owner, self._next_number, zlib.crc32(text.encode()), text),
         )
+        self._next_number += 1
         self.rows += 1
 
-    def oldest(self, count: int, after: int = 0) -> list[Outgoing]:
-        """So many of its rows above the row `after`, in the order they came."""
+    def oldest(self, count: int) -> list[Outgoing]:
+        """So many of its rows, in the order they came. Raises SpoiledRows when some are not what was written."""
         found = self._connection.execute(
-            "SELECT id, body FROM events WHERE owner = ? AND id > ? ORDER BY id LIMIT ?",
-            (self._owner, after, count),
+            "SELECT number, crc, body FROM events WHERE owner = ? ORDER BY number LIMIT ?",
+            (self._owner, count),
+        ).fetchall()
+        spoiled = [number for number, crc, body in found if _crc(body) != crc]
+        if spoiled:
+            # One of them would make the whole request unreadable. SQLite itself has no checksums.
+            self._put_aside(spoiled)
+            raise SpoiledRows(len(spoiled), self.path)
+        return [Outgoing(body, number) for number, _, body in found]
+
+    def _put_aside(self, rows: Sequence[int]) -> None:
+        marks = ",".join("?" * len(rows))
+        self._connection.execute(
+            f"INSERT INTO damaged SELECT number, body FROM events WHERE number IN ({marks})", rows
         )
-        return [Outgoing(body, row) for row, body in found]
+        self.delete(rows)
 
     def delete(self, rows: Sequence[int]) -> None:
-        """Forget settled events."""
+        """Forget settled events. Those that were taken over by another meanwhile are that one's to forget."""
         for start in range(0, len(rows), _DELETE_ROWS_MAX):
             some = rows[start : start + _DELETE_ROWS_MAX]
             marks = ",".join("?" * len(some))
-            self._connection.execute(f"DELETE FROM events WHERE id IN ({marks})", some)
-            self.rows -= len(some)
+            self.rows -= self._connection.execute(
+                f"DELETE FROM events WHERE owner = ? AND number IN ({marks})", (self._owner, *some)
+            ).rowcount
 
     def renew_due(self, now_ms: int) -> bool:
         """Whether a third of the lease is over, or the clock went back."""
         before = self._renewed_ms
         return before is None or not 0 <= now_ms - before < self._lease_ms // 3
 
-    def renew(self, now_ms: int) -> int:
-        """Say "I live", take over the rows of those who don't; how many rows were taken over.
-
-        Counts its own rows again, for another may have taken them over while this process was stopped.
-        """
+    def renew(self, now_ms: int) -> None:
+        """Say "I live", take over the rows of those who don't, and count what is its own."""
         execute = self._connection.execute
         execute("BEGIN IMMEDIATE")
         try:
             execute(
-                "INSERT OR REPLACE INTO owners VALUES (?, ?)",
-                (self._owner, now_ms + self._lease_ms),
+                "INSERT OR REPLACE INTO owners VALUES (?, ?, ?)",
+                (self._owner, self._destination, now_ms + self._lease_ms),
             )
-            # A lease from a clock that was far ahead is none.
-            execute(
-                "DELETE FROM owners WHERE alive_until_ms <= ? OR alive_until_ms > ?",
-                (now_ms, now_ms + 10 * max(self._lease_ms, 3_600_000)),
-            )
-            taken = execute(
-                "UPDATE events SET owner = ? WHERE destination = ? AND owner NOT IN (SELECT owner FROM owners)",
-                (self._owner, self._destination),
-            ).rowcount
-            (self.rows,) = execute(
-                "SELECT COUNT(*) FROM events WHERE owner = ?", (self._owner,)
-            ).fetchone()
+            gone = execute(
+                "SELECT owner FROM owners WHERE destination = ? AND owner != ?"
+                " AND (alive_until_ms <= ? OR alive_until_ms > ?)",
+                (self._destination, self._owner, now_ms, now_ms + _CLOCK_AHEAD_MS_MAX),
+            ).fetchall()
+            for (owner,) in gone:
+                execute("UPDATE events SET owner = ? WHERE owner = ?", (self._owner, owner))
+                execute("DELETE FROM owners WHERE owner = ?", (owner,))
+            if gone or self._renewed_ms is None or now_ms - self._renewed_ms >= self._lease_ms:
+                # Else nobody could have taken any, and the count is right.
+                (self.rows,) = execute(
+                    "SELECT COUNT(*) FROM events WHERE owner = ?", (self._owner,)
+                ).fetchone()
             execute("COMMIT")
-        except sqlite3.Error:
+        except BaseException:
             if self._connection.in_transaction:
                 execute("ROLLBACK")
             raise
         self._renewed_ms = now_ms
-        return int(taken)
+
+    def checkpoint(self) -> None:
+        """Bring the write-ahead log into the file: waits for the disk, but holds up no insert. For one other thread."""
+        self._beside.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
 
     def close(self) -> None:
         """Give the lease back, so that the next one need not wait for it."""
         try:
-            self._connection.execute("DELETE FROM owners WHERE owner = ?", (self._owner,))
+            self._connection.execute(
+                "UPDATE owners SET alive_until_ms = 0 WHERE owner = ?", (self._owner,)
+            )
+            self._connection.execute(
+                "DELETE FROM owners WHERE owner = ? AND NOT EXISTS"
+                " (SELECT 1 FROM events WHERE events.owner = owners.owner)",
+                (self._owner,),
+            )
         finally:
+            self._beside.close()
             self._connection.close()
+
+
+def _crc(body: object) -> int:
+    return zlib.crc32(body.encode()) if isinstance(body, str) else -1
+
+
+def _connect(path: str) -> sqlite3.Connection:
+    return sqlite3.connect(
+        path, timeout=BUSY_SECONDS_MAX, isolation_level=None, check_same_thread=False
+    )
 
 
 def _make_private(path: str) -> None:
