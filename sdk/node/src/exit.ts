@@ -5,7 +5,6 @@
  * all clients, and none while nothing waits. Signals are the app's own business: a default SIGTERM ends a process without a
  * word, and only a spool survives it. It must not know what waits.
  */
-import process from "node:process";
 
 /** Something that must be done before the process ends. */
 export interface Pending {

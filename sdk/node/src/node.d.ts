@@ -47,18 +47,13 @@ declare module "node:timers" {
   export function setImmediate(callback: () => void): unknown;
 }
 
-declare module "node:process" {
-  interface NodeProcess {
-    readonly pid: number;
-    readonly platform: string;
-    kill(pid: number, signal: 0): true;
-    on(event: "beforeExit" | "exit", listener: (code: number) => void): NodeProcess;
-    off(event: "beforeExit" | "exit", listener: (code: number) => void): NodeProcess;
-    emitWarning(warning: string, options: { type: string; code: string }): void;
-  }
-  const process: NodeProcess;
-  export default process;
-}
+declare const process: {
+  readonly pid: number;
+  kill(pid: number, signal: 0): true;
+  on(event: "beforeExit" | "exit", listener: (code: number) => void): unknown;
+  off(event: "beforeExit" | "exit", listener: (code: number) => void): unknown;
+  emitWarning(warning: string, options: { type: string; code: string }): void;
+};
 
 interface NodeBytes extends Uint8Array {
   toString(encoding?: "hex" | "base64url" | "utf8" | "latin1", start?: number, end?: number): string;

@@ -9,7 +9,6 @@
 import { randomBytes } from "node:crypto";
 import { mkdirSync, readdirSync, readFileSync, renameSync, rmdirSync } from "node:fs";
 import { join } from "node:path";
-import process from "node:process";
 
 const OWNED = /^owned-([0-9a-f]+)-(\d+)-(\d+)-[0-9a-f]+$/;
 const FREE = /^free-[0-9a-f]+$/;

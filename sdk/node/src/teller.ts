@@ -4,7 +4,6 @@
  * Rules it keeps: nothing is silent; nothing that the hook does (throw, reject) reaches the app's request path or ends
  * the process; warnings are few. It must not know what went wrong.
  */
-import process from "node:process";
 import { messageOf, type StripeMeterError } from "./errors.js";
 import type { TrackedEvent } from "./types.js";
 
