@@ -27,7 +27,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 START_SECONDS_MAX = 60
-BLOCK_SECONDS_MAX = 60
+BLOCK_SECONDS_MAX = 180
 ANYTHING = "..."
 PRINTS = "# prints: "
 
@@ -107,7 +107,8 @@ class Terminal:
         self.environ |= {
             "PATH": f"{bin_directory}:{os.environ['PATH']}",
             "STRIPEMETER_PORT": str(self.port),
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": f"{ROOT}:{ROOT / 'sdk' / 'python'}",
+            "STRIPEMETER_URL": f"http://127.0.0.1:{self.port}",
         } | (environment or {})
         (directory / ".venv").mkdir()
         (directory / ".venv" / "bin").symlink_to(bin_directory)
