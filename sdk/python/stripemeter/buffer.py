@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -21,10 +22,11 @@ from stripemeter.delivery import GIVEN_UP, Settlement
 from stripemeter.errors import Failure
 from stripemeter.events import Draft, Outgoing, wire_text
 from stripemeter.options import Options
-from stripemeter.spool import SpoiledRows, Spool, is_damage, set_aside
+from stripemeter.spool import SpoiledRows, Spool, beside, is_damage, set_aside
 
 EVENT_BYTES = 600
 """About what an event without meta takes in memory."""
+SPOOL_REST_SECONDS = 5.0
 FULL = "full"
 CLOSED = "closed"
 
@@ -67,7 +69,11 @@ class Buffer:
         self._tracked = self._accepted = self._duplicates = 0
         self._rejected = self._dropped = self._retries = 0
         self._spool: Optional[Spool] = None
-        self._spool_waits = child and self._options.spool_path is not None
+        self._spool_rests_until = 0.0
+        self._spool_path = self._options.spool_path
+        self._spool_waits = child and self._spool_path is not None
+        if child and self._spool_path is not None:
+            self._spool_path = beside(self._spool_path)
         if self._options.spool_path is not None and not child:
             self._open_spool()
 
@@ -112,7 +118,7 @@ class Buffer:
         if self._spool_waits:
             self._spool_waits = False
             self._open_spool()
-        if self._spool is not None:
+        if self._spool is not None and time.monotonic() >= self._spool_rests_until:
             try:
                 self._spool.insert(wire_text(event, self._tenant_json))
             except sqlite3.Error as error:
@@ -243,7 +249,7 @@ class Buffer:
 
     def _open_spool(self) -> None:
         """Open it; one that is damaged is set aside, and a new one made. Without one memory has to do."""
-        path, options = self._options.spool_path, self._options
+        path, options = self._spool_path, self._options
         self._rows_on_way = frozenset()
         assert path is not None, "only with a spool"
         for attempt in range(2):
@@ -280,6 +286,8 @@ class Buffer:
         if spool is None:
             return
         if not is_damage(error):
+            # Locked or full, it may hold up every call: for a while it is not asked.
+            self._spool_rests_until = time.monotonic() + SPOOL_REST_SECONDS
             self._tell(Failure("spool", f"the spool {spool.path}: {error}; events wait in memory"))
             return
         lost = spool.rows - self._on_way
@@ -301,6 +309,7 @@ class Buffer:
             before = spool.rows
             try:
                 spool.renew(now_ms)
+                spool.gather(now_ms)
             except sqlite3.Error as error:
                 self._spool_failed(error)
                 return

@@ -6,6 +6,7 @@ parent's connections. It must not know what a client is made of.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import weakref
 from typing import Any, Protocol
@@ -20,8 +21,6 @@ class Forkable(Protocol):
 
 
 _LIVE: weakref.WeakSet[Any] = weakref.WeakSet()
-_LEFT_BEHIND: list[Any] = []
-"""Kept until the process ends, so that nothing of it is ever closed here."""
 
 
 def register(client: Forkable) -> None:
@@ -31,7 +30,9 @@ def register(client: Forkable) -> None:
 
 def _after_fork() -> None:
     for client in list(_LIVE):
-        _LEFT_BEHIND.extend(client.begin_after_fork())
+        for left in client.begin_after_fork():
+            # One reference too many: it is not closed when the child ends either.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(left))
 
 
 if hasattr(os, "register_at_fork"):

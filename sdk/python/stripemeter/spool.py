@@ -8,16 +8,20 @@ slow) do no harm: the key counts once.
 Rules it keeps: a row goes only after its event is settled; a damaged file is set aside under another name, never
 deleted; the disk is waited for in `checkpoint`, not in `insert` (unless `sync`). Raises sqlite3.Error; what then becomes of
 an event is the buffer's business. It must not know HTTP. Not safe for threads, the buffer's lock is around it, but for
-`checkpoint`. Of no use after a fork: the child opens its own.
+`checkpoint`. A fork's child must not open a file that its parent has open: SQLite knows its locks by process, and would
+take the parent's for the child's own. It has a file of its own beside it (`beside`), which whoever has the parent's file
+gathers once the child is gone.
 """
 
 from __future__ import annotations
 
+import glob
 import os
 import secrets
 import sqlite3
 import zlib
 from collections.abc import Sequence
+from contextlib import closing, suppress
 from typing import Optional
 
 from stripemeter.events import Outgoing
@@ -28,6 +32,7 @@ CHECKPOINT_PAGES = 10_000
 """SQLite's own checkpoint, within an insert, comes only after so many pages (40 MiB): ours comes first."""
 _DELETE_ROWS_MAX = 500
 _VERSION = 1
+_FORK = ".fork-"
 _CLOCK_AHEAD_MS_MAX = 24 * 3_600_000
 """A lease that ends later than this was made by a clock that was wrong."""
 _SCHEMA = """
@@ -73,6 +78,7 @@ class Spool:
             self._prepare(sync=sync)
             self._beside = _connect(path)
             self.renew(now_ms)
+            self.gather(now_ms)
         except BaseException:
             self._connection.close()
             raise
@@ -165,6 +171,37 @@ class Spool:
             raise
         self._renewed_ms = now_ms
 
+    def gather(self, now_ms: int) -> None:
+        """Take over what children of forks left in files of their own."""
+        if _FORK in os.path.basename(self.path):  # noqa: PTH119 - a plain text path, as SQLite has it
+            return
+        for path in sorted(glob.glob(glob.escape(self.path) + _FORK + "*[0-9a-f]")):  # noqa: PTH207 - as above
+            # One that is just being made, or damaged, is looked at again the next time.
+            with suppress(sqlite3.Error):
+                self._gather_from(path, now_ms)
+
+    def _gather_from(self, path: str, now_ms: int) -> None:
+        with closing(_connect(path)) as other:
+            found = other.execute(
+                "SELECT owner, destination, alive_until_ms FROM owners"
+            ).fetchall()
+            if not found or any(
+                destination != self._destination
+                or now_ms < alive_until_ms <= now_ms + _CLOCK_AHEAD_MS_MAX
+                for _, destination, alive_until_ms in found
+            ):
+                return
+            rows = other.execute("SELECT number, crc, body FROM events").fetchall()
+            # First here, then gone there: a crash between leaves a row twice, and its key counts once.
+            self._connection.execute("BEGIN IMMEDIATE")
+            self._connection.executemany(
+                "INSERT OR IGNORE INTO events VALUES (?, ?, ?, ?)",
+                [(self._owner, *row) for row in rows],
+            )
+            self._connection.execute("COMMIT")
+            self.rows += len(rows)
+        remove(path)
+
     def checkpoint(self) -> None:
         """Bring the write-ahead log into the file: waits for the disk, but holds up no insert. For one other thread."""
         self._beside.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
@@ -183,6 +220,20 @@ class Spool:
         finally:
             self._beside.close()
             self._connection.close()
+        if self.rows == 0 and _FORK in os.path.basename(self.path):  # noqa: PTH119 - as above
+            remove(self.path)
+
+
+def beside(path: str) -> str:
+    """The name of a spool for the child of a fork."""
+    return f"{path}{_FORK}{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def remove(path: str) -> None:
+    """Remove a spool that nobody has open, with its side files."""
+    for end in ("", "-wal", "-shm"):
+        with suppress(FileNotFoundError):
+            os.remove(path + end)  # noqa: PTH107 - a plain text path, as SQLite has it
 
 
 def _crc(body: object) -> int:
