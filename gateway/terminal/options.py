@@ -1,7 +1,7 @@
 """The options that several commands have, each under one name, with one text and one variable.
 
-Rules it keeps: what is named on the command line wins over a variable; a server and a data directory can't both be
-named. It must not know any command.
+Rules it keeps: what is named on the command line wins over a variable; where both are named, a server wins over a data
+directory. It must not know any command.
 """
 
 from __future__ import annotations
@@ -89,16 +89,10 @@ def watch_option(seconds: float) -> Callable[[FunctionT], FunctionT]:
 
 
 def chosen_url(url: str | None, data_dir: str | None) -> str | None:
-    """The server that was named, if one was; a directory named on the command line wins over the variable.
-
-    Raises UsageError when both are named.
-    """
-    if url is None or data_dir is None:
-        return url
+    """The server that was named, if one was; a directory named on the command line wins over the variable."""
     ctx = click.get_current_context(silent=True)
-    if ctx is not None and ctx.get_parameter_source("url") == ParameterSource.ENVIRONMENT:
-        return None
-    raise click.UsageError("give --url or --data-dir, not both", ctx)
+    is_variable = ctx is not None and ctx.get_parameter_source("url") == ParameterSource.ENVIRONMENT
+    return None if data_dir is not None and is_variable else url
 
 
 def settings_for(data_dir: str | None) -> Settings:

@@ -101,7 +101,7 @@ def full_screen(*, watched: bool) -> Iterator[None]:
 class Row(NamedTuple):
     """A row of a table; `style` is rich's, of the whole row."""
 
-    cells: Sequence[str]
+    cells: Sequence[str | Text]
     style: str = ""
 
 
@@ -116,7 +116,7 @@ def print_table(
     to = to or console()
     assert all(len(row.cells) == len(columns) for row in rows), "a cell for each column"
     widths = [
-        max([cell_len(column.name), *(cell_len(row.cells[place]) for row in rows)])
+        max([cell_len(column.name), *(cell_len(str(row.cells[place])) for row in rows)])
         for place, column in enumerate(columns)
     ]
     least = [
@@ -138,7 +138,9 @@ def print_table(
     for number, row in enumerate(rows):
         if footer and number == len(rows) - 1:
             table.add_section()
-        table.add_row(*map(Text, row.cells), style=row.style)
+        table.add_row(
+            *(Text(one) if isinstance(one, str) else one for one in row.cells), style=row.style
+        )
     to.print(table)
 
 
