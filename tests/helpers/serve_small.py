@@ -107,7 +107,7 @@ def plant_early_hand_over() -> None:
         if isinstance(records[0], PushIntent) and connected:
             request = records[0].request
             said[request.identifier] = await send(connected[0], request, 0)
-            await trio.sleep(0.02)
+            await trio.sleep(0.1)
         await record(recorder, records, *more)
 
     async def proving(connection: Connection) -> None:
@@ -132,6 +132,7 @@ def plant_early_outcome() -> None:
         connection = more[0]
         request = intent.request
         await server._delivered(intent, runtime, Close("delivered", "answer"))
+        await trio.sleep(0.05)
         await connection.send(request, 0)
 
     assert send
