@@ -333,6 +333,13 @@ class PushTotals:
         self._waiting[role].setdefault(destination, set()).add(series)
         self._waits_of.setdefault(series, set()).add((role, destination))
 
+    def is_served(self, target: Target) -> bool:
+        """Whether there is a view of it."""
+        if target in self._sums:
+            return True
+        state = self._ledger.target(target)
+        return state is not None and state.kept_request is not None
+
     def view(self, target: Target) -> TargetView | None:
         """A target as the plan wants it; None: nobody contributes to it now."""
         held = self._sums.get(target)
