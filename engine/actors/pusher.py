@@ -254,14 +254,14 @@ class Pusher:
     ) -> None:
         connection = self.connections[role]
         before = connection.known(destination)
-        wait_us = await connection.resolve(destination)
-        if connection.known(destination) != before or wait_us is None:
+        again = await connection.resolve(destination)
+        if connection.known(destination) != before or again is None:
             for series in sorted(self.totals.resolved(role, destination)):
                 self.changes.add(series)
             await self.look()
         limiter.release_on_behalf_of((role, destination))
-        if wait_us is not None:
-            await trio.sleep(wait_us / 1e6)
+        if again is not None:
+            await connection.until(again)
             self._resolving.set()
         under_way.discard((role, destination))
 

@@ -112,7 +112,7 @@ class Run:
             **options,
         )
 
-    async def steps(self, client: Any) -> None:
+    async def check(self, client: Any) -> None:
         """Do them, and check what came of it all."""
         for step in self.case["steps"]:
             for _ in range(step.get("times", 1)):

@@ -45,7 +45,7 @@ def test_the_client_for_tasks_passes_every_quick_case_under_asyncio(
     async def main() -> None:
         run = Run(case, here, f"asyncio-{number}", anyio.sleep)
         async with run.client(AsyncStripeMeterClient) as client:
-            await run.steps(client)
+            await run.check(client)
 
     anyio.run(main, backend="asyncio")
 

@@ -30,4 +30,4 @@ def test_the_client_for_threads_passes_every_case(here: Place, number: int) -> N
     case: dict[str, Any] = CASES[number]
     run = Run(case, here, f"threads-{number}", sleep)
     with run.client(StripeMeterClient) as client:
-        run_without_loop(run.steps(client))
+        run_without_loop(run.check(client))

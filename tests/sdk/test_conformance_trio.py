@@ -26,4 +26,4 @@ async def test_the_client_for_tasks_passes_every_case_under_trio(here: Place, nu
     case: dict[str, Any] = CASES[number]
     run = Run(case, here, f"trio-{number}", anyio.sleep)
     async with run.client(AsyncStripeMeterClient) as client:
-        await run.steps(client)
+        await run.check(client)
