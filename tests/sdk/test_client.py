@@ -6,7 +6,7 @@ import json
 import logging
 import threading
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from typing import Any
 
@@ -339,3 +339,60 @@ def test_an_unexpected_error_in_the_thread_is_told_and_metering_goes_on(
     sdk.close(2)
     assert told[0].kind == "internal"
     assert meter.total == 3
+
+
+def test_a_wait_of_an_hour_that_the_server_asks_for_is_not_slept_by_a_direct_call() -> None:
+    later = {"retry-after": "3600"}
+    meter = FakeMeter(httpx.Response(503, headers=later), httpx.Response(503, headers=later))
+    began = time.monotonic()
+    with client(meter, mode="direct") as sdk:
+        with pytest.raises(stripemeter.MeterUnavailable):
+            sdk.track("calls", "cora", 1)
+        with pytest.raises(stripemeter.MeterUnavailable):
+            sdk.get_usage("cora")
+    assert time.monotonic() - began < 5
+
+
+def test_what_is_no_batch_is_told_and_breaks_nothing() -> None:
+    told: list[Failure] = []
+    wrong: Any = None
+    with client(FakeMeter(), on_error=told.append) as sdk:
+        assert [one.status for one in sdk.track_batch(wrong).results] == ["refused"]
+    assert [failure.kind for failure in told] == ["invalid"]
+
+
+def test_an_instant_that_utc_has_no_year_for_is_refused() -> None:
+    told: list[Failure] = []
+    early = datetime.min.replace(tzinfo=timezone(timedelta(hours=5)))
+    with client(FakeMeter(), on_error=told.append) as sdk:
+        assert sdk.track("calls", "cora", 1, ts=early).status == "refused"
+    assert "ts" in told[0].detail
+
+
+def test_tracking_after_close_starts_no_thread() -> None:
+    before = threading.active_count()
+    told: list[Failure] = []
+    sdk = client(FakeMeter(), on_error=told.append)
+    sdk.close()
+    assert sdk.track("calls", "cora", 1).status == "refused"
+    assert threading.active_count() == before
+    assert [failure.kind for failure in told] == ["closed"]
+
+
+def test_a_system_without_threads_is_told_and_the_next_event_tries_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_thread(_: threading.Thread) -> None:
+        message = "can't start new thread"
+        raise RuntimeError(message)
+
+    told: list[Failure] = []
+    meter = FakeMeter()
+    sdk = client(meter, on_error=told.append)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", no_thread)
+        assert sdk.track("calls", "cora", 1).status == "queued"
+    assert [failure.kind for failure in told] == ["internal"]
+    sdk.track("calls", "cora", 1)
+    assert sdk.close()
+    assert meter.total == 2

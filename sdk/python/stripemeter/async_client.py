@@ -101,9 +101,9 @@ class AsyncStripeMeterClient:
         with anyio.CancelScope(shield=True):
             await self.close()
         tasks, self._tasks = self._tasks, None
-        if tasks is None:
+        if tasks is None or self._sender is None:
             return None
-        tasks.cancel_scope.cancel()
+        self._sender.cancel()
         # The group's own business is with its task alone; the app's error goes on as it came.
         await tasks.__aexit__(None, None, None)
         return None
@@ -143,7 +143,7 @@ class AsyncStripeMeterClient:
         if self._sender is None:
             return await self._send(self._tracking.drafts_of(events))
         results = []
-        for fields in events:
+        for fields in self._tracking.iterable(events):
             try:
                 event = self._tracking.draft_of(fields)
             except InvalidEvent as error:

@@ -1,7 +1,7 @@
 """The background task of the async client: as `sender`, under asyncio and trio alike.
 
-Rules it keeps: one batch at a time, so order is kept; nothing but the end stops it; cancellation passes at once, and
-what was on its way then is unsettled. It must not know which loop runs, nor how an event is made.
+Rules it keeps: one batch at a time, so order is kept; nothing but the end stops it, the app's own cancellation neither: its
+client still flushes then, within its bound. It must not know which loop runs, nor how an event is made.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Optional, Union
 
 import anyio
+import anyio.to_thread
 
 from stripemeter.answers import Answer, NoAnswer
 from stripemeter.buffer import CLOSED, FULL, Buffer
@@ -44,7 +45,9 @@ class Signal:
     async def wait(self, seconds_max: float) -> bool:
         """Wait until it is set; whether it was."""
         if not self._is_set:
-            event = self._event = anyio.Event()
+            event = self._event
+            if event is None or event.is_set():
+                event = self._event = anyio.Event()
             with anyio.move_on_after(seconds_max):
                 await event.wait()
         return self._is_set
@@ -77,6 +80,7 @@ class AsyncSender:
         self._until: Optional[float] = None
         self._unsettled: Sequence[Outgoing] = ()
         self.ended = Signal()
+        self._scope: Optional[anyio.CancelScope] = None
         self._buffer.wake = self._wake.set
         self._buffer.on_change = self._on_change
 
@@ -157,10 +161,18 @@ class AsyncSender:
     # The task
 
     async def run(self) -> None:
-        """Deliver until the client is closed."""
+        """Deliver until the client is closed, or `cancel` is called; the app's own cancellation is no reason."""
+        with anyio.CancelScope(shield=True) as self._scope:
+            await self._run()
+
+    def cancel(self) -> None:
+        """End the task, wherever it is."""
+        if self._scope is not None:
+            self._scope.cancel()
+
+    async def _run(self) -> None:
         interval = self._options.flush_interval_seconds
         next_flush = time.monotonic() + interval
-        self._buffer.renew()
         while True:
             lease = self._options.spool_lease_seconds / 3
             await self._wake.wait(max(min(next_flush - time.monotonic(), lease), 0))
@@ -168,7 +180,7 @@ class AsyncSender:
             ending = self._until is not None
             everything = ending or time.monotonic() >= next_flush
             try:
-                self._buffer.renew()
+                await self._renew()
                 ending = not await self._deliver_all(everything=everything) or ending
             except Exception as error:  # noqa: BLE001 - a bug here must be told, and must not end metering in silence
                 logger.exception("stripemeter: an unexpected error")
@@ -231,4 +243,8 @@ class AsyncSender:
                 self._hurry.clear()
                 if not demanded:
                     until = time.monotonic()
-            self._buffer.renew()
+            await self._renew()
+
+    async def _renew(self) -> None:
+        if self._buffer.renew():
+            self._buffer.checkpointed(await anyio.to_thread.run_sync(self._buffer.checkpoint))

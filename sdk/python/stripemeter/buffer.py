@@ -299,29 +299,40 @@ class Buffer:
         # Its rows are in the file that was set aside; nobody waits for them here.
         self._settled(max(lost, 0))
 
-    def renew(self) -> None:
-        """Renew the spool's lease if it is time, and take over what crashed processes left. For the sender's thread."""
+    def renew(self) -> bool:
+        """Renew the spool's lease if it is time, and take over what crashed processes left; whether it was time."""
         with self.changed:
             now_ms = self._now_us() // 1000
             spool = self._spool
             if spool is None or not spool.renew_due(now_ms):
-                return
+                return False
             before = spool.rows
             try:
                 spool.renew(now_ms)
                 spool.gather(now_ms)
             except sqlite3.Error as error:
                 self._spool_failed(error)
-                return
+                return False
             change = spool.rows - before
             if change > 0:
                 self.put_number += change
             else:
                 self._settled(-change)
+        return True
+
+    def checkpoint(self) -> Optional[sqlite3.Error]:
+        """Wait for the disk, without the lock: of the sender alone, in any thread. The error, for `checkpointed`."""
+        spool = self._spool
         try:
-            # Outside of the lock: it waits for the disk.
-            spool.checkpoint()
+            if spool is not None:
+                spool.checkpoint()
         except sqlite3.Error as error:
+            return error
+        return None
+
+    def checkpointed(self, error: Optional[sqlite3.Error]) -> None:
+        """What came of a checkpoint."""
+        if error is not None:
             with self.changed:
                 self._spool_failed(error)
 

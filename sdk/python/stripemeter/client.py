@@ -151,7 +151,7 @@ class StripeMeterClient:
         if sender is None:
             return self._send(self._tracking.drafts_of(events))
         results = []
-        for fields in events:
+        for fields in self._tracking.iterable(events):
             try:
                 event = self._tracking.draft_of(fields)
             except InvalidEvent as error:

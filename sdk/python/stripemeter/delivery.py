@@ -23,6 +23,8 @@ from stripemeter.answers import (
 )
 from stripemeter.events import Outgoing
 
+CALL_WAIT_SECONDS_MAX = 60.0
+"""A direct call does not sleep for longer, whatever the server asks for: it raises instead."""
 REFUSED = "refused"
 GIVEN_UP = "given up"
 
@@ -99,7 +101,7 @@ class Delivery:
         self._failures += 1
         self.last_reason = outcome.reason
         self.demanded = outcome.after_seconds is not None
-        if self._failures == self._pace.attempts_max:
+        if gives_up(self._pace, self._failures, outcome.after_seconds):
             # The server is away: what has not left yet is not tried either.
             verdict = EventVerdict(GIVEN_UP, error=outcome.reason)
             self._over += [Settlement(outgoing, verdict, 0) for outgoing in self.unsettled()]
@@ -116,6 +118,13 @@ class Delivery:
     def unsettled(self) -> list[Outgoing]:
         """Those whose outcome is unknown or which have not left, in order."""
         return [outgoing for group in reversed(self._groups) for outgoing in group]
+
+
+def gives_up(pace: Pace, failures: int, after_seconds: Optional[float]) -> bool:
+    """Whether a caller has waited enough: its attempts are used up, or the server names a time that is too far away."""
+    if pace.attempts_max is None:
+        return False
+    return failures >= pace.attempts_max or (after_seconds or 0) > CALL_WAIT_SECONDS_MAX
 
 
 def wait_seconds(

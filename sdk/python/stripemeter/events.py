@@ -120,7 +120,11 @@ def _instant_text(ts: object) -> str:
         if ts.utcoffset() is None:
             message = "ts has no offset: give it a time zone, such as datetime.now(timezone.utc)"
             raise ValueError(message)
-        return instant_of((ts - _EPOCH) // timedelta(microseconds=1))
+        try:
+            return instant_of((ts - _EPOCH) // timedelta(microseconds=1))
+        except OverflowError:
+            message = "ts is out of range: in UTC it has no year from 1 to 9999"
+            raise ValueError(message) from None
     if not isinstance(ts, str) or _INSTANT.fullmatch(ts) is None:
         message = "ts must be a datetime with a time zone, or ISO 8601 text with an offset or Z"
         raise ValueError(message)
@@ -129,7 +133,9 @@ def _instant_text(ts: object) -> str:
 
 def instant_of(microseconds: int) -> str:
     """An instant's text in UTC, from microseconds since 1970."""
-    return (_EPOCH + timedelta(microseconds=microseconds)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    moment = _EPOCH + timedelta(microseconds=microseconds)
+    # isoformat() pads every year to four digits; strftime() does not everywhere.
+    return moment.replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
 def _meta_text(meta: object) -> str:

@@ -13,7 +13,7 @@ from decimal import Decimal
 from typing import Any, Optional, Union
 
 from stripemeter.answers import Answer, NoAnswer, detail_of, is_retried, retry_after_seconds
-from stripemeter.delivery import Pace, wait_seconds
+from stripemeter.delivery import Pace, gives_up, wait_seconds
 from stripemeter.errors import InvalidEvent, MeterUnavailable, RequestRefused
 from stripemeter.wire import Question
 
@@ -132,7 +132,7 @@ class Asking:
         else:
             raise RequestRefused(detail_of(answer), answer.status)
         self._failures += 1
-        if self._failures == self._pace.attempts_max:
+        if gives_up(self._pace, self._failures, after):
             message = f"no answer after all attempts; the last: {reason}"
             raise MeterUnavailable(message)
         return wait_seconds(self._pace, self._failures, after, self._draw)

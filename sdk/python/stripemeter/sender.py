@@ -78,16 +78,21 @@ class Sender:
         with self._starting:
             if self._thread is None:
                 thread = threading.Thread(target=self._run, name="stripemeter", daemon=True)
-                thread.start()
+                try:
+                    thread.start()
+                except RuntimeError as error:
+                    # The interpreter is ending, or the system has no thread left: the next event tries again.
+                    self._tell(Failure("internal", f"no background thread: {error}"))
+                    return
                 self._thread = thread
                 _LIVE.add(self)
 
     def put(self, event: Draft) -> bool:
         """Whether it was taken; if not it was counted and told. Raises QueueFull where that is the policy."""
         refusal = self._buffer.offer(event)
-        if self._thread is None:
-            self.start()
         if refusal is None:
+            if self._thread is None:
+                self.start()
             return True
         if refusal == FULL and self._options.backpressure == "raise":
             message = "the buffer is full: the meter has been slow or away for long"
@@ -162,7 +167,7 @@ class Sender:
             ending = self._until is not None
             everything = ending or time.monotonic() >= next_flush
             try:
-                self._buffer.renew()
+                self._renew()
                 if not self._deliver_all(everything=everything):
                     return
             except Exception as error:  # noqa: BLE001 - a bug here must be told, and must not end metering in silence
@@ -228,7 +233,11 @@ class Sender:
                 self._hurry.clear()
                 if not demanded:
                     until = time.monotonic()
-            self._buffer.renew()
+            self._renew()
+
+    def _renew(self) -> None:
+        if self._buffer.renew():
+            self._buffer.checkpointed(self._buffer.checkpoint())
 
 
 _LIVE: weakref.WeakSet[Sender] = weakref.WeakSet()

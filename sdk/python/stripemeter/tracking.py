@@ -93,6 +93,10 @@ class Tracking:
             message = "an event of a batch must be a mapping with the names of track's arguments"
             raise InvalidEvent(message) from None
 
+    def iterable(self, events: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
+        """A buffered batch's events; what can't be iterated is one event that is none."""
+        return events if isinstance(events, Iterable) else [events]
+
     def invalid(self, error: InvalidEvent, fields: object) -> Failure:
         """What `on_error` is told of arguments that are no event."""
         given = fields if isinstance(fields, Mapping) else {"metric": fields}
