@@ -161,6 +161,7 @@ def test_a_queue_is_bounded_by_bytes_too() -> None:
     assert sdk.close()
 
 
+@pytest.mark.slow
 def test_a_close_that_can_not_deliver_is_bounded_and_tells_every_event_once() -> None:
     told: list[Failure] = []
     meter = FakeMeter(*[httpx.ConnectError("down")] * 10_000)
@@ -179,6 +180,7 @@ def test_a_close_that_can_not_deliver_is_bounded_and_tells_every_event_once() ->
     assert len(meter.requests) >= 2, "closing tries once more, whatever the wait was"
 
 
+@pytest.mark.slow
 def test_a_transport_that_hangs_holds_up_close_by_no_more_than_its_bound() -> None:
     gate = threading.Event()
     told: list[Failure] = []

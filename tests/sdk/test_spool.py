@@ -211,6 +211,7 @@ def test_a_spool_that_can_not_be_opened_is_told_and_memory_does(tmp_path: Path) 
     assert meter.total == 1
 
 
+@pytest.mark.slow
 def test_a_file_that_another_holds_locked_holds_up_track_for_a_second_at_most(
     tmp_path: Path,
 ) -> None:
