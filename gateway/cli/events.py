@@ -54,7 +54,7 @@ time_options = all_of(
 @click.option("--source", type=click.Choice(SOURCES), help="Only from this source.")
 @time_options
 @click.option("--oldest", is_flag=True, help="The oldest first; else the newest.")
-@click.option("--limit", type=click.IntRange(1, LIMIT_MAX), default=25, show_default=True,
+@click.option("--limit", metavar="N", type=click.IntRange(1, LIMIT_MAX), default=25, show_default=True,
               help="At most so many.")  # fmt: skip
 @server_options("events:read")
 def command(

@@ -183,7 +183,7 @@ def flush(
     \b
     Examples:
       stripemeter pushes flush --tenant acme --customer cus_anna
-      stripemeter pushes flush --tenant acme --timeout 120 --json
+      stripemeter pushes flush --tenant acme --timeout 10 --json
 
     \b
     Exit codes:

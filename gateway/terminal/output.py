@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from decimal import Decimal
+from decimal import ROUND_CEILING, Decimal
 from itertools import pairwise
 from typing import Any, Final, NamedTuple, TextIO
 
@@ -152,7 +152,10 @@ def _print_blocks(columns: Sequence[Column], rows: Sequence[Row], to: Console) -
         for column, cell in zip(columns, row.cells, strict=True):
             if cell:
                 line = Text(f"{column.name:<{names}}  ", style="dim").append(cell, style=row.style)
-                to.print(line, soft_wrap=not column.folds, overflow="fold")
+                if column.folds:
+                    to.print(line, overflow="fold")
+                else:
+                    to.print(line, soft_wrap=True)
 
 
 def raw_text(value: Any) -> str:
@@ -180,4 +183,6 @@ def sparkline(values: Sequence[str], width_max: int) -> str:
         return _LEVELS[0] * len(tops)
     last = len(_LEVELS) - 1
     # Rounded up: what is not nothing is seen to be not nothing.
-    return "".join(_LEVELS[max(0, -int(-top * last // most))] for top in tops)
+    return "".join(
+        _LEVELS[max(0, int((top * last / most).to_integral_value(ROUND_CEILING)))] for top in tops
+    )
