@@ -1,6 +1,7 @@
 """What does pushing cost ingest, and how many pushes a second does it reach?
 
     python bench/push.py [--targets 10000] [--seconds 10] [--rounds 5] [--directory DIR] [--skip-flood]
+                         [--stripe-process off]
 
 One server whose usage goes to the Stripe simulator in a process of its own, with 10,000 targets, each of them settled
 before. *ingest beside pushes*: the same paced load (1,000 single events a second, then 20 batches of 1,000) for a metric
@@ -407,6 +408,15 @@ def beside(
     return result
 
 
+def how(options: argparse.Namespace) -> dict[str, Any]:
+    """What was asked for, for the result."""
+    return {
+        "seconds": options.seconds,
+        "rounds": options.rounds,
+        "stripe_process": options.stripe_process,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -419,6 +429,7 @@ def main() -> None:
     parser.add_argument(
         "--skip-flood", action="store_true", help="targets are made, nothing said of it"
     )
+    parser.add_argument("--stripe-process", default="auto", help="STRIPEMETER_STRIPE_PROCESS")
     parser.add_argument("--stand-in", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.stand_in:
@@ -433,6 +444,7 @@ def main() -> None:
             STRIPE_API_BASE=simulator.url,
             STRIPE_METER_EVENTS_BASE=simulator.url,
             STRIPEMETER_PUSH_INTERVAL_SECONDS="1",
+            STRIPEMETER_STRIPE_PROCESS=options.stripe_process,
         ) as server,
     ):
         for child in children_of(server.pid):
@@ -450,7 +462,10 @@ def main() -> None:
         generator = take_precedence()
         for per_second, batch in ((SINGLES_PER_SECOND, 1), (BATCHES_PER_SECOND, BATCH)):
             results.append(beside(server, simulator, options, per_second=per_second, batch=batch))
-    publish(report("push", results, targets=options.targets, generator=generator), options.output)
+    publish(
+        report("push", results, targets=options.targets, generator=generator, **how(options)),
+        options.output,
+    )
 
 
 if __name__ == "__main__":
