@@ -17,7 +17,10 @@ from gateway.routes import Answer, Call, Header
 ASSETS: Final = {
     "docs.css": "text/css; charset=utf-8",
     "docs.js": "text/javascript; charset=utf-8",
+    "elements.js": "text/javascript; charset=utf-8",
+    "schema.js": "text/javascript; charset=utf-8",
     "theme.js": "text/javascript; charset=utf-8",
+    "try.js": "text/javascript; charset=utf-8",
 }
 """What the page is made of beside itself, with each one's type."""
 IF_NONE_MATCH: Final = Header(

@@ -150,6 +150,12 @@ PATH_PARAMETERS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
         {"type": "string", "minLength": 1, "maxLength": NAME_CHARS_MAX, "pattern": TEXT_PATTERN},
     ),
     "period": ("The UTC month in which the periods begin.", MONTH_SCHEMA),
-    "asset": ("Its name.", {"type": "string", "enum": ["docs.css", "docs.js", "theme.js"]}),
+    "asset": (
+        "Its name.",
+        {
+            "type": "string",
+            "enum": ["docs.css", "docs.js", "elements.js", "schema.js", "theme.js", "try.js"],
+        },
+    ),
 }
 """What a name in braces stands for: its description and its JSON Schema."""

@@ -1,163 +1,140 @@
-"use strict";
-// Renders /openapi.json. Text goes in by textContent only, so nothing in the document can be markup.
-const METHODS = ["get", "post", "put", "delete"];
-const DEPTH_MAX = 6;
-let doc;
+// Renders /openapi.json: an index, a search, one part per operation that opens when it is asked for, and deep links.
+import { copyable, el, inline, path as broken, prose } from "./elements.js";
+import { component, fieldTable, typeName, use, words } from "./schema.js";
+import { tryIt } from "./try.js";
 
-function el(name, attributes, ...children) {
-  const node = document.createElement(name);
-  for (const [key, value] of Object.entries(attributes || {})) {
-    if (key === "onclick") node.addEventListener("click", value); else node.setAttribute(key, value);
+const METHODS = ["get", "post", "put", "delete"];
+const by = (id) => document.getElementById(id);
+let doc;
+const parts = new Map();  // operationId to {section, entry, text, tag}
+
+function parameterTable(parameters) {
+  return el("table", {}, el("tbody", {}, ...parameters.map((one) => el("tr", {},
+    el("td", {}, el("code", {}, one.name), one.required ? el("span", { class: "mark need" }, " needed") : null, one.in === "query" ? null : el("span", { class: "mark" }, ` ${one.in}`)),
+    el("td", {}, el("span", { class: "type" }, typeName(one.schema), one.schema.default === undefined ? "" : `, default ${one.schema.default}`), el("div", {}, ...inline(one.description)))))));
+}
+
+function exampleBoxes(examples) {
+  return Object.values(examples || {}).map((one) => el("figure", {}, el("figcaption", {}, one.summary || "Example"),
+    copyable(typeof one.value === "string" ? one.value : JSON.stringify(one.value, null, 2), one.summary || "example")));
+}
+
+function answer(status, raw) {
+  const response = raw.$ref ? component(raw.$ref) : raw;
+  const nodes = [...prose(response.description)];
+  const headers = Object.entries(response.headers || {}).filter(([name]) => name !== "X-Request-Id");
+  if (headers.length) {
+    nodes.push(el("p", {}, "Headers: ", ...headers.flatMap(([name, one], i) => [i ? ", " : "", el("code", {}, name), ` (${(one.$ref ? component(one.$ref) : one).description.replace(/\.$/, "")})`]), "."));
   }
-  node.append(...children.filter((child) => child !== null));
-  return node;
-}
-function prose(text, name = "p") {  // `code` in backticks
-  return el(name, {}, ...text.split(/`([^`]*)`/).map((part, i) => (i % 2 ? el("code", {}, part) : part)));
-}
-function resolve(schema) {
-  if (!schema) return {};
-  if (schema.$ref) return doc.components.schemas[schema.$ref.split("/").pop()];
-  if (schema.anyOf) {
-    const rest = schema.anyOf.map(resolve).filter((one) => one.type !== "null");
-    const nullable = rest.length < schema.anyOf.length;
-    if (rest.length === 1) return { ...rest[0], ...(schema.description ? { description: schema.description } : {}), nullable };
+  for (const [kind, media] of Object.entries(response.content || {})) {
+    nodes.push(el("p", { class: "type" }, kind), ...exampleBoxes(media.examples));
+    const table = kind === "application/problem+json" ? null : fieldTable(media.schema, true);
+    if (table) nodes.push(table);
   }
-  if (schema.allOf) return Object.assign({}, ...schema.allOf.map(resolve), schema);
-  return schema;
+  const kind = status < 300 ? "good" : status < 400 ? "" : "bad";
+  return el("details", {}, el("summary", {}, el("b", { class: kind }, status), ` ${response.description.split(". ")[0]}`), ...nodes);
 }
-function typeName(raw) {
-  const schema = resolve(raw);
-  let name = Array.isArray(schema.type) ? schema.type.join(" or ") : schema.type || "any";
-  if (schema.enum) name = schema.enum.map((one) => JSON.stringify(one)).join(" | ");
-  else if (name === "array") name = `list of ${typeName(schema.items)}`;
-  else if (schema.title && name === "object") name = schema.title;
-  if (schema.format) name += `, ${schema.format}`;
-  const low = schema.minLength ?? schema.minimum, high = schema.maxLength ?? schema.maximum;
-  if (high !== undefined) name += schema.maxLength !== undefined ? `, ${low ?? 0} to ${high} characters` : `, ${low ?? ""} to ${high}`;
-  if (schema.default !== undefined && schema.default !== null && typeof schema.default !== "object") name += `, default ${schema.default}`;
-  return schema.nullable ? `${name} or null` : name;
-}
-function example(raw, depth = 0) {
-  const schema = resolve(raw);
-  if (depth > DEPTH_MAX) return null;
-  if (schema.examples && schema.examples.length) return schema.examples[0];
-  if (schema.enum) return schema.enum[0];
-  const type = Array.isArray(schema.type) ? schema.type[0] : schema.type;
-  if (type === "object" || schema.properties) {
-    const found = {};
-    for (const [name, one] of Object.entries(schema.properties || {})) {
-      if (["createdAt", "updatedAt", "effectiveFrom"].includes(name) && schema.additionalProperties === false) continue;
-      found[name] = example(one, depth + 1);
-    }
-    return found;
-  }
-  if (type === "array") return schema.items ? [example(schema.items, depth + 1)] : [];
-  if (type === "integer" || type === "number") return schema.minimum ?? 0;
-  if (type === "boolean") return schema.default ?? true;
-  if (type === "string") return schema.format === "date-time" ? "2026-01-31T09:30:00.000Z" : "text";
-  return null;
-}
-function required(raw) {  // an example request with what is needed, and what is usual
-  const schema = resolve(raw), full = example(raw);
-  if (!schema.properties) return full;
-  const needed = new Set(schema.required || []);
-  const keep = Object.keys(schema.properties).filter((name) => needed.has(name) || ["tenantId", "aggregation", "unit", "ts", "idempotencyKey", "billingAnchor"].includes(name));
-  return Object.fromEntries(keep.map((name) => [name, Array.isArray(full[name]) && schema.properties[name].items ? [required(schema.properties[name].items)] : full[name]]));
-}
-function fields(raw, answer = false, depth = 0) {
-  const schema = resolve(raw);
-  const rows = [];
-  for (const [name, one] of Object.entries(schema.properties || {})) {
-    const inner = resolve(one), need = !answer && (schema.required || []).includes(name);
-    rows.push(el("tr", {}, el("td", { style: `padding-left:${depth * 18}px` }, el("code", {}, name), need ? el("span", { class: "need" }, " needed") : null),
-      el("td", {}, el("span", { class: "type" }, typeName(one)), inner.description && inner.type !== "object" ? prose(inner.description, "div") : null)));
-    const below = inner.type === "array" ? resolve(inner.items) : inner;
-    if (below.properties && depth < 3) rows.push(...fields(below, answer, depth + 1));
-  }
-  return rows;
-}
-function table(rows) { return el("table", {}, el("tbody", {}, ...rows)); }
-function copyable(text) {
-  const button = el("button", { type: "button", onclick: async () => {
-    try { await navigator.clipboard.writeText(text); button.textContent = "copied"; } catch { button.textContent = "press Ctrl+C"; getSelection().selectAllChildren(pre); }
-    setTimeout(() => { button.textContent = "copy"; }, 1500);
-  } }, "copy");
-  const pre = el("pre", {}, text);
-  return el("div", { class: "box" }, pre, button);
-}
-function curl(path, method, op) {
-  const filled = path.replace(/\{(\w+)\}/g, (_, name) => (name === "customerRef" ? "customer-42" : op.tags[0] === "admin" ? "key_0123456789abcdef" : "map_0123456789abcdef"));
-  const samples = { tenantId: "acme", customerRef: "customer-42", metric: "api_calls", since: "-P7D" };
-  const query = (op.parameters || []).filter((one) => one.in === "query" && (one.required || (one.name === "tenantId" && !op.requestBody && method === "get")))
-    .map((one) => `${one.name}=${encodeURIComponent(samples[one.name] ?? example(one.schema))}`).join("&");
-  const parts = [`curl -s ${method === "get" ? "" : `-X ${method.toUpperCase()} `}'${location.origin}${filled}${query ? "?" + query : ""}'`];
-  if (op.security) parts.push("-H 'Authorization: Bearer YOUR_KEY'");
+
+function body(path, method, op) {
+  const [about] = op.description.split(/\n*Needs scope /);
+  const nodes = [...prose(about)];
+  if (op["x-scope"]) nodes.push(el("p", { class: "scope" }, "Needs the scope ", el("code", {}, op["x-scope"]), ", where API keys are on."));
+  if (op.parameters.length) nodes.push(el("details", { open: true }, el("summary", {}, "Parameters"), parameterTable(op.parameters)));
   if (op.requestBody) {
-    const body = JSON.stringify(required(op.requestBody.content["application/json"].schema));
-    parts.push("-H 'Content-Type: application/json'", `-d '${body.replaceAll("'", "'\\''")}'`);
+    for (const [kind, media] of Object.entries(op.requestBody.content)) {
+      const boxes = exampleBoxes(media.examples), table = fieldTable(media.schema, false);
+      if (boxes.length || table) nodes.push(el("details", { open: kind === "application/json" }, el("summary", {}, `Request body, ${kind}`), table, ...boxes));
+    }
   }
-  return parts.join(" \\\n  ");
+  nodes.push(el("details", { class: "trying" }, el("summary", {}, "Try it"), tryIt(path, method, op, by("key"))));
+  nodes.push(el("h4", {}, "Answers"), ...Object.entries(op.responses).map(([status, one]) => answer(status, one)));
+  return nodes;
 }
+
+function searchText(path, method, op) {
+  const found = [method, path, op.summary, op.description, op.operationId, op.tags[0], op["x-scope"] || ""];
+  for (const one of op.parameters) found.push(one.name, one.description);
+  for (const media of Object.values(op.requestBody?.content || {})) found.push(...words(media.schema));
+  for (const raw of Object.values(op.responses)) for (const media of Object.values(raw.content || {})) found.push(...words(media.schema));
+  return found.join(" ").toLowerCase();
+}
+
 function operation(path, method, op) {
-  const [about, scope] = (op.description || "").split(/\n*Needs scope /);
-  const section = el("section", { class: "op", id: op.operationId },
-    el("header", {}, el("span", { class: `method ${method.toUpperCase()}` }, method.toUpperCase()), el("code", {}, path),
-      scope ? prose(`scope ${scope.replace(/,.*/s, "")}`, "span") : null),
-    el("h3", {}, op.summary), about ? prose(about) : null);
-  if (scope) section.querySelector("header").lastChild.className = "scope";
-  if (op.parameters.length) section.append(el("details", { open: "" }, el("summary", {}, "Parameters"), table(op.parameters.map((one) =>
-    el("tr", {}, el("td", {}, el("code", {}, one.name), el("span", { class: one.required ? "need" : "type" }, one.required ? " needed" : one.in === "query" ? "" : ` ${one.in}`)),
-      el("td", {}, el("span", { class: "type" }, typeName(one.schema)), prose(one.description || "", "div")))))));
-  if (op.requestBody) section.append(el("details", {}, el("summary", {}, "Request body"), table(fields(op.requestBody.content["application/json"].schema))));
-  section.append(el("details", { open: "" }, el("summary", {}, "Try it"), copyable(curl(path, method, op))));
-  for (const [status, response] of Object.entries(op.responses)) {
-    const kind = Object.keys(response.content || {})[0];
-    if (kind !== "application/json" || !Object.keys(response.content[kind].schema).length) continue;
-    const schema = response.content[kind].schema;
-    section.append(el("details", {}, el("summary", {}, `Answer ${status}`), copyable(JSON.stringify(example(schema), null, 2)), table(fields(schema, true))));
-  }
-  section.append(el("div", { class: "statuses" }, ...Object.entries(op.responses).map(([status, one]) => el("span", {}, el("b", {}, status), ` ${one.description}`))));
-  return section;
+  const name = el("span", { class: `method ${method}` }, method.toUpperCase());
+  const section = el("details", { class: "op", id: op.operationId },
+    el("summary", {}, name, el("code", { class: "path" }, ...broken(path)), el("span", { class: "what" }, op.summary)));
+  const fill = () => {
+    if (section.children.length > 1) return;
+    const link = el("a", { href: `#${op.operationId}`, class: "link" }, `#${op.operationId}`);
+    section.append(el("div", { class: "inside" }, el("p", {}, link), ...body(path, method, op)));
+  };
+  section.addEventListener("toggle", () => { if (section.open) fill(); });
+  const entry = el("a", { href: `#${op.operationId}` }, name.cloneNode(true), el("span", {}, ...broken(path)));
+  parts.set(op.operationId, { section, entry, fill, text: searchText(path, method, op) });
+  return { section, entry };
 }
-function render(filter) {
-  const index = document.getElementById("index"), content = document.getElementById("content");
-  index.replaceChildren(); content.replaceChildren();
-  const words = filter.toLowerCase().split(/\s+/).filter(Boolean);
-  let shown = 0;
+
+function draw() {
   for (const tag of doc.tags) {
     const found = [];
-    for (const [path, methods] of Object.entries(doc.paths)) for (const method of METHODS) {
-      const op = methods[method];
-      if (!op || op.tags[0] !== tag.name) continue;
-      const text = `${method} ${path} ${op.summary} ${op.description} ${op.operationId}`.toLowerCase();
-      if (words.every((word) => text.includes(word))) found.push([path, method, op]);
+    for (const [path, methods] of Object.entries(doc.paths)) {
+      for (const method of METHODS) if (methods[method]?.tags[0] === tag.name) found.push(operation(path, method, methods[method]));
     }
     if (!found.length) continue;
-    shown += found.length;
-    index.append(el("h2", {}, tag.name));
-    content.append(el("div", { class: "tag" }, el("h2", {}, tag.name), prose(tag.description)));
-    for (const [path, method, op] of found) {
-      index.append(el("a", { href: `#${op.operationId}` }, el("span", { class: `method ${method.toUpperCase()}` }, method.toUpperCase()), path));
-      content.append(operation(path, method, op));
-    }
+    by("index").append(el("section", { class: "group" }, el("h2", {}, tag.name), ...found.map((one) => one.entry)));
+    by("content").append(el("section", { class: "tag" }, el("h2", {}, tag.name), ...prose(tag.description), ...found.map((one) => one.section)));
   }
-  if (!shown) content.append(el("p", { class: "none" }, "No endpoint matches the filter."));
 }
-const stored = (() => { try { return localStorage.getItem("theme"); } catch { return null; } })();
-if (stored === "dark" || stored === "light") document.documentElement.dataset.theme = stored;
-document.getElementById("theme").addEventListener("click", () => {
-  const dark = document.documentElement.dataset.theme ? document.documentElement.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
-  document.documentElement.dataset.theme = dark ? "light" : "dark";
-  try { localStorage.setItem("theme", dark ? "light" : "dark"); } catch { /* a private window: it holds until reload */ }
+
+function search() {
+  const wanted = by("filter").value.toLowerCase().split(/\s+/).filter(Boolean);
+  let shown = 0;
+  for (const { section, entry, text } of parts.values()) {
+    const fits = wanted.every((word) => text.includes(word));
+    section.hidden = entry.hidden = !fits;
+    shown += fits ? 1 : 0;
+  }
+  for (const group of document.querySelectorAll(".tag, .group")) group.hidden = !group.querySelector(".op:not([hidden]), a:not([hidden])");
+  by("lead").hidden = wanted.length > 0;
+  by("count").textContent = wanted.length ? (shown ? `${shown} of ${parts.size} endpoints` : "No endpoint has all of these words.") : "";
+}
+
+function open() {
+  const part = parts.get(decodeURIComponent(location.hash.slice(1)));
+  if (!part) return;
+  if (part.section.hidden) { by("filter").value = ""; search(); }
+  part.fill();
+  part.section.open = true;
+  part.section.scrollIntoView();
+  part.section.querySelector("summary").focus({ preventScroll: true });
+  for (const one of document.querySelectorAll("[aria-current]")) one.removeAttribute("aria-current");
+  part.entry.setAttribute("aria-current", "true");
+}
+
+by("filter").addEventListener("input", search);
+by("holder").addEventListener("submit", (event) => event.preventDefault());
+addEventListener("hashchange", open);
+by("index").addEventListener("click", (event) => {  // a link to where one is already opens it again
+  const link = event.target.closest("a");
+  if (link && link.hash === location.hash) open();
 });
-const filter = document.getElementById("filter");
-filter.addEventListener("input", () => render(filter.value));
-addEventListener("keydown", (event) => { if (event.key === "/" && document.activeElement !== filter) { event.preventDefault(); filter.focus(); } });
-fetch("/openapi.json").then((response) => { if (!response.ok) throw new Error(`HTTP ${response.status}`); return response.json(); }).then((found) => {
-  doc = found;
-  document.getElementById("version").textContent = `version ${doc.info.version}, OpenAPI ${doc.openapi}`;
-  document.getElementById("lead").textContent = doc.info.description;
-  render("");
-  if (location.hash) document.getElementById(location.hash.slice(1))?.scrollIntoView();
-}).catch((error) => { document.getElementById("lead").textContent = `/openapi.json could not be read: ${error.message}. Reload the page.`; });
+addEventListener("keydown", (event) => {
+  const typing = /^(INPUT|TEXTAREA|SELECT)$/.test(document.activeElement.tagName);
+  if (event.key === "/" && !typing && !event.ctrlKey && !event.metaKey) { event.preventDefault(); by("filter").focus(); }
+  if (event.key === "Escape" && document.activeElement === by("filter")) { by("filter").value = ""; search(); }
+});
+if (matchMedia("(max-width: 820px)").matches) by("contents").open = false;
+
+try {
+  const response = await fetch("/openapi.json");
+  if (!response.ok) throw new Error(`HTTP ${response.status}`);
+  doc = await response.json();
+  use(doc);
+  by("version").textContent = `version ${doc.info.version}, OpenAPI ${doc.openapi}`;
+  by("lead").replaceChildren(...prose(doc.info.description), el("p", {}, "The same for machines: ", el("a", { href: "/openapi.json" }, "/openapi.json"), "."));
+  draw();
+  open();
+  document.documentElement.dataset.ready = "";
+} catch (error) {
+  by("lead").replaceChildren(el("p", {}, `/openapi.json could not be read: ${error.message}. Reload the page.`));
+}
