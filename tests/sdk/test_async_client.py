@@ -9,7 +9,7 @@ import anyio
 import httpx
 import pytest
 
-from stripemeter import AsyncStripeMeterClient, ClientClosed, Failure, RequestRefused
+from stripemeter import AsyncStripeMeterClient, ClientClosed, Failure, QueueFull, RequestRefused
 from tests.sdk.fake_meter import FakeMeter
 
 URL = "http://meter.invalid"
@@ -126,3 +126,46 @@ async def test_what_is_no_batch_is_told_and_breaks_nothing() -> None:
             "refused"
         ]
     assert [failure.kind for failure in told] == ["invalid", "invalid"]
+
+
+async def test_a_client_in_the_child_of_a_fork_has_nothing_of_its_parents() -> None:
+    meter = FakeMeter()
+    sdk = client(meter)
+    async with sdk:
+        mine = (await sdk.track("calls", "cora", 1)).idempotency_key
+    child = client(meter)
+    child.begin_after_fork()
+    async with child:
+        theirs = (await child.track("calls", "cora", 1)).idempotency_key
+        assert child.statistics().tracked == 1
+    assert theirs.rpartition("-")[0] != mine.rpartition("-")[0]
+    assert meter.total == 2
+
+
+async def test_block_waits_for_room_and_raise_says_that_there_is_none() -> None:
+    meter = FakeMeter(*[httpx.ConnectError("down")] * 3)
+    async with client(
+        meter, backpressure="block", queue_events_max=2, batch_events_max=1
+    ) as patient:
+        for _ in range(10):
+            assert (await patient.track("calls", "cora", 1)).status == "queued"
+        assert await patient.flush(5)
+    meter.failures = [httpx.ConnectError("down")] * 10_000
+    told: list[Failure] = []
+    async with client(
+        meter,
+        backpressure="block",
+        block_seconds_max=0.02,
+        queue_events_max=1,
+        close_seconds_max=0,
+        on_error=told.append,
+    ) as hurried:
+        statuses = [(await hurried.track("calls", "cora", 1)).status for _ in range(4)]
+    assert "refused" in statuses
+    assert {failure.kind for failure in told} == {"dropped", "closed"}
+    async with client(
+        meter, backpressure="raise", queue_events_max=1, close_seconds_max=0, on_error=told.append
+    ) as strict:
+        with pytest.raises(QueueFull):
+            await strict.track_batch([{"metric": "m", "customer_ref": "c", "quantity": 1}] * 4)
+    assert meter.total == 10

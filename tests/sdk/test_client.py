@@ -398,3 +398,17 @@ def test_a_system_without_threads_is_told_and_the_next_event_tries_again(
     sdk.track("calls", "cora", 1)
     assert sdk.close()
     assert meter.total == 2
+
+
+def test_a_client_in_the_child_of_a_fork_has_nothing_of_its_parents() -> None:
+    meter = FakeMeter()
+    sdk = client(meter)
+    mine = sdk.track("calls", "cora", 1).idempotency_key
+    left = sdk.begin_after_fork()
+    assert meter in left
+    assert meter.closed == 0, "closing would speak on the parent's connections"
+    assert sdk.statistics().queued == 0
+    theirs = sdk.track("calls", "cora", 2).idempotency_key
+    assert theirs.rpartition("-")[0] != mine.rpartition("-")[0]
+    assert sdk.close()
+    assert meter.counted == {theirs: 2}

@@ -88,6 +88,7 @@ class StripeMeterClient:
                 tracking.draw,
                 tracking.now_us,
             )
+            self._sender.release = self._transport.close
         forks.register(self)
 
     def __repr__(self) -> str:
@@ -292,4 +293,5 @@ class StripeMeterClient:
         if self._buffer is not None and self._sender is not None and not self._closed:
             self._buffer.begin(child=True)
             self._sender.begin(child=True)
+            self._sender.release = self._transport.close
         return left

@@ -58,6 +58,8 @@ class Sender:
         self._tell = tell
         self._draw = draw
         self._now_us = now_us
+        self.release: Callable[[], object] = lambda: None
+        """Called after the last event at the process's end, if the client was not closed: its connections'."""
         self.begin()
 
     def begin(self, *, child: bool = False) -> None:
@@ -154,6 +156,7 @@ class Sender:
     def close_at_exit(self) -> None:
         """What is left to do when the process ends in order."""
         self.close(self._options.close_seconds_max)
+        self.release()
 
     # The thread
 
