@@ -36,7 +36,7 @@ KEY_BYTES: Final = 8
 STDIN: Final = 0
 
 
-class Summary(msgspec.Struct, rename="camel", omit_defaults=True):
+class Summary(msgspec.Struct, rename="camel"):
     """What became of the events of a file."""
 
     key: str
@@ -47,8 +47,8 @@ class Summary(msgspec.Struct, rename="camel", omit_defaults=True):
     late: int = 0
     failed: int = 0
     errors: list[Result] = msgspec.field(default_factory=list)
-    unsent_from_line: int = 0
-    """The first line without an answer; 0: all have one."""
+    unsent_from_line: int | None = None
+    """The first line without an answer; None: all have one."""
 
     def take(self, results: list[Result]) -> None:
         """Count these."""
