@@ -184,7 +184,7 @@ async def _rejected(call: Call, event: _Event) -> bool:
         unnamed=unnamed,
     )
     if unnamed and report.meter is not None:
-        call.gateway.meter.started.reconciler.looker.rejected_unnamed(report.meter, unnamed)
+        await call.gateway.meter.started.reconciler.rejected_unnamed(report.meter, unnamed)
     call.gateway.metrics.push.rejected += report.events
     return True
 

@@ -43,6 +43,9 @@ BOOKS_PER_SLICE: Final = 100
 BOOKS_PER_SETTLING: Final = 100
 """Books whose findings are recorded together."""
 RECORDS_PER_APPEND_MAX: Final = 250
+LANES_PER_SLICE: Final = 2_000
+REPORTED_US: Final = 48 * 3600 * 1_000_000
+"""A report comes within hours of what it is about; a day for Stripe to be late, and one for us."""
 JOBS_KEPT_MAX: Final = 1_000
 JOBS_WAITING_MAX: Final = 10
 TICK_SECONDS_MIN, TICK_SECONDS_MAX = 0.05, 5.0
@@ -377,6 +380,16 @@ class Reconciler:
         looked = [Looked(subject, (), is_read=True) for subject in left]
         now_us = self._clock.now_us()
         await self._record(steps(findings, self._gatherings, looked, now_us, is_end=True))
+
+    async def rejected_unnamed(self, meter: str, events: int) -> None:
+        """Stripe reported rejected events and named only samples: what was pushed to the meter of late is read back."""
+        self.looker.rejected_unnamed(meter, events)
+        now_us = self._clock.now_us()
+        for number, (lane, state) in enumerate(list(self._pusher.state.ledger.lanes.items())):
+            if lane.object_id == meter and state.newest_intent_at_us > now_us - REPORTED_US:
+                self._due[lane] = now_us
+            if number % LANES_PER_SLICE == LANES_PER_SLICE - 1:
+                await trio.lowlevel.checkpoint()
 
     def look_soon(self, target: Target) -> None:
         """Somebody changed something about a target."""

@@ -136,6 +136,11 @@ class LaneState(msgspec.Struct):
     forgotten_until_us: int = -(1 << 62)
     """Periods that began before it are not remembered, and nothing of them is pushed."""
 
+    @property
+    def newest_intent_at_us(self) -> int:
+        """When something was pushed here last; 0: never."""
+        return max((state.last_intent_at_us for state in self.targets.values()), default=0)
+
     def minutes_used(self, start_us: int) -> list[TargetState]:
         """The targets of one period: they share their lane's minutes."""
         return [state for state in self.targets.values() if state.target.start_us == start_us]

@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from engine.config import load
-from engine.core.billing import RejectionReport, Unread
+from engine.core.billing import RejectedEvent, RejectionReport, Unread
 from gateway.simulator.state import sign
 from gateway.stripe_signature import (
     SEEN_MAX,
@@ -182,6 +182,24 @@ async def test_a_report_that_cannot_be_read_now_is_asked_for_again(server: Serve
     assert await send(server, event) == {"received": True, "handled": False}, "none of ours"
     await send(server, event | {"id": "evt_live", "livemode": True}, status=503)
     assert not answers
+
+
+async def test_what_a_report_does_not_name_is_read_back_at_stripe(server: Served) -> None:
+    await pushed(server)
+    started = server.gateway.meter.started
+    (lane,) = server.gateway.meter.push.ledger.lanes
+    billing = started.push.connections["main"].billing
+
+    async def rejections(_event: str, _account: str | None) -> RejectionReport | Unread:
+        named = (RejectedEvent("somebody-elses", "no"),)
+        return RejectionReport(lane.object_id, 3, named)
+
+    billing.rejections = rejections  # type: ignore[method-assign]
+    event = {"id": "evt_9", "object": "v2.core.event"}
+    event["type"] = "v1.billing.meter.error_report_triggered"
+    assert (await send(server, event))["handled"]
+    assert started.reconciler._due[lane] <= server.clock.us
+    assert (await pushes(server))[0]["pushed"] == 5, "a sample that is not named proves nothing"
 
 
 async def test_a_final_invoice_takes_nothing_more_in(server: Served) -> None:

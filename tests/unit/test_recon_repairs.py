@@ -169,8 +169,17 @@ def test_rejections_that_stripe_does_not_name_are_a_hint_beside_what_is_missing_
         place.stripe.add_fault("drop", EVENTS, count=1)
         await place.use(meter, 12)
         (lane,) = meter.push.ledger.lanes
-        meter.started.reconciler.looker.rejected_unnamed(lane.object_id, 3)
-        await place.until_looked(meter)
+        await trio.sleep(5)
+        reconciler = meter.started.reconciler
+        runs = len(reconciler._jobs)
+        due = dict(reconciler._due)
+        await reconciler.rejected_unnamed("mtr_another", 1)
+        assert reconciler._due == due
+        await reconciler.rejected_unnamed(lane.object_id, 3)
+        with trio.fail_after(300):
+            while not meter.push.findings.open:
+                await trio.sleep(5)
+        assert len(reconciler._jobs) == runs, "it is read back without a run of the clock's"
         (found,) = meter.push.findings.open.values()
         assert found.record.cause == "behind"
         assert "3 rejected events" in (found.record.reason or "")
