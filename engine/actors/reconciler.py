@@ -385,9 +385,11 @@ class Reconciler:
         """Stripe reported rejected events and named only samples: what was pushed to the meter of late is read back."""
         self.looker.rejected_unnamed(meter, events)
         now_us = self._clock.now_us()
+        # By then all that was pushed before the report should show; what does not is looked at a second time.
+        at_us = now_us + self.options.lag_us
         for number, (lane, state) in enumerate(list(self._pusher.state.ledger.lanes.items())):
             if lane.object_id == meter and state.newest_intent_at_us > now_us - REPORTED_US:
-                self._due[lane] = now_us
+                self._due[lane] = min(at_us, self._due.get(lane, at_us))
             if number % LANES_PER_SLICE == LANES_PER_SLICE - 1:
                 await trio.lowlevel.checkpoint()
 
