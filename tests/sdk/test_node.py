@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 SDK = ROOT / "sdk" / "node"
 NODE_MAJOR_MIN = 18
 INSTALL_SECONDS_MAX = 300
-TESTS_SECONDS_MAX = 600
+TESTS_SECONDS_MAX = 300
 OUTPUT_CHARS_SHOWN = 8000
 FAILURE = re.compile(r"^ *not ok .*?^ *\.\.\.$", re.MULTILINE | re.DOTALL)
 """A failed test in TAP, with what it says."""

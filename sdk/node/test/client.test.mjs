@@ -3,6 +3,7 @@
  */
 import assert from "node:assert/strict";
 import { once } from "node:events";
+import { createServer } from "node:http";
 import { test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import { createClient, StripeMeterError } from "../dist/esm/index.js";
@@ -106,6 +107,23 @@ test("the key is in the header and in no error", async () => {
   assert.throws(() => createClient({ apiUrl: "http://x", tenantId: "t", apiKey: "with blank" }), (error) => !error.message.includes("with blank"));
   const { inspect } = await import("node:util");
   assert.equal(inspect([told, client], { depth: 9 }).includes("secret"), false);
+});
+
+test("a redirect is not followed: it would carry the key to who knows where", async () => {
+  const paths = [];
+  const server = createServer((request, response) => {
+    paths.push(request.url);
+    request.resume();
+    response.writeHead(307, { location: "/elsewhere" }).end();
+  }).listen(0, "127.0.0.1");
+  server.unref();
+  await once(server, "listening");
+  const apiUrl = `http://127.0.0.1:${server.address().port}`;
+  const client = createClient({ apiUrl, tenantId: "acme", mode: "direct", onError: () => undefined });
+  await assert.rejects(client.track(CALL), (error) => error.kind === "rejected" && error.status === 307);
+  await assert.rejects(client.getUsage("cora"), (error) => error.kind === "rejected" && error.status === 307);
+  assert.deepEqual(paths, ["/v1/events/ingest", "/v1/usage/current?tenantId=acme&customerRef=cora&numbers=string"]);
+  server.close();
 });
 
 test("options are checked by name", () => {
@@ -243,10 +261,10 @@ test("flush tries at once after a long wait, but not again and again", async () 
 });
 
 test("close makes a last try out of a wait, but Retry-After is kept", async () => {
-  for (const [fault, requests] of [[fail.reset(), 2], [fail.status(503, { "retry-after": "60" }), 1]]) {
+  for (const [fault, requests, closeMsMax] of [[fail.reset(), 2, 10_000], [fail.status(503, { "retry-after": "60" }), 1, 200]]) {
     const meter = new FakeMeter();
     meter.faults = [fault];
-    const { client } = clientOf(meter, { retryMsFirst: 60_000, retryMsMax: 60_000, closeMsMax: 200 });
+    const { client } = clientOf(meter, { retryMsFirst: 60_000, retryMsMax: 60_000, closeMsMax });
     void client.track(CALL);
     await client.flush({ timeoutMs: 10 });
     assert.equal(await client.close(), requests === 2);

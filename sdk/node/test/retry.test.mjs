@@ -44,21 +44,23 @@ test("a wait can be cut, but neither before its least time nor where the server 
   const waited = async (cuttable, leastMs) => {
     const pause = new Pause();
     const began = performance.now();
-    const done = pause.wait(200, true, cuttable, undefined);
+    const done = pause.wait(500, true, cuttable, undefined);
     pause.cut(leastMs);
     await done;
     return performance.now() - began;
   };
-  assert.ok((await waited(true, 0)) < 150);
+  assert.ok((await waited(true, 0)) < 400);
   const least = await waited(true, 60);
-  assert.ok(least >= 58 && least < 190, `${least} ms`);
-  assert.ok((await waited(false, 0)) >= 195);
+  assert.ok(least >= 58 && least < 450, `${least} ms`);
+  assert.ok((await waited(false, 0)) >= 495);
 });
 
 test("a wait ends with its signal, and leaves no listener", async () => {
   const abort = new AbortController();
-  const done = new Pause().wait(60_000, true, true, abort.signal);
+  const began = performance.now();
+  const done = new Pause().wait(5_000, true, true, abort.signal);
   abort.abort(new Error("enough"));
   await assert.rejects(done, /enough/);
+  assert.ok(performance.now() - began < 4_000);
   await assert.rejects(new Pause().wait(1, true, true, abort.signal), /enough/);
 });

@@ -2,7 +2,7 @@
  * The spool: what is promised is on disk before track returns, stays until the server has it, and a bad disk does no harm.
  */
 import assert from "node:assert/strict";
-import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, it } from "node:test";
@@ -109,15 +109,20 @@ describe("spool", () => {
   it("a directory of a process that is gone, or of an earlier boot, is taken over; other tenants' is not", async () => {
     const meter = new FakeMeter();
     meter.faults = down();
-    for (const [tenantId, key] of [["acme", "a"], ["acme", "b"], ["acme", "c"], ["other", "d"]]) {
+    let live;
+    for (const [tenantId, key] of [["other", "d"], ["acme", "a"], ["acme", "b"], ["acme", "c"]]) {
       const { client } = hopeless(meter, { tenantId });
       void client.track({ ...CALL, idempotencyKey: key });
+      live = filesBelow(path).find(({ text }) => text.includes(`"${key}"`)).path.split("/").at(-2);
       await client.close();
     }
     const [acme] = readdirSync(path).map((name) => join(path, name)).filter((root) => keysIn(root).includes("a"));
-    const boot = existsSync("/proc/sys/kernel/random/boot_id") ? readFileSync("/proc/sys/kernel/random/boot_id", "utf8").slice(0, 8) : "0";
-    const names = [`owned-${boot}-${2 ** 22 + 1}-77-01`, `owned-${boot}-${process.pid}-1-02`, `owned-0badb007-${process.pid}-77-03`];
-    for (const [index, name] of readdirSync(acme).entries()) renameSync(join(acme, name), join(acme, names[index]));
+    // What a living client of this process is called tells this boot and our start.
+    const [, boot, started] = /^owned-(\w+)-\d+-(\d+)-/.exec(live);
+    const names = [`owned-${boot}-${2 ** 22 + 1}-${started}-01`, `owned-${boot}-${process.pid}-1-02`, `owned-0badb007-${process.pid}-${started}-03`];
+    const left = readdirSync(acme);
+    assert.equal(left.length, 3);
+    for (const [index, name] of left.entries()) renameSync(join(acme, name), join(acme, names[index]));
     meter.faults = [];
     const { client } = spooling(meter);
     assert.equal(await client.close(), true);
