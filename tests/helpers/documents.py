@@ -35,6 +35,7 @@ _FENCE = re.compile(
     r"^(?P<indent> *)```(?P<language>[\w-]+)(?P<info>[^\n]*)\n(?P<text>.*?)^(?P=indent)```$",
     re.MULTILINE | re.DOTALL,
 )
+_PLAIN_FENCE = re.compile(r"^```\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _COMMAND = re.compile(
     r"^ {4,}(?:\$ )?(?:curl|stripemeter|make|python3?|pip|npm|node|docker|systemctl|kill|cat|zcat|export|\.venv/\S+"
     r"|[A-Z_]{4,}=\S*)(?:\s|$)"
@@ -45,7 +46,7 @@ _MARKS = {
     "json": {"", "no-run"},
     "text": {"", "no-run"},
 }
-_SHOWN = {"yaml", "toml", "nginx", "ini", "ts", "typescript", "js", "javascript", "csv", "promql"}
+_SHOWN = {"yaml", "toml", "nginx", "ini", "ts", "typescript", "js", "javascript", "mjs", "csv"}
 """Languages that are only shown: configuration, and programs whose own tests run them."""
 _PORTS = re.compile(r"(?<=127\.0\.0\.1:)(3000|3001|12111)\b|(?<=--port )(3001)\b")
 
@@ -82,8 +83,10 @@ def blocks_of(page: str) -> list[Block]:
 
 
 def commands_outside_of_blocks(page: str) -> list[str]:
-    """Indented lines that look like commands: nobody runs them."""
-    return [line for line in _FENCE.sub("", page).splitlines() if _COMMAND.match(line)]
+    """Lines that look like commands, indented or in a fence that names no language: nobody runs them."""
+    rest = _FENCE.sub("", page)
+    plain = [textwrap.indent(text, "    ") for text in _PLAIN_FENCE.findall(rest)]
+    return [line for text in [rest, *plain] for line in text.splitlines() if _COMMAND.match(line)]
 
 
 def free_port() -> int:
