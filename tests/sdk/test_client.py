@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import threading
 import time
+from collections import UserDict
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -412,3 +415,73 @@ def test_a_client_in_the_child_of_a_fork_has_nothing_of_its_parents() -> None:
     assert theirs.rpartition("-")[0] != mine.rpartition("-")[0]
     assert sdk.close()
     assert meter.counted == {theirs: 2}
+
+
+def test_a_client_that_is_forgotten_delivers_what_it_has_and_its_thread_ends() -> None:
+    before = threading.active_count()
+    meter = FakeMeter(503)
+    sdk = client(meter)
+    sdk.track("calls", "cora", 1)
+    assert threading.active_count() == before + 1
+    del sdk
+    gc.collect()
+    until = time.monotonic() + 5
+    while threading.active_count() > before and time.monotonic() < until:
+        time.sleep(0.01)
+    assert threading.active_count() == before
+    assert meter.total == 1
+    assert meter.closed == 1
+
+
+def test_arguments_that_raise_when_they_are_read_break_nothing() -> None:
+    class Trap(dict[str, Any]):
+        def keys(self) -> Any:
+            raise ZeroDivisionError
+
+        def __repr__(self) -> str:
+            raise ZeroDivisionError
+
+        def __index__(self) -> int:
+            raise ZeroDivisionError
+
+    told: list[Failure] = []
+    trap: Any = Trap(a=1)
+    with client(FakeMeter(), on_error=told.append) as sdk:
+        assert sdk.track("calls", "cora", trap).status == "refused"
+        assert sdk.track("calls", "cora", 1, meta=UserDict(a=object())).status == "refused"
+        assert sdk.track(trap, "cora", 1).status == "refused"
+    assert [failure.kind for failure in told] == ["invalid"] * 3
+    assert "ZeroDivisionError" in told[0].detail
+
+
+def test_a_queue_that_is_full_by_bytes_leaves_at_once() -> None:
+    meter = FakeMeter()
+    with client(meter, queue_bytes_max=50_000, backpressure="block", block_seconds_max=10) as sdk:
+        began = time.monotonic()
+        for _ in range(40):
+            assert sdk.track("calls", "cora", 1, meta={"a": "x" * 10_000}).status == "queued"
+        assert time.monotonic() - began < 5
+
+
+def test_a_hook_that_flushes_does_not_wait_for_its_own_thread() -> None:
+    answers: list[bool] = []
+    meter = FakeMeter(400)
+    sdk = client(meter, on_error=lambda _: answers.append(sdk.flush(10)))
+    sdk.track("calls", "cora", 1)
+    began = time.monotonic()
+    assert sdk.close()
+    assert time.monotonic() - began < 5
+    assert len(answers) == 1
+
+
+def test_a_flush_that_meets_the_end_says_that_not_all_is_settled(tmp_path: Path) -> None:
+    gate = threading.Event()
+    sdk = client(FakeMeter(gate=gate), spool=tmp_path / "spool.db")
+    sdk.track("calls", "cora", 1)
+    answers: list[bool] = []
+    flushing = threading.Thread(target=lambda: answers.append(sdk.flush(20)))
+    flushing.start()
+    assert sdk.close(0.05) is False
+    flushing.join(5)
+    gate.set()
+    assert answers == [False]

@@ -17,7 +17,6 @@ import anyio.abc
 import httpx
 
 from stripemeter import forks, reads, wire
-from stripemeter.answers import Answer, NoAnswer
 from stripemeter.async_sender import AsyncSender
 from stripemeter.buffer import Buffer
 from stripemeter.client import FLUSH_SECONDS_MAX
@@ -61,9 +60,7 @@ class AsyncStripeMeterClient:
             **options,
         )
         self._tracking = Tracking(self.options, on_error, clock_ns)
-        self._address = wire.Address(self.options)
-        self._own_transport = transport
-        self._transport = wire.async_transport(self.options) if transport is None else transport
+        self._line = wire.AsyncLine(self.options, transport)
         self._closed = False
         self._tasks: Optional[anyio.abc.TaskGroup] = None
         self._sender: Optional[AsyncSender] = None
@@ -74,7 +71,7 @@ class AsyncStripeMeterClient:
             self._sender = AsyncSender(
                 self.options,
                 self._buffer,
-                self._post,
+                self._line.post,
                 tracking.tell,
                 tracking.draw,
                 tracking.now_us,
@@ -176,7 +173,7 @@ class AsyncStripeMeterClient:
         delivery = tracking.delivery(events)
         settlements = []
         while (body := delivery.body()) is not None:
-            answer = await self._post(body, self.options.timeout_seconds)
+            answer = await self._line.post(body, self.options.timeout_seconds)
             wait = delivery.take(answer, tracking.now_us())
             settlements += delivery.settlements()
             if wait:
@@ -184,10 +181,6 @@ class AsyncStripeMeterClient:
         tracking.count(settlements, delivery.retries)
         tracking.tell_failures(settlements)
         return batch_result(settlements, [event[6] for event in events])
-
-    async def _post(self, body: bytes, seconds_max: float) -> Union[Answer, NoAnswer]:
-        request = self._address.ingest(body, seconds_max)
-        return await wire.send_async(self._transport, request, seconds_max)
 
     # Questions
 
@@ -245,12 +238,10 @@ class AsyncStripeMeterClient:
         if self._closed:
             message = "the client is closed: make another one"
             raise ClientClosed(message)
-        tracking, seconds = self._tracking, self.options.timeout_seconds
+        tracking = self._tracking
         asking = reads.Asking(tracking.pace, tracking.draw)
         while True:
-            request = self._address.question(question, seconds)
-            answer = await wire.send_async(self._transport, request, seconds)
-            wait = asking.take(answer, tracking.now_us())
+            wait = asking.take(await self._line.ask(question), tracking.now_us())
             if wait is None:
                 return asking.result
             await anyio.sleep(wait)
@@ -269,7 +260,7 @@ class AsyncStripeMeterClient:
         if self._sender is not None:
             # Without its task nothing would be delivered: no use in waiting.
             settled = await self._sender.close(seconds if self._tasks is not None else 0)
-        await self._transport.aclose()
+        await self._line.close()
         return settled
 
     def statistics(self) -> Statistics:
@@ -282,9 +273,8 @@ class AsyncStripeMeterClient:
 
     def begin_after_fork(self) -> list[Any]:
         """In the child of a fork: begin anew. Not for apps: it is called by itself."""
-        left = [self._transport, self._tasks, self._buffer and self._buffer.leave_spool()]
-        if self._own_transport is None:
-            self._transport = wire.async_transport(self.options)
+        left = [self._line.transport, self._tasks, self._buffer and self._buffer.leave_spool()]
+        self._line.begin()
         self._tracking.begin()
         self._tasks = None
         if self._buffer is not None and self._sender is not None and not self._closed:

@@ -134,14 +134,14 @@ class AsyncSender:
         self._hurry.set()
         self._wake.set()
         try:
-            while buffer.settled_number < wanted:
+            while buffer.settled_number < wanted and not buffer.sealed:
                 left = until - time.monotonic()
                 if left <= 0 or not await signal.wait(left):
-                    return buffer.settled_number >= wanted
+                    break
                 signal.clear()
         finally:
             self._changed.remove(signal)
-        return True
+        return buffer.settled_number >= wanted
 
     async def close(self, seconds_max: float) -> bool:
         """Flush within the bound and end the task; whether all was settled. Again: the same answer."""

@@ -60,7 +60,7 @@ class Buffer:
         self._waiting_bytes = 0
         self._on_way = 0
         self._rows_on_way: frozenset[Optional[int]] = frozenset()
-        self._closed = self._sealed = False
+        self._closed = self.sealed = False
         self._left = 0
         self._blocked = 0
         self.put_number = 0
@@ -86,8 +86,8 @@ class Buffer:
             if self._closed:
                 return CLOSED
             if self._is_full():
+                self.wake()
                 if self._options.backpressure != "drop_oldest":
-                    self.wake()
                     return FULL
                 dropped = self._drop_oldest()
             self._put(event)
@@ -174,6 +174,7 @@ class Buffer:
         with self.changed:
             assert self._on_way == 0, "a batch is settled before the next leaves"
             in_need = self._closed or self._blocked or self.settled_number < self.flush_to
+            in_need = in_need or self._is_full()
             if not (everything or in_need) and self._count() < self._batch_events:
                 return []
             count = self._options.batch_events_max
@@ -213,7 +214,7 @@ class Buffer:
         """Count, forget and tell what is over. `retries`: requests that were sent again for them."""
         failed: list[Settlement] = []
         with self.changed:
-            if self._sealed:
+            if self.sealed:
                 return
             self._retries += retries
             for settlement in settlements:
@@ -349,9 +350,9 @@ class Buffer:
     def seal(self, unsettled: Sequence[Outgoing]) -> bool:
         """The end: whether all was settled. What was not stays in the spool, or is dropped and told."""
         with self.changed:
-            if self._sealed:
+            if self.sealed:
                 return self._left == 0
-            self._sealed = True
+            self.sealed = True
             lost = [outgoing for outgoing in unsettled if outgoing.row is None]
             lost += [self._pop() for _ in range(len(self._waiting))]
             kept = 0 if self._spool is None else self._spool.rows
@@ -359,7 +360,8 @@ class Buffer:
             self._on_way = 0
             self._left = len(lost) + kept
             self._close_spool()
-            self._settled(self._left)
+            # What stays in the spool is not settled: it is for the next start.
+            self._settled(len(lost))
         if lost:
             events = tuple(outgoing.event() for outgoing in lost)
             detail = "the client was closed before the server had answered"

@@ -8,6 +8,7 @@ server did, or raises. It must not know how batches are delivered (`sender`), no
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from datetime import date
 from os import PathLike
@@ -17,7 +18,6 @@ from typing import Any, Optional, Union
 import httpx
 
 from stripemeter import forks, reads, wire
-from stripemeter.answers import Answer, NoAnswer
 from stripemeter.buffer import Buffer
 from stripemeter.counts import Statistics
 from stripemeter.errors import ClientClosed, Failure, InvalidEvent
@@ -71,9 +71,7 @@ class StripeMeterClient:
         )
         self._tracking = Tracking(self.options, on_error, clock_ns)
         self._draft = self._tracking.draft
-        self._address = wire.Address(self.options)
-        self._own_transport = transport
-        self._transport = wire.transport(self.options) if transport is None else transport
+        self._line = wire.Line(self.options, transport)
         self._closed = False
         self._sender: Optional[Sender] = None
         self._buffer: Optional[Buffer] = None
@@ -83,12 +81,13 @@ class StripeMeterClient:
             self._sender = Sender(
                 self.options,
                 self._buffer,
-                self._post,
+                self._line,
                 tracking.tell,
                 tracking.draw,
                 tracking.now_us,
             )
-            self._sender.release = self._transport.close
+            # A client that is forgotten without a close: its thread delivers what is left, and ends.
+            weakref.finalize(self, self._sender.end_soon).atexit = False
         forks.register(self)
 
     def __repr__(self) -> str:
@@ -178,7 +177,7 @@ class StripeMeterClient:
         delivery = tracking.delivery(events)
         settlements = []
         while (body := delivery.body()) is not None:
-            answer = self._post(body, self.options.timeout_seconds)
+            answer = self._line.post(body, self.options.timeout_seconds)
             wait = delivery.take(answer, tracking.now_us())
             settlements += delivery.settlements()
             if wait:
@@ -186,10 +185,6 @@ class StripeMeterClient:
         tracking.count(settlements, delivery.retries)
         tracking.tell_failures(settlements)
         return batch_result(settlements, [event[6] for event in events])
-
-    def _post(self, body: bytes, seconds_max: float) -> Union[Answer, NoAnswer]:
-        request = self._address.ingest(body, seconds_max)
-        return wire.send(self._transport, request, seconds_max)
 
     # Questions
 
@@ -250,11 +245,10 @@ class StripeMeterClient:
         if self._closed:
             message = "the client is closed: make another one"
             raise ClientClosed(message)
-        tracking, seconds = self._tracking, self.options.timeout_seconds
+        tracking = self._tracking
         asking = reads.Asking(tracking.pace, tracking.draw)
         while True:
-            answer = wire.send(self._transport, self._address.question(question, seconds), seconds)
-            wait = asking.take(answer, tracking.now_us())
+            wait = asking.take(self._line.ask(question), tracking.now_us())
             if wait is None:
                 return asking.result
             time.sleep(wait)
@@ -273,7 +267,7 @@ class StripeMeterClient:
         self._closed = True
         seconds = self.options.close_seconds_max if timeout is None else timeout
         settled = True if self._sender is None else self._sender.close(seconds)
-        self._transport.close()
+        self._line.close()
         return settled
 
     def statistics(self) -> Statistics:
@@ -286,12 +280,10 @@ class StripeMeterClient:
 
     def begin_after_fork(self) -> list[Any]:
         """In the child of a fork: begin anew. Not for apps: it is called by itself."""
-        left = [self._transport, self._buffer and self._buffer.leave_spool()]
-        if self._own_transport is None:
-            self._transport = wire.transport(self.options)
+        left = [self._line.transport, self._buffer and self._buffer.leave_spool()]
+        self._line.begin()
         self._tracking.begin()
         if self._buffer is not None and self._sender is not None and not self._closed:
             self._buffer.begin(child=True)
             self._sender.begin(child=True)
-            self._sender.release = self._transport.close
         return left

@@ -173,7 +173,7 @@ def wire_text(event: Draft, tenant_json: str) -> str:
 def as_given(values: Mapping[str, object]) -> Event:
     """What an app passed for an event that was refused, to tell it back: texts, cut to a hundred characters."""
     shown = {
-        name: value if isinstance(value, str) else repr(value)[:_SHOWN_CHARS_MAX]
+        name: value if type(value) is str else _shown(value)
         for name, value in values.items()
         if value is not None and name != "meta"
     }
@@ -187,6 +187,13 @@ def as_given(values: Mapping[str, object]) -> Event:
         meta if isinstance(meta, Mapping) else None,
         shown.get("idempotency_key"),
     )
+
+
+def _shown(value: object) -> str:
+    try:
+        return repr(value)[:_SHOWN_CHARS_MAX]
+    except Exception:  # noqa: BLE001 - the app's own type, in the path of its request
+        return f"a {type(value).__name__} that can't be shown"
 
 
 __all__ = ["Draft", "Event", "Instant", "Outgoing", "Quantity", "as_given", "draft", "wire_text"]

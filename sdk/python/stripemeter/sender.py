@@ -14,19 +14,17 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Union
 
-from stripemeter.answers import Answer, NoAnswer
 from stripemeter.buffer import CLOSED, FULL, Buffer
 from stripemeter.counts import logger
 from stripemeter.delivery import Delivery, Pace
 from stripemeter.errors import Failure, QueueFull
 from stripemeter.events import Draft, Event, Outgoing
 from stripemeter.options import Options
+from stripemeter.wire import Line
 
 CLOSING_WAIT_SECONDS_MAX = 1.0
 """While closing a retry does not wait for longer: there is little time left."""
 _JOIN_EXTRA_SECONDS = 0.5
-
-Post = Callable[[bytes, float], Union[Answer, NoAnswer]]
 
 
 def pace_of(options: Options, *, attempts: bool) -> Pace:
@@ -47,19 +45,17 @@ class Sender:
         self,
         options: Options,
         buffer: Buffer,
-        post: Post,
+        line: Line,
         tell: Callable[[Failure], None],
         draw: Callable[[], float],
         now_us: Callable[[], int],
     ) -> None:
         self._options = options
         self._buffer = buffer
-        self._post = post
+        self._line = line
         self._tell = tell
         self._draw = draw
         self._now_us = now_us
-        self.release: Callable[[], object] = lambda: None
-        """Called after the last event at the process's end, if the client was not closed: its connections'."""
         self.begin()
 
     def begin(self, *, child: bool = False) -> None:
@@ -70,6 +66,7 @@ class Sender:
         self._ending = threading.Lock()
         self._thread: Union[threading.Thread, None] = None
         self._until: Union[float, None] = None
+        self._forgotten = False
         self._unsettled: Sequence[Outgoing] = ()
         self._buffer.wake = self._wake.set
         if self._options.spool is not None and not child:
@@ -129,15 +126,16 @@ class Sender:
         buffer = self._buffer
         with buffer.changed:
             wanted = buffer.flush_to = buffer.put_number
-            if buffer.settled_number >= wanted:
-                return True
+            if buffer.settled_number >= wanted or threading.current_thread() is self._thread:
+                # A hook that flushes would wait for its own thread.
+                return buffer.settled_number >= wanted
             self._hurry.set()
             self._wake.set()
-            while buffer.settled_number < wanted:
+            while buffer.settled_number < wanted and not buffer.sealed:
                 left = until - time.monotonic()
                 if left <= 0 or not buffer.changed.wait(left):
-                    return buffer.settled_number >= wanted
-        return True
+                    break
+            return buffer.settled_number >= wanted
 
     def close(self, seconds_max: float) -> bool:
         """Flush within the bound and end the thread; whether all was settled. Again: the same answer."""
@@ -156,7 +154,16 @@ class Sender:
     def close_at_exit(self) -> None:
         """What is left to do when the process ends in order."""
         self.close(self._options.close_seconds_max)
-        self.release()
+        self._line.close()
+
+    def end_soon(self) -> None:
+        """Deliver what is left, within the bound of a close, and end; without waiting for it."""
+        self._buffer.close()
+        self._forgotten = True
+        if self._until is None:
+            self._until = time.monotonic() + self._options.close_seconds_max
+        self._hurry.set()
+        self._wake.set()
 
     # The thread
 
@@ -171,11 +178,14 @@ class Sender:
             everything = ending or time.monotonic() >= next_flush
             try:
                 self._renew()
-                if not self._deliver_all(everything=everything):
-                    return
+                ending = not self._deliver_all(everything=everything) or ending
             except Exception as error:  # noqa: BLE001 - a bug here must be told, and must not end metering in silence
                 self._failed(error)
             if ending:
+                self._buffer.seal(self._unsettled)
+                if self._forgotten:
+                    self._line.close()
+                _LIVE.discard(self)
                 return
             if everything:
                 next_flush = time.monotonic() + interval
@@ -205,7 +215,7 @@ class Sender:
         delivery = Delivery(batch, pace_of(self._options, attempts=False), self._draw)
         retries = 0
         while (body := delivery.body()) is not None:
-            answer = self._post(body, self._request_seconds())
+            answer = self._line.post(body, self._request_seconds())
             wait = delivery.take(answer, self._now_us())
             self._buffer.settle(delivery.settlements(), delivery.retries - retries)
             self._unsettled = delivery.unsettled()

@@ -80,6 +80,9 @@ class Tracking:
             )
         except ValueError as error:
             raise InvalidEvent(str(error)) from None
+        except Exception as error:
+            message = f"an argument raised {type(error).__name__} when it was read"
+            raise InvalidEvent(message) from error
 
     def draft_of(self, fields: Mapping[str, Any]) -> Draft:
         """The checked event of one of `track_batch`'s mappings. Raises InvalidEvent."""

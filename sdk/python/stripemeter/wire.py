@@ -73,14 +73,66 @@ def _timeouts(seconds_max: float) -> dict[str, Any]:
     return {"timeout": dict.fromkeys(("connect", "read", "write", "pool"), seconds_max)}
 
 
-def transport(options: Options) -> httpx.HTTPTransport:
-    """A pool of connections for threads."""
-    return httpx.HTTPTransport(verify=_verifies(options), limits=_LIMITS)
+class Line:
+    """A client's connections to the meter, for threads. It outlives a client that is forgotten with events to send."""
+
+    def __init__(self, options: Options, own: Optional[httpx.BaseTransport]) -> None:
+        """`own`: the app's transport, in place of a pool of connections."""
+        self._options = options
+        self._own = own
+        self._address = Address(options)
+        self.begin()
+
+    def begin(self) -> None:
+        """Connect anew: at the start, and in the child of a fork. The app's own transport is the app's business."""
+        self.transport = self._own or httpx.HTTPTransport(
+            verify=_verifies(self._options), limits=_LIMITS
+        )
+
+    def post(self, body: bytes, seconds_max: float) -> Union[Answer, NoAnswer]:
+        """Send events. Never raises."""
+        return send(self.transport, self._address.ingest(body, seconds_max), seconds_max)
+
+    def ask(self, question: Question) -> Union[Answer, NoAnswer]:
+        """Ask. Never raises."""
+        seconds = self._options.timeout_seconds
+        return send(self.transport, self._address.question(question, seconds), seconds)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.transport.close()
 
 
-def async_transport(options: Options) -> httpx.AsyncHTTPTransport:
-    """A pool of connections for asyncio or trio, whichever runs."""
-    return httpx.AsyncHTTPTransport(verify=_verifies(options), limits=_LIMITS)
+class AsyncLine:
+    """A client's connections to the meter, for asyncio or trio, whichever runs."""
+
+    def __init__(self, options: Options, own: Optional[httpx.AsyncBaseTransport]) -> None:
+        """As `Line`."""
+        self._options = options
+        self._own = own
+        self._address = Address(options)
+        self.begin()
+
+    def begin(self) -> None:
+        """As `Line.begin`."""
+        self.transport = self._own or httpx.AsyncHTTPTransport(
+            verify=_verifies(self._options), limits=_LIMITS
+        )
+
+    async def post(self, body: bytes, seconds_max: float) -> Union[Answer, NoAnswer]:
+        """As `Line.post`. Cancellation passes."""
+        request = self._address.ingest(body, seconds_max)
+        return await send_async(self.transport, request, seconds_max)
+
+    async def ask(self, question: Question) -> Union[Answer, NoAnswer]:
+        """As `Line.ask`. Cancellation passes."""
+        seconds = self._options.timeout_seconds
+        request = self._address.question(question, seconds)
+        return await send_async(self.transport, request, seconds)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self.transport.aclose()
 
 
 def _verifies(options: Options) -> bool:
