@@ -403,7 +403,12 @@ def _price(data: bytes, currency: str | None, errors: list[tuple[str, str]]) -> 
     if len(data) > PRICE_CONFIG_CHARS_MAX:
         errors.append(("priceConfig", f"must have at most {PRICE_CONFIG_CHARS_MAX} characters"))
         return None
-    document = _decode_price(data)
+    try:
+        document = _decode_price(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        # A raw part is not looked into before: an integer of 5,000 digits, bytes that are no UTF-8.
+        errors.append(("priceConfig", f"is not valid JSON: {error}"))
+        return None
     if isinstance(document, dict) and currency is not None:
         document.setdefault("currency", currency)
     try:

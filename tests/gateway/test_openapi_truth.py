@@ -183,6 +183,19 @@ async def test_a_name_with_nul_is_refused_wherever_one_is_sent() -> None:
             ]
 
 
+@pytest.mark.parametrize("price", [b"1" * 5000, b'"\xff"', b'{"model": "\\ud800"}'])
+async def test_a_price_that_no_reader_can_hold_is_a_400(price: bytes) -> None:
+    async with served() as server:
+        body = b'{"tenantId": "acme", "metric": "m", "priceConfig": ' + price + b"}"
+        headers = {"content-type": "application/json"}
+        made = await server.client.post("/v1/mappings", json={"tenantId": "acme", "metric": "n"})
+        path = f"/v1/mappings/{made.json()['id']}"
+        created = await server.client.post("/v1/mappings", content=body, headers=headers)
+        body = b'{"priceConfig": ' + price + b"}"
+        changed = await server.client.put(path, content=body, headers=headers)
+        assert (created.status_code, changed.status_code) == (400, 400)
+
+
 async def test_what_has_not_changed_is_not_sent_again() -> None:
     async with served(auth="required", admin_key=ADMIN_KEY) as server:
         for path in ("/openapi.json", "/docs", *(f"/docs/{name}" for name in ASSETS)):
