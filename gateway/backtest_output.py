@@ -44,7 +44,7 @@ def show(console: Console, found: BacktestView) -> None:
     ]
     total = found.total
     amounts = (_digits(total.today), _digits(total.candidate), _signed(total.difference))
-    print_table(columns, [*rows, Row(("total", *amounts), "bold")], console, footer=True)
+    print_table(columns, [*rows, Row(("total", *amounts), "bold")], console)
     _show_customers(console, "would pay less", found.winners, found.winners_total)
     _show_customers(console, "would pay more", found.losers, found.losers_total)
     bands = [

@@ -91,7 +91,9 @@ def list_adjustments(
         print_json({"adjustments": found})
         return 0
     columns = [
-        *(Column(name) for name in ("id", "metric", "customer")),
+        Column("id", folds=False),
+        Column("metric"),
+        Column("customer"),
         Column("period", folds=False),
     ]
     columns += [Column("kind", folds=False), *number_columns("amount", "late events")]

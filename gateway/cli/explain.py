@@ -137,8 +137,8 @@ def _show(to: Console, found: UsageExplained, day: str) -> None:
         )
     if found.rest.lines:
         add(f"{found.rest.lines} more", "", "", "", "", _number(found.rest.amount), "")
-    add("total", "", "", "", "", _number(found.total), "")
-    print_table(columns, rows, to, footer=True)
+    rows.append(Row(("total", "", "", "", "", _number(found.total), ""), "bold"))
+    print_table(columns, rows, to)
     _show_line(to, found)
     winner = found.decided_by
     if winner is not None:
@@ -171,6 +171,6 @@ def _show_line(to: Console, found: UsageExplained) -> None:
             amounts = (_number(share.quantity), _number(share.amount))
             rows.append(Row(("", label, *amounts, positions)))
     rows.append(Row(("line", "", _number(line.quantity), _number(line.total), ""), "bold"))
-    print_table(columns, rows, to, footer=True)
+    print_table(columns, rows, to)
     if price.stale_because is not None:
         to.print(Text(f"the price is {price.age_seconds} s old: {price.stale_because}"))

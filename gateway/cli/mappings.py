@@ -15,10 +15,18 @@ from gateway.admin_client import AdminClient
 from gateway.terminal.family import group
 from gateway.terminal.listing import Item, listed, value_of
 from gateway.terminal.options import client_of, metric_option, server_options, tenant_option
-from gateway.terminal.output import Column, Row, note, print_json, print_table, raw_text
+from gateway.terminal.output import (
+    Column,
+    Row,
+    note,
+    print_json,
+    print_table,
+    raw_text,
+    text_columns,
+)
 
 PATH: Final = "/v1/mappings"
-_SHOWN: Final = ("tenantId", "metric", "aggregation", "period", "unit", "driver")
+_SHOWN: Final = ("tenantId", "metric", "aggregation", "period", "unit")
 
 
 @group("mappings")
@@ -64,18 +72,24 @@ def list_mappings(
 
 
 def _show(found: list[Item]) -> None:
-    names = ("tenant", "metric", "counted by", "period", "unit", "driver", "goes to", "id")
+    columns = [*text_columns("tenant", "metric", "counted by", "period", "unit", "goes to")]
+    columns.append(Column("id", folds=False))
     rows = []
     for one in found:
         goes_to = next(
             (text for name in ("meterEventName", "priceId", "subscriptionItemId")
              if (text := raw_text(one.get(name)))), "nowhere")  # fmt: skip
+        name = raw_text(one.get("driver"))
+        driver = "" if name == "meter" else f" by {name}"
         shadow = " (shadow)" if raw_text(one.get("shadow")) == "true" else ""
         inactive = "" if raw_text(one.get("active")) == "true" else " (inactive)"
         cells = [raw_text(one.get(name)) for name in _SHOWN]
-        rows.append(Row([*cells, goes_to + shadow + inactive, raw_text(one.get("id"))]))
+        rows.append(Row([*cells, goes_to + driver + shadow + inactive, raw_text(one.get("id"))]))
+    if len({row.cells[0] for row in rows}) == 1:
+        # All of one tenant: a column that says so is in the way.
+        rows, columns = [Row(row.cells[1:]) for row in rows], columns[1:]
     if rows:
-        print_table([Column(name) for name in names], rows)
+        print_table(columns, rows)
     note(f"{len(rows)} mappings")
 
 

@@ -283,4 +283,4 @@ def _show_long(to: Console, path: Path, outcome: Outcome) -> None:
     rate = f"{plain_text(outcome.scenario.inputs.tax_rate)} %"
     rows.append(Row(("tax", rate, plain_text(invoice.tax))))
     rows.append(Row(("total", "", plain_text(invoice.total)), "bold"))
-    print_table(columns, rows, to, footer=True)
+    print_table(columns, rows, to)

@@ -115,8 +115,8 @@ def command(
       stripemeter usage cus_anna --tenant acme --metric api_calls --period 2026-01
       stripemeter usage cus_anna --tenant acme --json
 
-    What was acknowledged before the question is in the answer. Late events that wait for a decision are not in "used"
-    and are shown beside it. How a number came about: `stripemeter explain`.
+    What was acknowledged before the question is in the answer. Late events that wait for a decision are not in "used";
+    "waiting" is how many they are. How a number came about: `stripemeter explain`.
     """
     client = client_of(url, api_key)
     whose = {"customerRef": customer} | ({} if tenant is None else {"tenantId": tenant})
@@ -174,25 +174,32 @@ def _show_now(found: UsageFound, courses: dict[str, msgspec.Raw]) -> None:
         note(f"{found.customer_ref} of tenant {found.tenant_id} has used nothing that is counted")
         return
     columns = [Column("metric"), *number_columns("used"), Column("unit"), Column("counted by")]
-    columns += [*number_columns("events", "late, waiting"), Column("period from", folds=False)]
-    columns += [Column("to", folds=False)]
+    columns += [*number_columns("events", "waiting"), Column("period", folds=False)]
     if courses:
         columns.append(Column("course", folds=False))
     width = max(SPARKLINE_WIDTH_MIN, min(SPARKLINE_WIDTH_MAX, to.width // 3))
     rows = []
     for one in found.metrics:
         cells = [one.name, raw_text(one.current), one.unit or "", one.aggregation, str(one.count)]
-        cells += [str(one.pending_late or ""), one.period["start"][:10], one.period["end"][:10]]
+        cells += [str(one.pending_late or ""), period_words(one.period["start"], one.period["end"])]
         if courses:
             course = msgspec.json.decode(courses[one.name], type=HistoryFound)
             cells.append(sparkline([raw_text(point.value) for point in course.series], width))
         rows.append(Row(cells))
     print_table(columns, rows, to)
     if found.freshness.last_update is not None:
-        seconds = found.freshness.staleness or 0
-        note(f"newest event received {found.freshness.last_update}, {seconds:,.1f} s ago")
+        ago = _ago(found.freshness.staleness or 0)
+        note(f"newest event received {found.freshness.last_update}, {ago} ago")
     if any(one.pending_late for one in found.metrics):
         note("late events wait for a decision: stripemeter adjustments list --status pending")
+
+
+def _ago(seconds: float) -> str:
+    """How long ago, in the unit that a person would take."""
+    for unit, length in (("days", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.1f} s"
 
 
 def _past(
@@ -216,7 +223,16 @@ def _past(
         return
     names = ("metric", "current", "aggregation", "count", "pendingLate", "periodStart", "periodEnd")
     columns = [Column("metric"), *number_columns("used"), Column("counted by")]
-    columns += [*number_columns("events", "late, waiting")]
-    columns += [Column("period from", folds=False), Column("to", folds=False)]
+    columns += [*number_columns("events", "waiting"), Column("period", folds=False)]
     rows = [[raw_text(one.get(name)) for name in names] for one in counters]
-    print_table(columns, [Row([*row[:5], row[5][:10], row[6][:10]]) for row in rows])
+    print_table(columns, [Row([*row[:5], period_words(row[5], row[6])]) for row in rows])
+
+
+def period_words(start: str, end: str) -> str:
+    """A period in few characters: the month, if it is one, else its first day and the day after its last."""
+    first, after = start[:10], end[:10]
+    if first.endswith("-01") and after.endswith("-01"):
+        begin = parse_date(first)
+        if format_date(period_of("calendar", begin)[1]) == after:
+            return first[:7]
+    return f"{first} to {after}"

@@ -105,13 +105,11 @@ class Row(NamedTuple):
     style: str = ""
 
 
-def print_table(
-    columns: Sequence[Column], rows: Sequence[Row], to: Console | None = None, footer: bool = False
-) -> None:
+def print_table(columns: Sequence[Column], rows: Sequence[Row], to: Console | None = None) -> None:
     """Print rows as a table, or where that would not fit, each row as lines of `name  value`.
 
     A column of text is folded, to no less than TEXT_WIDTH_MIN characters; a column that is not folded is shown whole,
-    so a number can be copied. `footer`: the last row is a total.
+    so a number can be copied. Without a terminal nothing is folded.
     """
     to = to or console()
     assert all(len(row.cells) == len(columns) for row in rows), "a cell for each column"
@@ -123,10 +121,20 @@ def print_table(
         min(width, max(TEXT_WIDTH_MIN, cell_len(column.name))) if column.folds else width
         for column, width in zip(columns, widths, strict=True)
     ]
-    if sum(least) + GAP * (len(columns) - 1) > to.width:
-        _print_blocks(columns, rows, to)
+    if not to.is_terminal:
+        _print_lines(columns, rows, widths, to)
         return
-    table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), show_footer=False)
+    if sum(least) + GAP * (len(columns) - 1) > to.width:
+        filled = [at for at in range(len(columns)) if any(str(row.cells[at]) for row in rows)]
+        if len(filled) == len(columns):
+            _print_blocks(columns, rows, to)
+        else:
+            # A column without a cell says nothing: without it the table may fit.
+            fewer = [Row([row.cells[at] for at in filled], row.style) for row in rows]
+            print_table([columns[at] for at in filled], fewer, to)
+        return
+    has_names = any(column.name for column in columns)
+    table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), show_header=has_names)
     for column, width in zip(columns, least, strict=True):
         table.add_column(
             column.name,
@@ -135,27 +143,44 @@ def print_table(
             no_wrap=not column.folds,
             min_width=width,
         )
-    for number, row in enumerate(rows):
-        if footer and number == len(rows) - 1:
-            table.add_section()
-        table.add_row(
-            *(Text(one) if isinstance(one, str) else one for one in row.cells), style=row.style
-        )
+    for row in rows:
+        cells = (Text(one) if isinstance(one, str) else one for one in row.cells)
+        table.add_row(*cells, style=row.style)
     to.print(table)
 
 
+def _print_lines(
+    columns: Sequence[Column], rows: Sequence[Row], widths: Sequence[int], to: Console
+) -> None:
+    """Without a terminal: a line per row, however long, without blanks at its end."""
+    names = [Row([column.name for column in columns])] if any(one.name for one in columns) else []
+    for row in [*names, *rows]:
+        cells = []
+        for column, width, cell in zip(columns, widths, map(str, row.cells), strict=True):
+            blanks = " " * (width - cell_len(cell))
+            cells.append(blanks + cell if column.right else cell + blanks)
+        to.print(Text((" " * GAP).join(cells).rstrip()), soft_wrap=True)
+
+
 def _print_blocks(columns: Sequence[Column], rows: Sequence[Row], to: Console) -> None:
-    names = max(cell_len(column.name) for column in columns)
+    """A row as lines of its own, each with a column's name before it; what is folded stays beside the name."""
+    indent = max(cell_len(column.name) for column in columns) + GAP
     for number, row in enumerate(rows):
         if number:
             to.print()
-        for column, cell in zip(columns, row.cells, strict=True):
-            if cell:
-                line = Text(f"{column.name:<{names}}  ", style="dim").append(cell, style=row.style)
-                if column.folds:
-                    to.print(line, overflow="fold")
-                else:
-                    to.print(line, soft_wrap=True)
+        for column, cell in zip(columns, map(str, row.cells), strict=True):
+            if not cell:
+                continue
+            whole = Text(cell, style=row.style)
+            lines = (
+                whole.wrap(to, max(1, to.width - indent), overflow="fold")
+                if column.folds
+                else [whole]
+            )
+            name = f"{column.name:<{indent}}"
+            for line in lines:
+                to.print(Text(name, style="dim").append_text(line), soft_wrap=True)
+                name = " " * indent
 
 
 def raw_text(value: Any) -> str:

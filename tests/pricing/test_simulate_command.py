@@ -43,7 +43,7 @@ def simulate(*arguments: Any) -> int:
     return main(["simulate", *map(str, arguments)])
 
 
-@pytest.mark.parametrize("path", sorted(EXAMPLES.iterdir()), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.sim.*")), ids=lambda path: path.name)
 def test_every_example_is_valid_and_gives_what_it_expects(
     path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
