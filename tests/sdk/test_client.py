@@ -8,6 +8,7 @@ import logging
 import threading
 import time
 from collections import UserDict
+from dataclasses import fields
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 
 import stripemeter
 from stripemeter import Failure, StripeMeterClient
+from stripemeter.options import Options, Tuning
 from tests.sdk.fake_meter import FakeMeter
 
 URL = "http://meter.invalid"
@@ -299,6 +301,7 @@ def test_the_clients_own_customer_is_meant_where_none_is_given() -> None:
         ({"mode": "fast"}, "mode"),
         ({"backpressure": "explode"}, "backpressure"),
         ({"batch_events_max": 0}, "batch_events_max"),
+        ({"queue_events_max": 1.5}, "queue_events_max"),
         ({"timeout_seconds": float("nan")}, "timeout_seconds"),
         ({"retry_seconds_first": 60.0, "retry_seconds_max": 1.0}, "retry_seconds_first"),
         ({"mode": "direct", "spool": "x.db"}, "spool"),
@@ -310,6 +313,12 @@ def test_a_wrong_option_is_an_error_where_the_client_is_made(
     with pytest.raises(ValueError, match=named) as raised:
         StripeMeterClient(**{"api_url": URL, "tenant_id": "acme", **options})
     assert "secret" not in str(raised.value)
+
+
+def test_every_option_is_known_to_type_checkers() -> None:
+    positional = {"api_url", "tenant_id", "customer_id", "api_key", "mode", "backpressure", "spool"}
+    names = {option.name for option in fields(Options)}
+    assert names - positional == set(Tuning.__annotations__)
 
 
 def test_a_base_path_is_kept() -> None:

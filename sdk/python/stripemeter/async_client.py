@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import date
 from os import PathLike
 from types import TracebackType
-from typing import Any, Optional, Union
+from typing import TYPE_CHECKING, Any, Optional, Union
 
 import anyio
 import anyio.abc
@@ -23,11 +23,15 @@ from stripemeter.client import FLUSH_SECONDS_MAX
 from stripemeter.counts import Statistics
 from stripemeter.errors import ClientClosed, Failure, InvalidEvent
 from stripemeter.events import Draft, Instant
-from stripemeter.options import Options
+from stripemeter.options import Options, Tuning
 from stripemeter.quantities import Quantity
 from stripemeter.reads import When
 from stripemeter.results import BatchResult, Tracked, batch_result, single_result
 from stripemeter.tracking import Tracking
+
+if TYPE_CHECKING:
+    # Every type checker knows it; at run time nobody needs it.
+    from typing_extensions import Unpack
 
 
 class AsyncStripeMeterClient:
@@ -46,7 +50,7 @@ class AsyncStripeMeterClient:
         spool: Union[str, PathLike[str], None] = None,
         transport: Optional[httpx.AsyncBaseTransport] = None,
         clock_ns: Optional[Callable[[], int]] = None,
-        **options: Any,
+        **options: Unpack[Tuning],
     ) -> None:
         """As `StripeMeterClient`. Raises ValueError."""
         self.options = Options(

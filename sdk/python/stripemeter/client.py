@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import date
 from os import PathLike
 from types import TracebackType
-from typing import Any, Optional, Union
+from typing import TYPE_CHECKING, Any, Optional, Union
 
 import httpx
 
@@ -22,12 +22,16 @@ from stripemeter.buffer import Buffer
 from stripemeter.counts import Statistics
 from stripemeter.errors import ClientClosed, Failure, InvalidEvent
 from stripemeter.events import Draft, Instant
-from stripemeter.options import Options
+from stripemeter.options import Options, Tuning
 from stripemeter.quantities import Quantity
 from stripemeter.reads import When
 from stripemeter.results import BatchResult, Tracked, batch_result, single_result
 from stripemeter.sender import Sender
 from stripemeter.tracking import Tracking
+
+if TYPE_CHECKING:
+    # Every type checker knows it; at run time nobody needs it.
+    from typing_extensions import Unpack
 
 FLUSH_SECONDS_MAX = 30.0
 
@@ -52,7 +56,7 @@ class StripeMeterClient:
         spool: Union[str, PathLike[str], None] = None,
         transport: Optional[httpx.BaseTransport] = None,
         clock_ns: Optional[Callable[[], int]] = None,
-        **options: Any,
+        **options: Unpack[Tuning],
     ) -> None:
         """`options` are the other fields of `Options`, such as `flush_interval_seconds`. Raises ValueError.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from os import PathLike, fspath
-from typing import Optional, Union
+from typing import Optional, TypedDict, Union
 from urllib.parse import urlsplit
 
 NAME_CHARS_MAX = 255
@@ -51,7 +51,8 @@ class Options:
         _check_choice("backpressure", self.backpressure, POLICIES)
         for name, least, most in _BOUNDS:
             value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not least <= value <= most:
+            kinds = (int, float) if "seconds" in name else (int,)
+            if not isinstance(value, kinds) or not least <= value <= most:
                 message = f"{name} must be {least} to {most}, not {value!r}"
                 raise ValueError(message)
         if self.retry_seconds_first > self.retry_seconds_max:
@@ -93,6 +94,25 @@ class Options:
     def destination(self) -> str:
         """Whom an event is for: another process sends a crashed one's events only with the same."""
         return f"{self.api_url.rstrip('/')} {self.tenant_id}"
+
+
+class Tuning(TypedDict, total=False):
+    """The options that clients take by name alone; `Options` has their defaults."""
+
+    batch_events_max: int
+    batch_bytes_max: int
+    queue_events_max: int
+    queue_bytes_max: int
+    flush_interval_seconds: float
+    block_seconds_max: float
+    timeout_seconds: float
+    retry_seconds_first: float
+    retry_seconds_max: float
+    attempts_max: int
+    close_seconds_max: float
+    spool_events_max: int
+    spool_sync: bool
+    spool_lease_seconds: float
 
 
 _BOUNDS = (
