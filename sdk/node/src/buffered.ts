@@ -125,7 +125,7 @@ export class Buffered implements Pending {
 
   /** The process ends now: tell what is lost. */
   lastWords(): void {
-    this.#drop([...this.#inFlight, ...this.#queue.take(Infinity, Infinity)], "the process ended before they could be sent");
+    this.#drop([...this.#inFlight, ...this.#queue.take(Infinity, Infinity)], "the process ended before they could be sent", "closed");
   }
 
   #hasRoom(entry: Entry): boolean {
@@ -156,7 +156,7 @@ export class Buffered implements Pending {
       dropped.push(oldest);
     }
     this.#take(entry);
-    this.#drop(dropped, "the queue is full, and newer events came");
+    this.#drop(dropped, "the queue is full, and newer events came", "dropped");
   }
 
   async #block(entry: Entry): Promise<TrackResult> {
@@ -170,7 +170,7 @@ export class Buffered implements Pending {
     if (this.#blocked.length < queueEventsMax && (await this.#blocked.wait(take, blockMsMax))) return queued(entry);
     const why = `the queue is full, and there was no room within ${blockMsMax} ms`;
     this.#tally.taken += 1;
-    this.#drop([entry], why);
+    this.#drop([entry], why, "dropped");
     return { status: "dropped", idempotencyKey: entry.key, error: why };
   }
 
@@ -181,12 +181,12 @@ export class Buffered implements Pending {
   }
 
   /** Count and tell events that will not be sent; those in the spool are the next client's. */
-  #drop(entries: readonly Entry[], why: string): void {
+  #drop(entries: readonly Entry[], why: string, kind: "dropped" | "closed"): void {
     const lost = entries.filter((entry) => entry.kept === undefined);
     if (lost.length === 0) return;
     this.#tally.dropped += lost.length;
     const events = lost.map(eventOf);
-    this.#teller.tell(new StripeMeterError("dropped", `not counted: ${why}`, { events }));
+    this.#teller.tell(new StripeMeterError(kind, `not counted: ${why}`, { events }));
   }
 
   #hold(): void {
@@ -278,7 +278,7 @@ export class Buffered implements Pending {
       const why = error instanceof GivenUp ? error.cause : error;
       const left = this.#inFlight;
       this.#inFlight = [];
-      this.#drop(left, messageOf(why));
+      this.#drop(left, messageOf(why), "closed");
     }
     this.#flushes.check(false);
   }
@@ -291,7 +291,7 @@ export class Buffered implements Pending {
     this.#timer = undefined;
     this.#stop = new AbortController();
     this.#blocked.endAll();
-    this.#drop(this.#queue.take(Infinity, Infinity), why);
+    this.#drop(this.#queue.take(Infinity, Infinity), why, "closed");
     if (this.#held) {
       this.#held = false;
       release(this);

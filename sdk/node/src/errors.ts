@@ -12,8 +12,8 @@ import type { TrackedEvent } from "./types.js";
  * - `unavailable`: no answer that settles it, although it was tried again; the server may have counted it. Sending
  *   the same key again is safe.
  * - `queue_full`: the buffer is full, and the client's `backpressure` is `raise`.
- * - `dropped`: given up: for a newer event, after waiting for room, or when the client or the process ended.
- * - `closed`: the client is closed.
+ * - `dropped`: there was no room in the queue.
+ * - `closed`: the client is closed, or the client or the process ended before the server had answered.
  * - `spool`: the spool can't be written or read; events go on in memory.
  */
 export type ErrorKind = "invalid" | "rejected" | "unavailable" | "queue_full" | "dropped" | "closed" | "spool";

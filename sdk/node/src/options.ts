@@ -37,9 +37,9 @@ export interface ClientOptions {
   readonly batchEventsMax?: number | undefined;
   /** Bytes of one request. Default 524288, half of what a server takes by default. */
   readonly batchBytesMax?: number | undefined;
-  /** Events that may wait; one batch more may be on its way. Default 10000. */
+  /** Events that may wait; one batch more may be on its way. Default 50000. */
   readonly queueEventsMax?: number | undefined;
-  /** Bytes of events that may wait. Default 16777216. */
+  /** Bytes of events that may wait. Default 67108864. */
   readonly queueBytesMax?: number | undefined;
   /** How long an event waits at most before it is sent. Default 1000. */
   readonly flushIntervalMs?: number | undefined;
@@ -54,7 +54,7 @@ export interface ClientOptions {
   readonly retryMsMax?: number | undefined;
   /** Requests for one call in direct mode and for one read. Default 5. */
   readonly attemptsMax?: number | undefined;
-  /** How long `close` and the end of the process flush; what is left then is dropped and told, or stays in the spool. Default 5000. */
+  /** How long `close` and the end of the process flush; what is left then is dropped and told, or stays in the spool. Default 10000. */
   readonly closeMsMax?: number | undefined;
   readonly spool?: SpoolOptions | undefined;
   /** In place of the global `fetch`: for proxies and tests. */
@@ -114,8 +114,8 @@ export function settingsOf(options: ClientOptions): Settings {
     onError: options.onError,
     batchEventsMax: whole("batchEventsMax", options.batchEventsMax, 500, 1, 10_000),
     batchBytesMax: whole("batchBytesMax", options.batchBytesMax, 512 << 10, 1024, 16 << 20),
-    queueEventsMax: whole("queueEventsMax", options.queueEventsMax, 10_000, 1, 10_000_000),
-    queueBytesMax: whole("queueBytesMax", options.queueBytesMax, 16 << 20, 1024, 2 ** 31),
+    queueEventsMax: whole("queueEventsMax", options.queueEventsMax, 50_000, 1, 10_000_000),
+    queueBytesMax: whole("queueBytesMax", options.queueBytesMax, 64 << 20, 1024, 2 ** 31),
     flushIntervalMs: whole("flushIntervalMs", options.flushIntervalMs, 1000, 1, MS_MAX),
     backpressure: oneOf("backpressure", options.backpressure, ["drop_oldest", "block", "raise"] as const),
     blockMsMax: whole("blockMsMax", options.blockMsMax, 5000, 0, MS_MAX),
@@ -123,7 +123,7 @@ export function settingsOf(options: ClientOptions): Settings {
     retryMsFirst: whole("retryMsFirst", options.retryMsFirst, 100, 1, MS_MAX),
     retryMsMax: whole("retryMsMax", options.retryMsMax, 30_000, 1, MS_MAX),
     attemptsMax: whole("attemptsMax", options.attemptsMax, 5, 1, 1000),
-    closeMsMax: whole("closeMsMax", options.closeMsMax, 5000, 0, MS_MAX),
+    closeMsMax: whole("closeMsMax", options.closeMsMax, 10_000, 0, MS_MAX),
     spool: options.spool === undefined ? undefined : spoolOf(options.spool),
     fetch: fetched,
   };

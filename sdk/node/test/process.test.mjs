@@ -62,13 +62,13 @@ describe("processes", () => {
     const { ended, lines } = start("end", { apiUrl: NOWHERE, tenantId: "gone", closeMsMax: 300 });
     assert.equal(await ended, 0);
     assert.ok(performance.now() - began < SLOW_MACHINE_MS);
-    assert.deepEqual(lines.map((line) => line.split(" ")[1]), ["dropped", "dropped", "dropped"]);
+    assert.deepEqual(lines.map((line) => line.split(" ")[1]), ["closed", "closed", "closed"]);
   });
 
   it("process.exit sends nothing, but tells every event", async () => {
     const { ended, lines } = start("exit", { apiUrl: NOWHERE, tenantId: "exit" });
     assert.equal(await ended, 7);
-    assert.deepEqual(lines, ["told dropped k0", "told dropped k1", "told dropped k2"]);
+    assert.deepEqual(lines, ["told closed k0", "told closed k1", "told closed k2"]);
   });
 
   it("on SIGTERM an app closes its client, as the manual says", async () => {
