@@ -14,6 +14,7 @@ import msgspec
 import structlog
 
 from engine.actors.push_connections import Connection
+from engine.actors.push_desk import Unproven
 from engine.core.billing import RejectionReport
 from engine.errors import Conflict, Unavailable
 from gateway.problems import Problem
@@ -169,13 +170,15 @@ async def _rejected(call: Call, event: _Event) -> bool:
     if report is None:
         return False
     desk = call.gateway.meter.started.pusher
-    reopened = 0
+    reopened = unproven = 0
     for rejected in report.named:
         try:
             reopened += await desk.report_rejected(rejected.identifier, rejected.reason, ACTOR)
+        except Unproven:
+            unproven += 1
         except Conflict:
             continue  # It was reported before.
-    unnamed = max(0, report.events - len(report.named))
+    unnamed = max(0, report.events - len(report.named)) + unproven
     _logger.warning(
         "meter_events_rejected",
         meter=report.meter,

@@ -25,6 +25,7 @@ from engine.core.push_baselines import (
 from engine.core.push_plan import (
     TargetView,
     finalization_us,
+    may_be_twofold,
     remainder_text,
 )
 from engine.core.push_records import (
@@ -42,6 +43,10 @@ from engine.errors import Conflict, NotFound
 from engine.ports import Clock
 
 FLUSH_SLICE_SECONDS: Final = 0.5
+
+
+class Unproven(Conflict):
+    """What Stripe reports may be about another event than the one that counts."""
 
 
 class TargetReport(NamedTuple):
@@ -329,6 +334,8 @@ class PushDesk:
         """Stripe says that it rejected an event after it had taken it; False: it is not one of ours.
 
         The report may overtake the answer, or stand for one that was lost: then the open intent is refused.
+        Raises Conflict when it was reported before, Unproven when Stripe may have taken two events of this
+        identifier: to push anew then could bill twice, and reading back says what is missing.
         """
         ledger = self._pusher.state.ledger
         known = ledger.delivered.get(identifier)
@@ -349,6 +356,14 @@ class PushDesk:
             is_open = under_way is not None and under_way.request.identifier == identifier
             if not is_open and identifier not in ledger.delivered:
                 raise Conflict("it was reported before")
+            if is_open:
+                assert under_way is not None
+                attempts = self._pusher.server.runtime(found.target.lane).attempts
+                twofold = may_be_twofold(under_way, attempts, self._clock.now_us())
+            else:
+                twofold = ledger.delivered[identifier].is_twofold
+            if twofold:
+                raise Unproven("it was sent twice, a day apart: the report may be about the first")
             return PushOutcome(
                 target=found.target,
                 number=found.number,

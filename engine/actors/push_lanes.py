@@ -344,6 +344,7 @@ class LaneServer:
         assert attempts is not None, "what an attempt may have done is noted before it is made"
         before_us = attempts.left_at_us
         had_left = attempts.has_left
+        attempts.is_resent |= had_left and before_us is None
         now_us = self._clock.now_us()
         attempts.left_at_us = now_us if before_us is None else before_us
         attempts.has_left, attempts.last_us = True, now_us
@@ -353,7 +354,8 @@ class LaneServer:
         match answer:
             case Delivered():
                 pace.breaker.succeeded()
-                await self._delivered(intent, runtime, Close("delivered", "answer"))
+                close = Close("delivered", "answer", is_resent=attempts.is_resent)
+                await self._delivered(intent, runtime, close)
             case AlreadyDelivered(reason):
                 pace.breaker.succeeded()
                 if had_left:
@@ -374,6 +376,8 @@ class LaneServer:
                 self._later(attempts, runtime, reason, None)
                 pace.breaker.failed(now_us, reason)
             case Refused():
+                if before_us is None and answer.scope == "account":  # it was not looked at
+                    attempts.left_at_us, attempts.has_left = None, had_left
                 await self._refused(intent, runtime, connection, answer, before_us=before_us)
         self.results[intent.role, _RESULT_NAMES[type(answer)]] += 1
 
@@ -416,9 +420,7 @@ class LaneServer:
         pace = connection.pace(intent.request.connect_account)
         now_us = self._clock.now_us()
         if answer.scope == "account":
-            # The request was not looked at: it stays open and goes again when the key is right.
-            if before_us is None:
-                attempts.left_at_us = None
+            # It stays open and goes again when the key is right.
             attempts.next_try_us = now_us + ACCOUNT_REFUSED_US
             pace.breaker.pause(now_us, ACCOUNT_REFUSED_US)
             connection.error = answer.reason

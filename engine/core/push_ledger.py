@@ -56,6 +56,8 @@ class Acknowledged(msgspec.Struct, frozen=True, array_like=True):
     number: int
     units: int
     minute: int
+    is_twofold: bool = False
+    """Stripe may have taken two events of its identifier, a day apart: a report does not say which it is about."""
 
 
 class TargetState(msgspec.Struct):
@@ -266,7 +268,9 @@ class PushLedger:
             minute = intent.request.timestamp_s * 1_000_000 // MINUTE_US
             state.add_minute(minute, units)
             state.refusal = None
-            self._remember(intent, Acknowledged(intent.target, intent.number, units, minute))
+            twofold = record.is_resent or record.proof == "reading"
+            made = Acknowledged(intent.target, intent.number, units, minute, twofold)
+            self._remember(intent, made)
         elif record.result == "refused":
             count = 1 if state.refusal is None else state.refusal.count + 1
             state.refusal = Refusal(

@@ -320,6 +320,8 @@ class Attempts(msgspec.Struct):
     next_try_us: int = 0
     absent_at_us: int | None = None
     """When its minute was first read without it."""
+    is_resent: bool = False
+    """It was sent after its absence was proven by readings: Stripe may take two events of its identifier by now."""
     is_refused: bool = False
     """A later attempt was refused, which says nothing about an earlier one: only reading back does."""
 
@@ -350,6 +352,7 @@ class Close(NamedTuple):
     result: OutcomeResult
     proof: OutcomeProof
     reason: str | None = None
+    is_resent: bool = False
 
 
 OpenStep = Send | Wait | ReadBack | Close
@@ -426,6 +429,13 @@ def judge_reading(
     return Send()
 
 
+def may_be_twofold(intent: PushIntent, attempts: Attempts | None, now_us: int) -> bool:
+    """Whether Stripe may have taken two events of an open intent's identifier; of one found in the log only its age tells."""
+    if attempts is not None and attempts.is_resent:
+        return True
+    return now_us >= intent.first_sent_at_us + SENDING_US_MAX
+
+
 def outcome(intent: PushIntent, close: Close) -> PushOutcome:
     """The record of a close."""
     return PushOutcome(
@@ -434,4 +444,5 @@ def outcome(intent: PushIntent, close: Close) -> PushOutcome:
         result=close.result,
         proof=close.proof,
         reason=close.reason,
+        is_resent=close.is_resent,
     )

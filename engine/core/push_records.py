@@ -103,6 +103,8 @@ class PushOutcome(msgspec.Struct, frozen=True, rename="camel", kw_only=True, omi
     actor: str = "system:pusher"
     tenant_id: str = ""
     """Of a person's decision: whom it concerns."""
+    is_resent: bool = False
+    """Of `delivered`: it was sent a second time, a day after the first, since Stripe's summary lacked it."""
 
 
 class PushDecision(msgspec.Struct, frozen=True, rename="camel", kw_only=True, omit_defaults=True):

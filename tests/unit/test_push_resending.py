@@ -14,6 +14,7 @@ from engine.core.push_plan import (
     Send,
     Wait,
     judge_reading,
+    may_be_twofold,
     next_for_open,
     outcome,
 )
@@ -242,3 +243,25 @@ def test_a_close_becomes_the_record_of_its_intent() -> None:
     record = outcome(one, Close("withdrawn", "reading", "why"))
     assert (record.target, record.number) == (one.target, one.number)
     assert (record.result, record.proof, record.reason) == ("withdrawn", "reading", "why")
+
+
+def test_an_identifier_that_was_sent_twice_a_day_apart_is_marked_for_reports_about_it() -> None:
+    for close, twofold in (
+        (Close("delivered", "answer"), False),
+        (Close("delivered", "exists"), False),
+        (Close("delivered", "answer", is_resent=True), True),
+        (Close("delivered", "reading"), True),
+    ):
+        book = Book(baseline())
+        one = book.intend(view(5))
+        book.fold(outcome(one, close))
+        assert book.ledger.delivered[one.request.identifier].is_twofold is twofold
+
+
+def test_an_open_intent_may_be_twofold_once_it_was_resent_or_is_older_than_sending_lasts() -> None:
+    one = intent()
+    at_us = one.first_sent_at_us
+    assert not may_be_twofold(one, Attempts.unknown(one), at_us + SENDING_US_MAX - 1)
+    assert not may_be_twofold(one, None, at_us)
+    assert may_be_twofold(one, None, at_us + SENDING_US_MAX)
+    assert may_be_twofold(one, Attempts(is_resent=True), at_us)
