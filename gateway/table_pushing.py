@@ -108,7 +108,7 @@ PUSHING: Final = (
         ),
         response=stripe_webhook.Received,
         takes_raw_body=True,
-        errors=(400, 413, 503),
+        errors=(400, 413, 503, 507),
         headers=(
             Header(
                 "Stripe-Signature",

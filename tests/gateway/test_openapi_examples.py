@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,11 @@ import pytest
 from gateway.openapi import operation_id
 from gateway.openapi_examples import FILE, Example, all_examples, examples_of
 from gateway.openapi_problems import problem_example
+from gateway.simulator.state import sign
 from gateway.table import ROUTES, openapi_document
-from tests.helpers.api_story import SHOWN_SECRET, Teller, differs, shape, tell_all
+from tests.helpers.api_story import ROUTE_OF, SHOWN_SECRET, Teller, differs, shape, tell_all
 from tests.helpers.json_schema import described_responses
-from tests.helpers.served import ADMIN_KEY, bearer, served
+from tests.helpers.served import ADMIN_KEY, WEBHOOK_SECRET, Served, bearer, served
 
 DOCUMENT: dict[str, Any] = json.loads(openapi_document())
 WITHOUT_EXAMPLES = {"docs", "docsAsset", "openapiJson", "root"}
@@ -90,6 +92,58 @@ def test_a_secret_is_in_no_example() -> None:
     text = (files("gateway.pages") / FILE).read_text()
     assert ADMIN_KEY not in text
     assert text.count(SHOWN_SECRET) == text.count('"key": ') == 2
+
+
+FAILURES: dict[str, Callable[[str], Any]] = {
+    "full": lambda operation: "full" if operation == "write" else "ok",
+    "failing": lambda operation: "error" if operation == "sync" else "ok",
+}
+
+
+@pytest.mark.parametrize("failure", [*FAILURES, "without a key", "of another"])
+async def test_what_is_answered_in_trouble_is_described(failure: str) -> None:
+    expected = {"full": 507, "failing": 503, "without a key": 401}
+    async with served(auth="required", stripe={}) as server:
+        teller = Teller(server)
+        await tell_all(teller)
+        answered = set()
+        key = ADMIN_KEY
+        if failure == "of another":
+            key = await server.key("umbra", "project:read", "project:write")
+        elif failure == "without a key":
+            key = "sm_none"
+        else:
+            server.disk.fault = FAILURES[failure]
+        for told in list(teller.told):
+            status, problem = await again(server, told, key)
+            answered.add(status)
+            route = ROUTE_OF[told.operation_id]
+            responses = described_responses(DOCUMENT, route.path, route.method)
+            assert str(status) in responses, (told.operation_id, status, problem)
+        server.disk.fault = lambda _operation: "ok"
+    assert expected.get(failure, 403) in answered
+
+
+async def again(server: Served, told: Example, key: str) -> tuple[int, str]:
+    """Send an example again, under another id and name where it makes something."""
+    route = ROUTE_OF[told.operation_id]
+    url = route.path
+    for name, text in told.path.items():
+        url = url.replace(f"{{{name}}}", text)
+    body = told.body
+    content = None if body is None else json.dumps(body).replace("request-", "other-").encode()
+    headers = bearer(key) | told.headers
+    if content is not None:
+        headers["content-type"] = told.body_type
+    if "stripe-signature" in told.headers:
+        content = (
+            b'{"id": "evt_2", "type": "customer.deleted", "data": {"object": {"id": "cus_anna"}}}'
+        )
+        headers["stripe-signature"] = sign(WEBHOOK_SECRET, content, server.clock.us // 1_000_000)
+    response = await server.client.request(
+        route.method, url, params=told.query, headers=headers, content=content
+    )
+    return response.status_code, response.text[:300]
 
 
 def said(problem: dict[str, Any]) -> dict[str, Any]:
