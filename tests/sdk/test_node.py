@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.helpers.documents import ROOT, Terminal, blocks_of
+
 SDK = ROOT / "sdk" / "node"
 NODE_MAJOR_MIN = 18
 INSTALL_SECONDS_MAX = 300
@@ -68,3 +69,26 @@ def test_every_test_of_the_node_sdk_passes_and_none_is_skipped(built: Path) -> N
     assert result.returncode == 0, failed or result.stdout[-OUTPUT_CHARS_SHOWN:]
     counts = dict(re.findall(r"^# (\w+) (\d+)$", result.stdout, re.MULTILINE))
     assert int(counts["pass"]) == int(counts["tests"]) > 200
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["docs/sdk-node.md", "examples/node_app/README.md"])
+def test_every_block_of_a_page_about_node_does_what_it_says(
+    built: Path, page: str, tmp_path: Path
+) -> None:
+    terminal = Terminal(tmp_path)
+    (tmp_path / "node_modules").mkdir()
+    (tmp_path / "node_modules" / "stripemeter-sdk").symlink_to(built)
+    ran = 0
+    try:
+        terminal.serve()
+        for block in blocks_of((ROOT / page).read_text()):
+            if block.language == "js":
+                (tmp_path / "block.mjs").write_text(terminal.ported(block.text))
+                terminal.run("node block.mjs")
+            else:
+                terminal.do(block)
+            ran += block.mark != "no-run"
+    finally:
+        terminal.close()
+    assert ran > 4

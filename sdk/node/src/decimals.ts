@@ -16,6 +16,9 @@ const TEXT_CHARS_MAX = 64;
 // RFC 8259, section 6: no plus sign, no leading zero, no bare point.
 const NUMBER = /^(-?)(0|[1-9][0-9]*)(?:\.([0-9]+))?(?:[eE]([+-]?[0-9]{1,3}))?$/;
 
+/** What is sent as it is: nearly everything. */
+const PLAIN = /^(?:0|[1-9][0-9]{0,14})(?:\.[0-9]{1,6})?$/;
+
 /** Why a value is no quantity; completes the sentence "quantity ...". */
 export class QuantityError extends Error {}
 
@@ -36,6 +39,7 @@ export function quantityText(quantity: unknown): string {
 
 /** A written number without its exponent; digits are counted as the server counts them: after the exponent moved the point. */
 function plain(text: string): string {
+  if (PLAIN.test(text)) return text;
   if (text.length > TEXT_CHARS_MAX) throw new QuantityError(`is longer than ${TEXT_CHARS_MAX} characters`);
   const found = NUMBER.exec(text);
   if (found === null) throw new QuantityError("must be a plain decimal, such as \"12.5\"");
