@@ -17,7 +17,7 @@ from tests.helpers.sdk_place import ROOT, Place, place
 pytestmark = pytest.mark.slow
 APP = Path(__file__).with_name("app.py")
 SECONDS_MAX = 60
-KILLS = 6
+KILLS = 4
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import venv
 import zipfile
 from pathlib import Path
@@ -34,10 +35,10 @@ assert meter.statistics().accepted == 1, meter.statistics()
 """
 
 
-def pip(python: Path, *arguments: str) -> None:
+def pip(*arguments: str) -> None:
     """Run pip; skips the test where it can't reach a registry."""
     done = subprocess.run(
-        [str(python), "-m", "pip", "--disable-pip-version-check", "--quiet", *arguments],
+        [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", *arguments],
         capture_output=True,
         text=True,
         timeout=SECONDS_MAX,
@@ -52,15 +53,16 @@ def test_the_thin_wheel_meters_from_an_empty_environment(tmp_path: Path) -> None
     shutil.copytree(
         ROOT / "sdk" / "python", source, ignore=shutil.ignore_patterns("__pycache__", ".*")
     )
-    venv.create(tmp_path / "empty", with_pip=True)
+    # Empty but for what pip, which works from outside, puts in.
+    venv.create(tmp_path / "empty", with_pip=False)
     python = tmp_path / "empty" / "bin" / "python"
-    pip(python, "wheel", "--no-deps", "--wheel-dir", str(tmp_path), str(source))
+    pip("wheel", "--no-deps", "--wheel-dir", str(tmp_path), str(source))
     (wheel,) = tmp_path.glob("*.whl")
     assert wheel.name.startswith("stripemeter_sdk-")
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.partition("/")[0] for name in names if "dist-info" not in name} == {"stripemeter"}
     assert "stripemeter/py.typed" in names
-    pip(python, "install", str(wheel))
+    pip("--python", str(python), "install", str(wheel))
     environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     with place() as here:
         done = subprocess.run(
