@@ -13,7 +13,7 @@ SCRIPT_LINES_MAX = 80
 EXAMPLES = sorted(
     path for path in (ROOT / "examples").iterdir() if path.is_dir() and path.name[0] != "."
 )
-NAMES = {"asgi_app", "seats", "api_calls", "llm_tokens", "migrate_csv", "pricing"}
+NAMES = {"asgi_app", "seats", "api_calls", "llm_tokens", "migrate_csv", "node_app", "pricing"}
 
 
 def test_the_examples_are_there() -> None:
@@ -28,6 +28,6 @@ def test_the_readme_of_an_example_is_run_and_runs_all_of_its_files(folder: Path)
     commands = "".join(
         block.text for block in blocks_of(readme.read_text()) if block.language == "sh"
     )
-    for script in folder.glob("*.py"):
+    for script in (*folder.glob("*.py"), *folder.glob("*.mjs")):
         assert f"examples/{folder.name}/{script.name}" in commands
         assert len(script.read_text().splitlines()) < SCRIPT_LINES_MAX
