@@ -16,22 +16,11 @@ import msgspec
 from engine.config import Settings
 from engine.errors import EngineError
 from gateway.problems import ProblemBody
+from gateway.server_errors import ServerProblem, ServerSilent
 
 HTTP_SECONDS_MAX: Final = 15
 ANSWER_BYTES_MAX: Final = 16 << 20
 AnswerT = TypeVar("AnswerT")
-
-
-class ServerSilent(EngineError):
-    """No answer came: the server may have done what was asked, or not."""
-
-
-class ServerProblem(EngineError):
-    """A server's refusal. `body` is the problem as it came."""
-
-    def __init__(self, message: str, body: bytes) -> None:
-        super().__init__(message)
-        self.body = body
 
 
 class Answered(NamedTuple):

@@ -14,7 +14,8 @@ from typing import Final, NamedTuple
 import msgspec
 
 from engine.errors import EngineError
-from gateway.admin_client import AdminClient, Answered, ServerSilent
+from gateway.admin_client import AdminClient, Answered
+from gateway.server_errors import ServerSilent
 
 PATH: Final = "/v1/events/ingest"
 CHUNK_BYTES: Final = 256 << 10

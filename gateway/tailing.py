@@ -13,7 +13,8 @@ from typing import Final
 from urllib.parse import urlencode
 
 from engine.errors import EngineError
-from gateway.admin_client import AdminClient, Answered, ServerSilent
+from gateway.admin_client import AdminClient, Answered
+from gateway.server_errors import ServerSilent
 
 PATH: Final = "/v1/events"
 POLL_SECONDS: Final = 0.5

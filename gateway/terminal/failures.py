@@ -14,8 +14,8 @@ import click
 import msgspec
 
 from engine.errors import EngineError, SettingsError
-from gateway.admin_client import ServerProblem
 from gateway.problems import TYPE_START
+from gateway.server_errors import ServerProblem
 from gateway.terminal.exits import EXIT_INTERRUPTED, EXIT_PROBLEM, EXIT_USAGE
 from wal.log import LogError
 

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 import click
 from click.shell_completion import CompletionItem
 
-from gateway.terminal.output import without_colour
+from gateway.terminal.colour import without_colour
 
 
 class Listed(NamedTuple):

@@ -22,12 +22,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from gateway.terminal.colour import is_plain
+
 PIPE_WIDTH: Final = 10_000
 """Characters in a line that nobody's terminal wraps: a table in a pipe is never folded."""
 TEXT_WIDTH_MIN: Final = 12
 """A column of text is folded down to this, not further."""
 GAP: Final = 2
-_PLAIN: Final = "stripemeter.plain"
 _LEVELS: Final = "▁▂▃▄▅▆▇█"
 
 
@@ -47,19 +48,6 @@ def text_columns(*names: str) -> tuple[Column, ...]:
 def number_columns(*names: str) -> tuple[Column, ...]:
     """Columns of numbers: right-aligned, never folded."""
     return tuple(Column(name, folds=False, right=True) for name in names)
-
-
-def without_colour(ctx: click.Context) -> None:
-    """From here on nothing of this run has colour."""
-    root = ctx.find_root()
-    root.meta[_PLAIN] = True
-    ctx.color = root.color = False
-
-
-def is_plain() -> bool:
-    """Whether colour is turned off."""
-    ctx = click.get_current_context(silent=True)
-    return bool(os.environ.get("NO_COLOR")) or (ctx is not None and ctx.meta.get(_PLAIN, False))
 
 
 def is_live(file: TextIO) -> bool:

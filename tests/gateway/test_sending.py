@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from engine.errors import EngineError
-from gateway.admin_client import AdminClient, Answered, ServerSilent
+from gateway.admin_client import AdminClient, Answered
 from gateway.sending import Event, Line, Result, Sender, Unsent, event_of, lines_of
+from gateway.server_errors import ServerSilent
 
 STORM_SEEDS = int(os.environ.get("SEND_SEEDS", "200"))
 

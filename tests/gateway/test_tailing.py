@@ -13,7 +13,8 @@ import pytest
 
 from engine.errors import EngineError
 from gateway import event_tail
-from gateway.admin_client import AdminClient, Answered, ServerSilent
+from gateway.admin_client import AdminClient, Answered
+from gateway.server_errors import ServerSilent
 from gateway.tailing import AWAY_SECONDS_MAX, END_OF_LOG, Tail
 from tests.helpers.served import served as a_server
 
