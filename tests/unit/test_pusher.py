@@ -8,11 +8,12 @@ import trio
 import trio.testing
 
 from engine.actors.administration import Administration, By
+from engine.actors.push_desk import Unproven
 from engine.actors.supervisor import Meter
 from engine.core.configured import Customer, Mapping
 from engine.errors import Conflict
 from gateway.simulator.wire import Request
-from tests.helpers.push_place import PushPlace
+from tests.helpers.push_place import START_US, PushPlace
 
 
 async def test_what_is_used_reaches_stripe_by_differences(
@@ -161,3 +162,37 @@ async def test_a_meter_that_differences_do_not_add_up_in_is_refused_at_its_mappi
         assert meter.registry.mappings == {}
         later = msgspec.structs.replace(mapping, meter_event_name="not-there-yet")
         await administration.create_mapping(later, By("test", None))
+
+
+@pytest.mark.slow
+async def test_a_report_a_day_late_about_what_was_sent_again_takes_nothing_back(
+    autojump_clock: trio.testing.MockClock,  # noqa: ARG001 - so that waiting takes no time
+) -> None:
+    """Stripe took the first event and rejected it, its answer was lost; a day later the same identifier counts."""
+    events = "POST /v1/billing/meter_events"
+    place = PushPlace(start_us=START_US - 20 * 86_400_000_000, interval_us=60_000_000)
+    async with place.running() as meter:
+        await place.map(meter)
+        await place.use(meter, 1)
+        await place.use(meter, 1, "cus_bert")
+        await trio.sleep(60)
+        place.stripe.add_fault("reject", events, count=1)
+        place.stripe.add_fault("swallow", events, count=1)
+        await place.use(meter, 3)
+        await trio.sleep(10)
+        (report,) = [
+            one for one in await meter.started.pusher.targets("acme") if one.open is not None
+        ]
+        assert report.open is not None
+        identifier = report.open.request.identifier
+        place.stripe.add_fault("unavailable", events)
+        await trio.sleep(23 * 3600 + 600)
+        place.stripe.clear_faults()
+        for _ in range(8):  # whose summaries show how far Stripe has got
+            await place.use(meter, 1, "cus_bert")
+            await trio.sleep(1800)
+        assert place.total() == 4, "it was sent again, and counts"
+        with pytest.raises(Unproven):
+            await meter.started.pusher.report_rejected(identifier, "no", "stripe")
+        await trio.sleep(600)
+        assert place.total() == 4
