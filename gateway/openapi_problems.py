@@ -127,7 +127,7 @@ HEADERS: Final[dict[str, Any]] = {
         "example": "GET, HEAD, POST",
     },
     "Location": {
-        "description": "Where to look.",
+        "description": "The path of what was made, or of where to go on.",
         "required": True,
         "schema": {"type": "string", "format": "uri-reference"},
     },

@@ -21,7 +21,8 @@ function exampleBoxes(examples) {
 
 function answer(status, raw) {
   const response = raw.$ref ? component(raw.$ref) : raw;
-  const nodes = [...prose(response.description)];
+  const [title, ...rest] = response.description.split(/\. (?=[A-Z])/);
+  const nodes = prose(rest.join(". "));
   const headers = Object.entries(response.headers || {}).filter(([name]) => name !== "X-Request-Id");
   if (headers.length) {
     nodes.push(el("p", {}, "Headers: ", ...headers.flatMap(([name, one], i) => [i ? ", " : "", el("code", {}, name), ` (${(one.$ref ? component(one.$ref) : one).description.replace(/\.$/, "")})`]), "."));
@@ -32,7 +33,7 @@ function answer(status, raw) {
     if (table) nodes.push(table);
   }
   const kind = status < 300 ? "good" : status < 400 ? "" : "bad";
-  return el("details", {}, el("summary", {}, el("b", { class: kind }, status), ` ${response.description.split(". ")[0]}`), ...nodes);
+  return el("details", {}, el("summary", {}, el("b", { class: kind }, status), ` ${title}`), ...nodes);
 }
 
 function body(path, method, op) {

@@ -52,6 +52,7 @@ function kindOf(schema, depth) {
 
 function patternName(pattern) {
   if (pattern.startsWith("^[+-]P")) return ", signed duration such as -PT24H";
+  if (pattern === "^[A-Za-z]{3}$") return ", three letters";
   if (pattern.includes("[0-9]{4}-(0[1-9]|1[0-2])")) return ", month YYYY-MM";
   return `, like ${pattern}`;
 }
