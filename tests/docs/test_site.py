@@ -121,6 +121,8 @@ def test_blocks_and_lists_are_shown_as_such(site: Path) -> None:
         assert "no-run:" not in text, path
         assert "```" not in text, path
         assert not re.search(r"^\d\. <strong>", text, re.MULTILINE), path
+        shown = re.sub(r"<(pre|script|style)\b.*?</\1>|<[^>]+>", "", text, flags=re.DOTALL)
+        assert re.findall(r"^(?:[-*|] |  - ).*", shown, re.MULTILINE) == [], path
 
 
 def test_make_docs_builds_what_is_tested() -> None:
