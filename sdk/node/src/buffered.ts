@@ -197,7 +197,7 @@ export class Buffered implements Pending {
   #setTimer(): void {
     this.#timer = setTimeout(() => {
       this.#timer = undefined;
-      this.#spool?.sync();
+      this.#spool?.tend();
       this.#sendAll();
     }, this.#settings.flushIntervalMs).unref();
   }

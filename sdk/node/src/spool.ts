@@ -22,6 +22,8 @@ const SEGMENT_BYTES_MAX = 1 << 20;
 /** A file of a spool is hardly larger than a segment and a batch; anything else is not ours to read into memory. */
 const FOUND_BYTES_MAX = 64 << 20;
 const RETRY_EVERY_MS = 1000;
+/** How soon a client beside this one is missed. Its own next start would find what it left, too. */
+const LOOK_EVERY_MS = 30_000;
 const SEGMENT_FILE = /^\d{10}\.jsonl$/;
 
 /** A file that an earlier client left. */
@@ -42,8 +44,10 @@ export class Spool {
   #active: Segment | undefined;
   #numbered = 0;
   #retryAtMs = 0;
+  #lookedAtMs = 0;
   #failing = false;
   #left: Left[] = [];
+  /** Directories that were taken over, and own ones that are not written to any more. */
   #taken: string[] = [];
 
   /** Takes over what clients that are gone left. Never throws. */
@@ -55,8 +59,7 @@ export class Spool {
     this.#now = now;
     this.#guarded(() => {
       this.#directory = makeOwned(this.#root);
-      this.#taken = takeOver(this.#root);
-      this.#left = this.#taken.flatMap(filesOf);
+      this.#takeOver();
     });
   }
 
@@ -107,9 +110,10 @@ export class Spool {
     return undefined;
   }
 
-  /** Have the disk take what was written, in the background. */
-  sync(): void {
+  /** Now and then: have the disk take what was written, in the background; see whether another client is gone. Never throws. */
+  tend(): void {
     this.#active?.sync();
+    if (this.#now() - this.#lookedAtMs >= LOOK_EVERY_MS) this.#guarded(() => this.#takeOver());
   }
 
   /** Give everything up that is not settled, for the next client. Never throws. */
@@ -128,6 +132,14 @@ export class Spool {
     }
     this.#taken = [];
     this.#left = [];
+  }
+
+  /** Take what clients that are gone left. Throws what the file system says. */
+  #takeOver(): void {
+    this.#lookedAtMs = this.#now();
+    const taken = takeOver(this.#root);
+    this.#taken.push(...taken);
+    this.#left.push(...taken.flatMap(filesOf));
   }
 
   /** The file to write to. Throws what the file system says. */

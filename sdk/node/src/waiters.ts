@@ -14,10 +14,11 @@ interface Waiter {
 
 /** Calls that wait, in order. */
 export class Waiters {
-  #waiting: Waiter[] = [];
+  /** In the order of their coming; leaving costs the same however many wait. */
+  readonly #waiting = new Set<Waiter>();
 
   get length(): number {
-    return this.#waiting.length;
+    return this.#waiting.size;
   }
 
   /**
@@ -29,7 +30,7 @@ export class Waiters {
       const leave = (): void => {
         clearTimeout(timer);
         signal?.removeEventListener("abort", aborted);
-        this.#waiting = this.#waiting.filter((other) => other !== waiter);
+        this.#waiting.delete(waiter);
       };
       const end = (met: boolean): void => {
         leave();
@@ -41,14 +42,14 @@ export class Waiters {
       };
       const timer = setTimeout(() => end(false), timeoutMs);
       const waiter = { isMet, end };
-      this.#waiting.push(waiter);
+      this.#waiting.add(waiter);
       signal?.addEventListener("abort", aborted);
     });
   }
 
   /** End those for which it has come true, from the first on. `inOrder`: stop at the first for which it has not. */
   check(inOrder: boolean): void {
-    for (const waiter of [...this.#waiting]) {
+    for (const waiter of this.#waiting) {
       if (waiter.isMet()) waiter.end(true);
       else if (inOrder) return;
     }
@@ -56,6 +57,6 @@ export class Waiters {
 
   /** End all: it will not come true. */
   endAll(): void {
-    for (const waiter of [...this.#waiting]) waiter.end(false);
+    for (const waiter of this.#waiting) waiter.end(false);
   }
 }

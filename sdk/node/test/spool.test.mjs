@@ -7,7 +7,10 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, it } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
+import { Spool } from "../dist/esm/spool.js";
 import { crc32, readLines, spoolLine } from "../dist/esm/spool-lines.js";
+import { Tally } from "../dist/esm/tally.js";
+import { Teller } from "../dist/esm/teller.js";
 import { CALL, clientOf, fail, FakeMeter } from "./support/fake.mjs";
 import { seededRandom } from "./support/random.mjs";
 
@@ -127,6 +130,24 @@ describe("spool", () => {
     const { client } = spooling(meter);
     assert.equal(await client.close(), true);
     assert.deepEqual([...meter.counted.keys()].sort(), ["a", "b", "c"]);
+  });
+
+  it("what a client beside it left is found while it runs, not only at its start", async () => {
+    const meter = new FakeMeter();
+    meter.faults = down();
+    let nowMs = 1_000_000;
+    const tally = new Tally();
+    const beside = new Spool(path, "batch", "acme", tally, new Teller(() => assert.fail("told"), Date.now), () => nowMs);
+    const { client } = hopeless(meter);
+    void client.track({ ...CALL, idempotencyKey: "a" });
+    await client.close();
+    beside.tend();
+    assert.equal(beside.hasBacklog, false, "not at every flush");
+    nowMs += 30_000;
+    beside.tend();
+    assert.deepEqual(beside.nextBacklog().map(({ key }) => key), ["a"]);
+    beside.close();
+    assert.deepEqual(keysIn(path), ["a"], "not settled: the next client's");
   });
 
   it("a cut last line is passed over, a damaged one set aside and told, its neighbours are sent", async () => {
