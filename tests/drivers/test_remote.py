@@ -284,10 +284,11 @@ async def test_signals_of_a_stop_leave_it_to_finish_what_is_under_way() -> None:
 # It is stopped, and goes on.
 
 
-async def run_stopped_too_long(plant: str | None = None) -> None:
+async def run_stopped_too_long(monkeypatch: pytest.MonkeyPatch, plant: str | None = None) -> None:
     async with fake_stripe(meter_event_reply) as fake, process_for(fake, plant) as made:
         billing = made.billing("main")
         await answered(billing)
+        monkeypatch.setattr(limits, "STRIPE_BEGIN_SECONDS", 1)
         pid = pid_of(made)
         os.kill(pid, signal.SIGSTOP)
         found: list[Outcome] = []
@@ -302,19 +303,18 @@ async def run_stopped_too_long(plant: str | None = None) -> None:
             os.kill(pid, signal.SIGCONT)
         assert len(fake.calls) == 1, "what is over is not begun"
         assert [type(one) for one in found] == [RetryLater] * 5
+        monkeypatch.undo()
         assert await answered(billing) == Delivered("req_1")
 
 
 async def test_a_process_that_was_stopped_sends_nothing_late(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(limits, "STRIPE_BEGIN_SECONDS", 1)
-    await run_stopped_too_long()
+    await run_stopped_too_long(monkeypatch)
 
 
 async def test_canary_a_process_that_sends_late_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "STRIPE_BEGIN_SECONDS", 1)
-    await assert_found(run_stopped_too_long("stale"), "not begun")
+    await assert_found(run_stopped_too_long(monkeypatch, "stale"), "not begun")
 
 
 async def test_a_process_that_was_stopped_for_a_moment_goes_on() -> None:
@@ -414,6 +414,20 @@ async def test_the_key_is_nowhere_that_others_can_look(monkeypatch: pytest.Monke
         inodes = {line.split()[9] for line in listening.splitlines() if line.split()[3] == "0A"}
         sockets = {str(each.readlink()) for each in (proc / "fd").iterdir()}
         assert not {f"socket:[{inode}]" for inode in inodes} & sockets, "it listens on nothing"
+
+
+def test_the_process_loads_nothing_that_it_does_not_need() -> None:
+    code = "import sys, engine.drivers.sender; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    tops = {name.partition(".")[0] for name in done.stdout.split()}
+    assert not tops & {"numpy", "lmdb", "quart", "hypercorn", "wal", "gateway", "cryptography"}
+    assert "engine.actors" not in done.stdout
 
 
 class Ticks(trio.abc.Instrument):
