@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.documents import ROOT, Terminal, blocks_of
+from tests.unit.test_tidy import FILE_LINES_MAX, FUNCTION_LINES_MAX, LEFTOVERS
 
 SDK = ROOT / "sdk" / "node"
 NODE_MAJOR_MIN = 18
@@ -44,6 +45,57 @@ def run(
     )
 
 
+def sources() -> list[Path]:
+    """What is written by hand of the SDK and its example."""
+    folders = [SDK / "src", SDK / "test", SDK / "scripts", ROOT / "examples" / "node_app"]
+    found = [path for folder in folders for path in folder.rglob("*.*ts")]
+    found += [path for folder in folders for path in folder.rglob("*.mjs")]
+    return sorted(path for path in found if "node_modules" not in path.parts)
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: path.name)
+def test_a_node_source_says_what_it_is_for_and_keeps_to_the_house_rules(path: Path) -> None:
+    text = path.read_text()
+    comment = re.match(r"/\*\*\n( \*.*\n)+? \*/\n", text)
+    assert comment, "a file opens with what it is for"
+    assert len(text.splitlines()) <= FILE_LINES_MAX
+    assert LEFTOVERS.search(text) is None
+    if path.parent.name == "src":
+        words = " ".join(comment[0].replace("*", " ").split())
+        assert "Rules it keeps:" in words
+        assert "must not know" in words
+        assert re.search(r"[:<|] ?any\b|as any\b|@ts-(ignore|nocheck)", code_of(text)) is None
+    for start, end in function_spans(text):
+        assert end - start < FUNCTION_LINES_MAX, f"lines {start + 1} to {end + 1}"
+
+
+def code_of(text: str) -> str:
+    """The text without its comments."""
+    return re.sub(r"/\*.*?\*/|//[^\n]*", "", text, flags=re.DOTALL)
+
+
+def function_spans(text: str) -> list[tuple[int, int]]:
+    """First and last line of functions and methods, by their indentation: they end where it comes back."""
+    lines = text.splitlines()
+    spans = []
+    for start, line in enumerate(lines):
+        indent = len(line) - len(line.lstrip())
+        if not line.endswith("{") or not re.search(r"\)[^=]*\{$|=> \{$", line):
+            continue
+        closing = (
+            n for n in range(start + 1, len(lines)) if lines[n][: indent + 1] == " " * indent + "}"
+        )
+        if (end := next(closing, None)) is not None and "describe(" not in line:
+            spans.append((start, end))
+    return spans
+
+
+def test_the_rules_for_node_sources_find_what_they_are_for() -> None:
+    assert len(sources()) > 30
+    assert function_spans("a(\n) {\n  b();\n}\n") == [(1, 3)]
+    assert function_spans("it(x, () => {\n  if (y) {\n  }\n});\n") == [(0, 3), (1, 2)]
+
+
 @pytest.fixture(scope="module")
 def built() -> Path:
     """The SDK's directory, installed and built."""
@@ -63,7 +115,8 @@ def built() -> Path:
 
 @pytest.mark.slow
 def test_every_test_of_the_node_sdk_passes_and_none_is_skipped(built: Path) -> None:
-    result = run("npm", "test", directory=built)
+    files = [f"test/{path.name}" for path in sorted((built / "test").glob("*.test.mjs"))]
+    result = run("node", "--test", "--test-reporter=tap", "--test-concurrency=3", *files)
     print(re.findall(r"SEED=\d+", result.stdout))
     failed = "\n".join(FAILURE.findall(result.stdout))
     assert result.returncode == 0, failed or result.stdout[-OUTPUT_CHARS_SHOWN:]
