@@ -22,6 +22,7 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from engine.core.times import format_instant
+from gateway.terminal.colour import is_plain
 
 MASK: Final = "********"
 VALUE_CHARS_MAX: Final = 8192
@@ -80,7 +81,7 @@ def configure(
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 structlog.processors.format_exc_info,
                 scrub,
-                *_renderers(console=console, colors=on_terminal),
+                *_renderers(console=console, colors=on_terminal and not is_plain()),
             ],
         )
     )

@@ -10,6 +10,7 @@ from rich.progress import (
     BarColumn,
     DownloadColumn,
     Progress,
+    SpinnerColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -57,3 +58,18 @@ def row_progress(doing: str) -> Iterator[Callable[[int, int, int | None], None]]
             bar.update(task, completed=done, total=in_all, rows=rows)
 
         yield show
+
+
+@contextmanager
+def waiting(doing: str) -> Iterator[None]:
+    """Shows that something is being waited for, and for how long by now."""
+    with Progress(
+        SpinnerColumn(),
+        TextColumn(doing),
+        TimeElapsedColumn(),
+        console=console(sys.stderr),
+        transient=True,
+        disable=not is_live(sys.stderr),
+    ) as bar:
+        bar.add_task("", total=None)
+        yield

@@ -25,6 +25,7 @@ from engine.pricing.scenarios import read_scenario
 from engine.pricing.stripe_prices import to_stripe
 from gateway.backtest_output import draw, picture_path, show, write_csv
 from gateway.backtests import CUSTOMERS_DEFAULT, CUSTOMERS_MAX, BacktestView
+from gateway.progress import waiting
 from gateway.scenario_files import FileUnreadable, json_text, read
 from gateway.terminal.options import (
     client_of,
@@ -184,13 +185,14 @@ def backtest_command(
     wanted = {"until": until, "tenantId": tenant, "customerRef": customer, "metric": metric}
     body |= {name: value for name, value in wanted.items() if value is not None}
     body["limit"] = CUSTOMERS_DEFAULT if csv_file is None else CUSTOMERS_MAX
-    found = client_of(url, api_key).ask(
-        "POST",
-        "/v1/simulations/backtest",
-        BacktestView,
-        body,
-        seconds_max=BACKTEST_SECONDS_MAX,
-    )
+    with waiting("pricing recorded usage"):
+        found = client_of(url, api_key).ask(
+            "POST",
+            "/v1/simulations/backtest",
+            BacktestView,
+            body,
+            seconds_max=BACKTEST_SECONDS_MAX,
+        )
     if picture is not None:
         draw(picture, found)
     if csv_file == "-":

@@ -19,6 +19,7 @@ from gateway.data_directory import DataDirectory
 from gateway.keeping import ErasureView
 from gateway.logging_setup import configure
 from gateway.offline import run_offline
+from gateway.progress import waiting
 from gateway.terminal.options import (
     chosen_url,
     client_of,
@@ -94,12 +95,13 @@ def command(
         "POST", "/v1/admin/erasures", ErasureView, asked, seconds_max=_HTTP_SECONDS_MAX
     )
     path = f"/v1/admin/erasures/{quote(begun.erasure_id)}?tenantId={quote(tenant)}"
-    while (now := client.ask("GET", path, ErasureView)).status != "completed":
-        if now.error is not None:
-            raise EngineError(
-                f"the erasure waits: {now.error}; the server goes on with it by itself"
-            )
-        time.sleep(_POLL_SECONDS)
+    with waiting("erasing"):
+        while (now := client.ask("GET", path, ErasureView)).status != "completed":
+            if now.error is not None:
+                raise EngineError(
+                    f"the erasure waits: {now.error}; the server goes on with it by itself"
+                )
+            time.sleep(_POLL_SECONDS)
     _show(Erased(begun.customers or 0, begun.pseudonym), as_json=as_json)
     click.echo("free pages of the log's file are cleared at the server's next start", err=True)
     return 0
@@ -131,7 +133,8 @@ def _erase_offline(
         await eraser.ended(begun.erasure_id)
         return begun.names
 
-    names, compaction = run_offline(settings, work)
+    with waiting("erasing"):
+        names, compaction = run_offline(settings, work)
     only = next(iter(names.values())) if len(names) == 1 else None
     return Erased(len(names), only, None if compaction is None else str(compaction))
 

@@ -19,6 +19,7 @@ from engine.errors import EngineError
 from engine.witness.canonical import Signer, Unreadable, parse
 from gateway.data_directory import DataDirectory
 from gateway.parity_check import Checked, check_certificate
+from gateway.progress import waiting
 from gateway.system import SystemClock
 from gateway.terminal.family import group
 from gateway.terminal.options import (
@@ -91,7 +92,8 @@ def command(
     query |= {"customerRef": customer} if customer is not None else {}
     client = client_of(url, api_key)
     path = f"/v1/parity/{quote(month, safe='')}?{urlencode(query)}"
-    raw = bytes(client.ask("GET", path, msgspec.Raw, seconds_max=SECONDS_MAX))
+    with waiting("reading Stripe and the log"):
+        raw = bytes(client.ask("GET", path, msgspec.Raw, seconds_max=SECONDS_MAX))
     document = parse(raw)
     if output is not None:
         _write(Path(output), raw + b"\n")
@@ -190,7 +192,8 @@ def verify(*, file: str, log_dir: str | None, key: str | None, as_json: bool) ->
         message = f"{file} is not a certificate: {error}"
         raise EngineError(message) from error
     directory = None if log_dir is None else DataDirectory(Path(log_dir).absolute())
-    checked = check_certificate(document, directory, public_key)
+    with waiting("counting again"):
+        checked = check_certificate(document, directory, public_key)
     if as_json:
         print_json(checked)
     else:

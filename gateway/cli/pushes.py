@@ -14,6 +14,7 @@ import click
 from rich.text import Text
 
 from gateway.admin_client import AdminClient
+from gateway.progress import waiting
 from gateway.push_shapes import PushView
 from gateway.pushes import FLUSH_SECONDS_DEFAULT, FLUSH_SECONDS_MAX, Flushed, PushList
 from gateway.terminal.family import group
@@ -195,9 +196,10 @@ def flush(
         body["tenantId"] = tenant
     if customer is not None:
         body["customerRef"] = customer
-    found = client_of(url, api_key).ask(
-        "POST", "/v1/pushes/flush", Flushed, body, seconds_max=timeout_seconds + 30
-    )
+    with waiting("pushing"):
+        found = client_of(url, api_key).ask(
+            "POST", "/v1/pushes/flush", Flushed, body, seconds_max=timeout_seconds + 30
+        )
     if as_json:
         print_json(found)
         return 0 if found.complete else 1

@@ -13,6 +13,7 @@ from gateway.data_directory import DataDirectory
 from gateway.keeping import RetentionView, archives_of, retention_view
 from gateway.logging_setup import configure
 from gateway.offline import run_offline
+from gateway.progress import waiting
 from gateway.terminal.options import (
     chosen_url,
     client_of,
@@ -72,13 +73,15 @@ def command(
             horizon_us = meter.registry.horizon_us
             return retention_view(plans, horizon_us, archives_of(meter), dry_run=dry_run)
 
-        view, _compaction = run_offline(settings, work)
+        with waiting("looking for old events"):
+            view, _compaction = run_offline(settings, work)
     else:
         client = client_of(url, api_key, settings)
         body = {"days": asked_days, "dryRun": dry_run}
-        view = client.ask(
-            "POST", "/v1/admin/retention", RetentionView, body, seconds_max=_HTTP_SECONDS_MAX
-        )
+        with waiting("looking for old events"):
+            view = client.ask(
+                "POST", "/v1/admin/retention", RetentionView, body, seconds_max=_HTTP_SECONDS_MAX
+            )
     if as_json:
         print_json(view)
     else:

@@ -1,6 +1,7 @@
 """Whether what is printed has colour: not when NO_COLOR or `--no-color` says so. Light: every start loads it.
 
-It must not know what is printed.
+Rules it keeps: `--no-color` is NO_COLOR for as long as the command runs, so that logs, the demo and the processes that it
+starts keep to it too. It must not know what is printed.
 """
 
 from __future__ import annotations
@@ -10,17 +11,25 @@ from typing import Final
 
 import click
 
-_PLAIN: Final = "stripemeter.plain"
+_VARIABLE: Final = "NO_COLOR"
 
 
 def without_colour(ctx: click.Context) -> None:
-    """From here on nothing of this run has colour."""
+    """Nothing of this run has colour from here on."""
     root = ctx.find_root()
-    root.meta[_PLAIN] = True
+    before = os.environ.get(_VARIABLE)
+
+    def restore() -> None:
+        if before is None:
+            os.environ.pop(_VARIABLE, None)
+        else:
+            os.environ[_VARIABLE] = before
+
+    root.call_on_close(restore)
+    os.environ[_VARIABLE] = "1"
     ctx.color = root.color = False
 
 
 def is_plain() -> bool:
     """Whether colour is turned off."""
-    ctx = click.get_current_context(silent=True)
-    return bool(os.environ.get("NO_COLOR")) or (ctx is not None and ctx.meta.get(_PLAIN, False))
+    return bool(os.environ.get(_VARIABLE))
