@@ -36,6 +36,8 @@ const PLAIN = /^[\x20\x21\x23-\x5b\x5d-\x7e]*$/;
 /** RFC 3339: a date, a time with seconds, and an offset. The calendar is the server's business. */
 const INSTANT = /^\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}:\d{2}(?:\.\d{1,20})?(?:[Zz]|[+-]\d{2}:\d{2})$/;
 const [QUOTE, BACKSLASH, BRACE, BRACKET] = [0x22, 0x5c, 0x7b, 0x5b] as const;
+/** As JSON.stringify writes one; the server could not read the whole request. Not `\\ud83d`, a backslash and letters. */
+const ESCAPED_SURROGATE = /(?<!\\)(?:\\\\)*\\ud[89a-f][0-9a-f]{2}/;
 const LONE_SURROGATE = /[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/;
 
 /** Encodes the events of one client. */
@@ -148,6 +150,7 @@ function metaText(meta: unknown): string {
     throw new EventError(`meta must be something that JSON can hold: ${error instanceof Error ? error.message : error}`);
   }
   if (text?.startsWith("{") !== true) throw new EventError("meta must be an object");
+  if (ESCAPED_SURROGATE.test(text)) throw new EventError("meta must not hold half a surrogate pair, which is no text");
   if (deeperThan(text, META_DEPTH_MAX)) throw new EventError(`meta must not nest deeper than ${META_DEPTH_MAX} levels`);
   return text;
 }
