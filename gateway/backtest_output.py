@@ -18,7 +18,7 @@ from rich.text import Text
 from engine.core.csv_cells import text_cell
 from engine.errors import EngineError
 from gateway.backtests import BacktestView, BandView, CustomerChange
-from gateway.terminal.output import Column, Row, number_columns, print_table
+from gateway.terminal.output import Column, Row, number_columns, print_table, printable
 
 PICTURES: Final = (".png", ".svg")
 MISSING: Final = "a picture needs matplotlib, which is not installed: pip install 'stripemeter[plots]', or leave out --plot"
@@ -60,7 +60,7 @@ def show(console: Console, found: BacktestView) -> None:
         words = f"left out: {left.counters} totals of {left.customers} customers ({metrics}): {left.reason}"
         console.print(Text(words, style="yellow"))
     for metric in found.unused_metrics:
-        console.print(Text(f"nobody used {metric} in this range", style="yellow"))
+        console.print(Text(printable(f"nobody used {metric} in this range"), style="yellow"))
 
 
 def _show_customers(

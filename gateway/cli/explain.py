@@ -24,6 +24,7 @@ from gateway.terminal.output import (
     number_columns,
     print_json,
     print_table,
+    printable,
     text_columns,
 )
 
@@ -96,7 +97,11 @@ def _positions(first: int | None, last: int | None) -> str:
 
 def _show(to: Console, found: UsageExplained, day: str) -> None:
     to.print(
-        Text(f"{found.tenant_id} / {found.customer_ref} / {found.metric}, period from {day}:"),
+        Text(
+            printable(
+                f"{found.tenant_id} / {found.customer_ref} / {found.metric}, period from {day}:"
+            )
+        ),
         Text(f"{found.aggregation} = {_number(found.total)}", style="bold"),
     )
     columns = (*text_columns("part", "status", "by"), *number_columns(*_NUMBERS))
@@ -158,7 +163,7 @@ def _show_line(to: Console, found: UsageExplained) -> None:
         return
     price = line.price
     whose = price.subscription_item_id or price.price_id or "the mapping's priceConfig"
-    to.print(Text(f"{line.description}, at the price of {whose}"))
+    to.print(Text(printable(f"{line.description}, at the price of {whose}")))
     columns = [*text_columns("part", "from"), *number_columns("quantity")]
     columns += number_columns(f"amount ({line.currency})", "log positions")
     rows: list[Row] = []

@@ -33,6 +33,7 @@ from gateway.terminal.output import (
     number_columns,
     print_json,
     print_table,
+    printable,
     text_columns,
 )
 
@@ -134,7 +135,7 @@ def show(found: PushList) -> None:
         print_table(columns, rows, to)
     for nowhere in found.unroutable:
         who = f"{nowhere.tenant_id} / {nowhere.customer_ref} / {nowhere.metric}"
-        to.print(Text(f"goes nowhere: {who}: {nowhere.reason}", style="bold red"))
+        to.print(Text(printable(f"goes nowhere: {who}: {nowhere.reason}"), style="bold red"))
     if (more := found.unroutable_total - len(found.unroutable)) > 0:
         to.print(Text(f"goes nowhere: {more} more"))
 
@@ -209,9 +210,11 @@ def flush(
     for one in found.missing:
         why = one.reason or one.last_error or one.standing
         due = bytes(one.due).decode()
-        click.echo(f"missing: {one.id} {one.metric} of {one.stripe_customer_id}: {due} due: {why}")
+        what = f"{one.id} {one.metric} of {one.stripe_customer_id}"
+        click.echo(printable(f"missing: {what}: {due} due: {why}"))
     for nowhere in found.unroutable:
-        click.echo(f"goes nowhere: {nowhere.customer_ref} / {nowhere.metric}: {nowhere.reason}")
+        who = f"{nowhere.customer_ref} / {nowhere.metric}"
+        click.echo(printable(f"goes nowhere: {who}: {nowhere.reason}"))
     return 0 if found.complete else 1
 
 

@@ -46,6 +46,7 @@ from gateway.terminal.output import (
     number_columns,
     print_json,
     print_table,
+    printable,
     text_columns,
 )
 
@@ -226,7 +227,11 @@ def _show(to: Console, report: Report, *, show_all: bool) -> None:
         to.print(Text(f"... and {len(rows) - ROWS_SHOWN_MAX} more: --csv FILE has them all"))
     for one in report.suggested_adjustments[:ROWS_SHOWN_MAX]:
         to.print(
-            Text(f"suggested for {one.customer_ref or one.metric}: {one.action} ({one.units})  "),
+            Text(
+                printable(
+                    f"suggested for {one.customer_ref or one.metric}: {one.action} ({one.units})  "
+                )
+            ),
             Text(f"stripemeter reconcile --apply {one.id}", style="cyan"),
             soft_wrap=True,
         )

@@ -41,7 +41,7 @@ from gateway.terminal.options import (
     place_options,
     settings_for,
 )
-from gateway.terminal.output import Row, console, print_json, print_table, text_columns
+from gateway.terminal.output import Row, console, print_json, print_table, printable, text_columns
 from wal.lmdb_file import DATA_NAME
 
 PAGES_MAX: Final = 100
@@ -208,10 +208,12 @@ def _show(found: StripeCheck) -> None:
     for target in due[:20]:
         units = bytes(target.due).decode()
         name = f"{target.tenant_id} / {target.metric}, {target.stripe_customer_id}"
-        to.print(Text(f"  {units} to {target.stripe_object} ({name}): {target.standing}"))
+        to.print(
+            Text(printable(f"  {units} to {target.stripe_object} ({name}): {target.standing}"))
+        )
     for note in found.notes:
         to.print(Text(f"note: {note}"), soft_wrap=True)
     for problem in found.problems:
-        to.print(Text(f"problem: {problem}", style="bold red"), soft_wrap=True)
+        to.print(Text(printable(f"problem: {problem}"), style="bold red"), soft_wrap=True)
     if not found.problems:
         to.print(Text("no problem found", style="green"))

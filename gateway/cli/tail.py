@@ -18,7 +18,7 @@ from gateway.terminal.options import (
     server_options,
     tenant_option,
 )
-from gateway.terminal.output import note, raw_text
+from gateway.terminal.output import note, printable, raw_text
 
 COUNT_MAX: Final = 1_000_000_000
 QUANTITY_WIDTH: Final = 10
@@ -92,14 +92,7 @@ def _print(tail: Tail, count: int | None, *, as_json: bool) -> None:
 def _words(line: bytes) -> str:
     """An event for a person."""
     event = msgspec.json.decode(line, type=dict[str, msgspec.Raw])
-    text = {name: _text(raw) for name, raw in event.items()}
+    text = {name: printable(raw_text(raw)) for name, raw in event.items()}
     resource = f" resource {text['resourceId']}" if "resourceId" in text else ""
     what = f"{text['quantity']:>{QUANTITY_WIDTH}}  {text['metric']}  {text['customerRef']}"
     return f"{text['receivedAt']}  {what}{resource}  key {text['idempotencyKey']}"
-
-
-def _text(raw: msgspec.Raw) -> str:
-    """A text on one line, whatever is in it: a control character could move the cursor."""
-    data = bytes(raw)
-    text = msgspec.json.decode(data, type=str) if data[:1] == b'"' else raw_text(raw)
-    return text if text.isprintable() else repr(text)[1:-1]

@@ -100,6 +100,10 @@ def print_table(columns: Sequence[Column], rows: Sequence[Row], to: Console | No
     so a number can be copied. Without a terminal nothing is folded.
     """
     to = to or console()
+    rows = [
+        Row([printable(one) if isinstance(one, str) else one for one in row.cells], row.style)
+        for row in rows
+    ]
     assert all(len(row.cells) == len(columns) for row in rows), "a cell for each column"
     widths = [
         max([cell_len(column.name), *(cell_len(str(row.cells[place])) for row in rows)])
@@ -172,11 +176,24 @@ def _print_blocks(columns: Sequence[Column], rows: Sequence[Row], to: Console) -
 
 
 def raw_text(value: Any) -> str:
-    """A number or text of a server's answer as it came; none is empty."""
+    """A number as it came, to the last digit, or a text of a server's answer; none is empty."""
     if isinstance(value, msgspec.UnsetType) or value is None:
         return ""
-    text = bytes(value).decode() if isinstance(value, msgspec.Raw) else str(value)
-    return "" if text == "null" else text.strip('"')
+    if not isinstance(value, msgspec.Raw):
+        return str(value)
+    data = bytes(value)
+    if data[:1] == b'"':
+        return msgspec.json.decode(data, type=str)
+    return "" if data == b"null" else data.decode()
+
+
+def printable(text: str) -> str:
+    """The text on one line and without what a terminal would obey: names are whatever a client has sent."""
+    if text.isprintable():
+        return text
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode() for one in text
+    )
 
 
 def sparkline(values: Sequence[str], width_max: int) -> str:

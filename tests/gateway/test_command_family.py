@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 import pytest
 
 from gateway.cli.main import HELP, cli, main
@@ -28,6 +29,8 @@ from gateway.terminal.output import (
     console,
     number_columns,
     print_table,
+    printable,
+    raw_text,
     sparkline,
     text_columns,
 )
@@ -371,3 +374,19 @@ def test_every_command_is_listed_with_a_few_words() -> None:
         assert isinstance(one, Listed)
         assert one.summary[-1] in ".?"
         assert len(one.summary) <= 64
+
+
+def test_a_name_can_not_move_the_cursor_of_whoever_reads_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    for name in ("\x1b[2Jgone", "two\nlines", "bell\x07", "c1\x9b2J", "\u202eright to left"):
+        for terminal in (Terminal(), io.StringIO()):
+            print_table(text_columns("customer"), [Row((name,))], console(terminal))
+            shown = terminal.getvalue()
+            assert shown.count("\n") == 2, "a header and a line"
+            assert all(one.isprintable() for one in shown.replace("\n", "")), repr(shown)
+    assert printable('日本 é "x"') == '日本 é "x"'
+    assert raw_text(msgspec.Raw(b'"a\\"b\\u001b"')) == 'a"b\x1b'
+    assert raw_text(msgspec.Raw(b"0.100000")) == "0.100000"
+    assert raw_text(msgspec.Raw(b"null")) == ""
