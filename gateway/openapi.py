@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from gateway import __version__
-from gateway.openapi_examples import Example, examples_of
+from gateway.openapi_examples import NO_ANSWER, Example, examples_of
 from gateway.openapi_problems import HEADERS, problem_name, problem_responses
 from gateway.openapi_schemas import component_schemas
 from gateway.problems import CONTENT_TYPE, TITLES, ProblemBody
@@ -198,7 +198,7 @@ def _is_own(route: Route, status: int) -> bool:
 def _response(
     route: Route, status: int, refs: dict[Any, Any], examples: Sequence[Example]
 ) -> dict[str, Any]:
-    shown = [one for one in examples if one.status == status and one.answer is not None]
+    shown = [one for one in examples if one.status == status and one.answer != NO_ANSWER]
     if not _is_own(route, status):
         component = f"#/components/responses/{problem_name(status)}"
         if not shown:

@@ -14,6 +14,7 @@ from typing import Any, Final
 import msgspec
 
 FILE: Final = "examples.json"
+NO_ANSWER: Final = msgspec.Raw(b"null")
 
 
 class Example(msgspec.Struct, frozen=True, rename="camel", kw_only=True, omit_defaults=True):
@@ -29,8 +30,14 @@ class Example(msgspec.Struct, frozen=True, rename="camel", kw_only=True, omit_de
     body: Any = None
     body_type: str = "application/json"
     status: int = 200
-    answer: Any = None
+    answer: msgspec.Raw = NO_ANSWER
+    """As it came, to the last digit; a JSON string of what is not JSON, null of no body."""
     answer_type: str = "application/json"
+
+    @property
+    def value(self) -> Any:
+        """The answer's JSON value; None: there was no body."""
+        return msgspec.json.decode(self.answer)
 
 
 @lru_cache(maxsize=1)

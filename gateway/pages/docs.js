@@ -75,6 +75,12 @@ function operation(path, method, op) {
   return { section, entry };
 }
 
+// A number that a double would write otherwise (220.00) stays as it is written, where the browser can.
+function exact(_name, value, context) {
+  const changed = typeof value === "number" && context?.source !== undefined && context.source !== String(value);
+  return changed && JSON.rawJSON ? JSON.rawJSON(context.source) : value;
+}
+
 function draw() {
   for (const tag of doc.tags) {
     const found = [];
@@ -129,7 +135,7 @@ if (matchMedia("(max-width: 820px)").matches) by("contents").open = false;
 try {
   const response = await fetch("/openapi.json");
   if (!response.ok) throw new Error(`HTTP ${response.status}`);
-  doc = await response.json();
+  doc = JSON.parse(await response.text(), exact);
   use(doc);
   by("version").textContent = `version ${doc.info.version}, OpenAPI ${doc.openapi}`;
   by("lead").replaceChildren(...prose(doc.info.description), el("p", {}, "The same for machines: ", el("a", { href: "/openapi.json" }, "/openapi.json"), "."));

@@ -140,6 +140,10 @@ class TestInABrowser:
         assert "Take one off" in text
         assert "urn:stripemeter:problem:bad-request" in text
         assert "adjustments:write" in text
+        page.open(self.url(server, "#createRun"))
+        text = page.run("document.getElementById('createRun').textContent")
+        assert '"total": 220.00' in text, "as it was answered, to the last digit"
+        page.open(self.url(server, "#createAdjustment"))
         assert (
             0 <= page.run("document.getElementById('createAdjustment').offsetTop - scrollY") < 900
         )

@@ -54,7 +54,7 @@ async def test_each_example_is_answered_as_it_is_shown() -> None:
     for one, told in zip(shown, teller.told, strict=True):
         where = f"{one.operation_id} {one.name}"
         assert (one.status, one.answer_type) == (told.status, told.answer_type), where
-        assert differs(shape(one.answer), shape(told.answer), where) is None, advice
+        assert differs(shape(one.value), shape(told.value), where) is None, advice
         assert differs(shape(one.body), shape(told.body), where) is None, advice
 
 
@@ -77,11 +77,11 @@ def test_every_operation_has_an_example_of_success_and_names_are_not_given_twice
 def test_an_example_fits_the_schema_beside_which_it_stands(example: Example) -> None:
     route = next(route for route in ROUTES if operation_id(route) == example.operation_id)
     response = described_responses(DOCUMENT, route.path, route.method)[str(example.status)]
-    if example.answer is not None:
+    if example.value is not None:
         media = response["content"][example.answer_type]
-        assert media["examples"][example.name]["value"] == example.answer
+        assert media["examples"][example.name]["value"] == example.value
         if not example.answer_type.endswith("ndjson"):
-            validator(media["schema"]).validate(example.answer)
+            validator(media["schema"]).validate(example.value)
     if example.body is not None and example.status < 400:
         operation = DOCUMENT["paths"][route.path][route.method.lower()]
         media = operation["requestBody"]["content"][example.body_type]

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 import trio
 
 from gateway.openapi import operation_id
-from gateway.openapi_examples import Example
+from gateway.openapi_examples import NO_ANSWER, Example
 from gateway.simulator.state import sign
 from gateway.table import ROUTES
 from tests.helpers.served import ADMIN_KEY, WEBHOOK_SECRET, Served, bearer
@@ -78,7 +78,7 @@ class Teller:
                 body=json.loads(content) if content is not None else None,
                 body_type=kind,
                 status=response.status_code,
-                answer=_without_secret(answer),
+                answer=_kept(response.text, is_json=is_json),
                 answer_type=answer_kind or JSON,
             )
         )
@@ -90,12 +90,13 @@ def _name_of(summary: str) -> str:
     return "-".join(re.findall(r"[a-z0-9]+", summary.lower())[:6])
 
 
-def _without_secret(answer: Any) -> Any:
-    if isinstance(answer, str):
-        return answer[:TEXT_CHARS_SHOWN]
-    if isinstance(answer, Mapping) and "key" in answer:
-        return {**answer, "key": _SECRET.sub(SHOWN_SECRET, answer["key"])}
-    return answer
+def _kept(text: str, *, is_json: bool) -> msgspec.Raw:
+    """The answer as an example has it: its own digits, without a key's secret."""
+    if not text:
+        return NO_ANSWER
+    if is_json:
+        return msgspec.Raw(_SECRET.sub(SHOWN_SECRET, text).encode())
+    return msgspec.Raw(msgspec.json.encode(text[:TEXT_CHARS_SHOWN]))
 
 
 def shape(value: Any) -> Any:
