@@ -7,7 +7,7 @@
 import { StripeMeterError } from "./errors.js";
 import { eventOf, type Entry } from "./event.js";
 import { NoAnswer, type Http } from "./http.js";
-import { waitMs, type Pace, type Pause } from "./retry.js";
+import { isGivenUp, waitMs, type Pace, type Pause } from "./retry.js";
 import type { Tally } from "./tally.js";
 import type { Teller } from "./teller.js";
 import { judge, type Settled, type Verdict } from "./verdict.js";
@@ -98,8 +98,8 @@ export class Delivery {
     for (let attempt = 1; ; attempt += 1) {
       const verdict = await this.#attempt(body, part, signal);
       if (verdict.kind !== "again") return verdict;
-      if (attempt >= attemptsMax) {
-        const message = `gave up after ${attempt} attempts; sending the same keys again is safe. Last: ${verdict.why}`;
+      if (isGivenUp(attemptsMax, attempt, verdict.afterMs)) {
+        const message = `gave up after attempt ${attempt}; sending the same keys again is safe. Last: ${verdict.why}`;
         throw new StripeMeterError("unavailable", message, { events: part.map(eventOf) });
       }
       const forMs = waitMs(this.#pace, attempt, verdict.afterMs, this.#random());

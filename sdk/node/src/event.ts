@@ -30,6 +30,8 @@ export class EventError extends Error {}
 const METRIC_CHARS_MAX = 100;
 const NAME_CHARS_MAX = 255;
 const META_DEPTH_MAX = 28;
+/** The most that any server can be set to take, in bytes. */
+const META_CHARS_MAX = 65_536;
 const CACHED_MAX = 1000;
 /** Text that JSON takes between quotes as it is. */
 const PLAIN = /^[\x20\x21\x23-\x5b\x5d-\x7e]*$/;
@@ -150,6 +152,7 @@ function metaText(meta: unknown): string {
     throw new EventError(`meta must be something that JSON can hold: ${error instanceof Error ? error.message : error}`);
   }
   if (text?.startsWith("{") !== true) throw new EventError("meta must be an object");
+  if (text.length > META_CHARS_MAX) throw new EventError(`meta must be at most ${META_CHARS_MAX} characters of JSON`);
   if (ESCAPED_SURROGATE.test(text)) throw new EventError("meta must not hold half a surrogate pair, which is no text");
   if (deeperThan(text, META_DEPTH_MAX)) throw new EventError(`meta must not nest deeper than ${META_DEPTH_MAX} levels`);
   return text;

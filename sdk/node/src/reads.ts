@@ -7,7 +7,7 @@
 import { StripeMeterError } from "./errors.js";
 import { detailOf, NoAnswer, type Answer, type Http } from "./http.js";
 import type { Settings } from "./options.js";
-import { isRetried, Pause, waitMs } from "./retry.js";
+import { isGivenUp, isRetried, Pause, waitMs } from "./retry.js";
 
 /** Values of a query; those that are undefined are left out. */
 export type Parameters = Readonly<Record<string, Date | number | string | undefined>>;
@@ -49,11 +49,11 @@ export class Reads {
         throw error;
       });
       if (!(answer instanceof NoAnswer) && !isRetried(answer.status)) return contentOf(answer);
-      if (attempt >= this.#settings.attemptsMax) {
-        const why = answer instanceof NoAnswer ? answer.message : `HTTP ${answer.status}: ${detailOf(answer)}`;
-        throw new StripeMeterError("unavailable", `gave up after ${attempt} attempts; ask again later. Last: ${why}`);
-      }
       const afterMs = answer instanceof NoAnswer ? undefined : answer.retryAfterMs;
+      if (isGivenUp(this.#settings.attemptsMax, attempt, afterMs)) {
+        const why = answer instanceof NoAnswer ? answer.message : `HTTP ${answer.status}: ${detailOf(answer)}`;
+        throw new StripeMeterError("unavailable", `gave up after attempt ${attempt}; ask again later. Last: ${why}`);
+      }
       await new Pause().wait(waitMs(this.#settings, attempt, afterMs, this.#random()), true, false, signal);
     }
   }

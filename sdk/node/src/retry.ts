@@ -10,6 +10,15 @@ import { clearTimeout, setTimeout, type Timer } from "node:timers";
 /** A server that asks for more is misconfigured, or down for so long that asking now and then does no harm. */
 const RETRY_AFTER_MS_MAX = 600_000;
 
+/** A caller does not wait for longer, whatever the server asks for. */
+const CALL_WAIT_MS_MAX = 60_000;
+
+/** Whether a caller has waited enough: its attempts are used up, or the server names a time too far away. */
+export function isGivenUp(attemptsMax: number, attempt: number, retryAfterMs: number | undefined): boolean {
+  if (attemptsMax === Infinity) return false;
+  return attempt >= attemptsMax || (retryAfterMs ?? 0) > CALL_WAIT_MS_MAX;
+}
+
 /** The statuses that say "later": the outcome is unknown, or the server could not take it. */
 export function isRetried(status: number): boolean {
   return status === 408 || status === 425 || status === 429 || (status >= 500 && status <= 599);

@@ -272,6 +272,20 @@ test("close makes a last try out of a wait, but Retry-After is kept", async () =
   }
 });
 
+test("a direct call and a read do not wait for an hour, whatever the server asks for; a queue does", async () => {
+  const busy = () => fail.status(429, { "retry-after": "3600" });
+  const meter = new FakeMeter();
+  meter.faults = [busy(), busy(), busy()];
+  const { client } = clientOf(meter, { mode: "direct" });
+  await assert.rejects(client.track(CALL), (error) => error.kind === "unavailable");
+  await assert.rejects(client.getUsage("cora"), (error) => error.kind === "unavailable");
+  const queue = clientOf(meter, { closeMsMax: 20 });
+  void queue.client.track(CALL);
+  assert.equal(await queue.client.flush({ timeoutMs: 50 }), false);
+  assert.deepEqual([meter.requests.length, queue.told.length], [3, 0]);
+  await queue.client.close();
+});
+
 test("reads are tried again, and keep every digit as text", async () => {
   const meter = new FakeMeter();
   meter.faults = [fail.status(503), fail.reset(), () => answer(200, { metrics: [{ name: "calls", current: "999999999999999.999999" }] })];

@@ -58,7 +58,7 @@ test("meta that JSON can't hold, that is no object, or nests too deep, is refuse
   encode({ none: undefined });
   encode(nested(28));
   encode({ text: "\\ud83d and 😀", "\\\\udc00": 1 });
-  for (const meta of [{ half: "a\ud83d" }, { "\udc00": 1 }, { deep: [["\\\ud83d"]] }, circle, { big: 1n }, [], "text", null, { toJSON: () => 5 }, nested(29)]) {
+  for (const meta of [{ long: "x".repeat(65_536) }, { half: "a\ud83d" }, { "\udc00": 1 }, { deep: [["\\\ud83d"]] }, circle, { big: 1n }, [], "text", null, { toJSON: () => 5 }, nested(29)]) {
     assert.throws(() => encode(meta), /meta must/);
   }
 });
