@@ -67,6 +67,7 @@ lock: $(TOOLS)/bin/uv ## Write requirements.lock anew from pyproject.toml
 
 clean: ## Remove what can be made anew; ./data stays
 	rm -rf $(VENV) $(TOOLS) dist site htmlcov .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*
+	rm -rf sdk/node/dist sdk/node/node_modules examples/node_app/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml requirements.lock | $(BIN)/python

@@ -273,6 +273,7 @@ export class Buffered implements Pending {
         for (const entry of entries) entry.kept?.settle();
         this.#inFlight = this.#inFlight.slice(entries.length);
       });
+      this.#flushes.check(false);
     } catch (error) {
       // Nothing but our own stop ends a delivery; anything else is a defect, which the app must be told.
       const why = error instanceof GivenUp ? error.cause : error;
@@ -280,7 +281,6 @@ export class Buffered implements Pending {
       this.#inFlight = [];
       this.#drop(left, messageOf(why), "closed");
     }
-    this.#flushes.check(false);
   }
 
   /** Stop the sender, and give up all that waits. */
@@ -296,7 +296,7 @@ export class Buffered implements Pending {
       this.#held = false;
       release(this);
     }
-    this.#flushes.check(false);
+    this.#flushes.endAll();
   }
 }
 

@@ -7,7 +7,7 @@ import { createServer } from "node:http";
 import { test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import { createClient, StripeMeterError } from "../dist/esm/index.js";
-import { answer, CALL, clientOf, fail, FakeMeter } from "./support/fake.mjs";
+import { answer, CALL, clientOf, fail, FakeMeter, until } from "./support/fake.mjs";
 
 test("a retry sends the same bytes, and counts once", async () => {
   const meter = new FakeMeter();
@@ -177,7 +177,7 @@ test("a signal ends the waiting of every call", async () => {
   meter.faults = Array.from({ length: 9 }, () => fail.hang());
   for (const [client, call] of [
     [clientOf(meter, { mode: "direct" }).client, (one, options) => one.track(CALL, options)],
-    [clientOf(meter).client, async (one, options) => { void one.track(CALL); return one.flush(options); }],
+    [clientOf(meter, { closeMsMax: 100 }).client, async (one, options) => { void one.track(CALL); return one.flush(options); }],
     [clientOf(meter, { closeMsMax: 100 }).client, async (one, options) => { void one.track(CALL); return one.close(options); }],
   ]) {
     const abort = new AbortController();
@@ -195,7 +195,7 @@ test("flush waits for what was tracked before it, in order, also when the oldest
   const { client, told } = clientOf(meter, { batchEventsMax: 1, queueEventsMax: 2 });
   void client.track({ ...CALL, idempotencyKey: "a" });
   const flushed = client.flush();
-  await sleep(5);
+  await until(() => meter.requests.length === 1);
   for (const idempotencyKey of ["b", "c", "d", "e"]) void client.track({ ...CALL, idempotencyKey });
   assert.equal(await Promise.race([flushed, sleep(20, "waits")]), "waits", "a is on its way still");
   open();
@@ -228,13 +228,16 @@ test("a batch under raise is taken whole or not at all; calls that are blocked a
   await raising.close();
 
   const { client, told } = clientOf(meter, { backpressure: "block", queueEventsMax: 3, blockMsMax: 30_000, closeMsMax: 50 });
+  const before = meter.requests.length;
   void client.track(CALL);
-  assert.equal(await client.flush({ timeoutMs: 10 }), false, "one is on its way for good");
+  const flushed = client.flush();
+  await until(() => meter.requests.length > before); // one is on its way for good
   const results = Array.from({ length: 10 }, () => client.track(CALL));
   await sleep(1);
   assert.equal(told.length, 4, "three in the queue, three that wait");
   await client.close();
   assert.equal(told.length, 11, "close ends the waiting");
+  assert.equal(await flushed, false, "a flush that waited is told the truth");
   assert.deepEqual((await Promise.all(results)).map(({ status }) => status), [...Array(3).fill("queued"), ...Array(7).fill("dropped")]);
 });
 
@@ -253,7 +256,8 @@ test("flush tries at once after a long wait, but not again and again", async () 
   meter.faults = [fail.reset(), fail.reset(), fail.reset()];
   const { client } = clientOf(meter, { retryMsFirst: 60_000, retryMsMax: 60_000, closeMsMax: 50 });
   void client.track(CALL);
-  for (let call = 0; call < 20; call += 1) await client.flush({ timeoutMs: 5 });
+  for (let call = 0; call < 5; call += 1) await client.flush({ timeoutMs: 5 });
+  await until(() => meter.requests.length > 0);
   assert.equal(meter.requests.length, 1, "not before a second has passed");
   assert.equal(await client.flush({ timeoutMs: 1500 }), false);
   assert.equal(meter.requests.length, 2);
@@ -266,7 +270,8 @@ test("close makes a last try out of a wait, but Retry-After is kept", async () =
     meter.faults = [fault];
     const { client } = clientOf(meter, { retryMsFirst: 60_000, retryMsMax: 60_000, closeMsMax });
     void client.track(CALL);
-    await client.flush({ timeoutMs: 10 });
+    void client.flush();
+    await until(() => meter.requests.length > 0);
     assert.equal(await client.close(), requests === 2);
     assert.equal(meter.requests.length, requests);
   }

@@ -71,4 +71,9 @@ export function clientOf(meter, options = {}) {
   return { client, told };
 }
 
+/** Wait until it is so. The runner's own end is the bound. */
+export async function until(isSo) {
+  while (!isSo()) await new Promise((resolve) => setTimeout(resolve, 1));
+}
+
 export const CALL = { metric: "calls", customerRef: "cora", quantity: 1 };
