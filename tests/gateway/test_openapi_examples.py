@@ -38,8 +38,9 @@ def validator(schema: dict[str, Any]) -> jsonschema_rs.Draft202012Validator:
     return jsonschema_rs.Draft202012Validator(whole, validate_formats=True)
 
 
-async def test_each_example_is_answered_as_it_is_shown() -> None:
-    async with served(auth="required", stripe={}) as server:
+async def test_each_example_is_answered_as_it_is_shown(tmp_path: Path) -> None:
+    # A directory that is there: readiness tells of its disk.
+    async with served(auth="required", stripe={}, data_dir=str(tmp_path)) as server:
         teller = Teller(server)
         await tell_all(teller)
     if RECORDING:
