@@ -41,26 +41,18 @@ export class Http {
   /** The answer. Throws NoAnswer, or the signal's reason when that aborts. `path` begins with a slash. */
   async send(method: "GET" | "POST", path: string, body: string | undefined, signal?: AbortSignal): Promise<Answer> {
     signal?.throwIfAborted();
-    const { apiUrl, timeoutMs, fetch } = this.#settings;
+    const { apiUrl, timeoutMs } = this.#settings;
     const limit = new AbortController();
     // The request itself keeps the process alive; its timer must not do so beyond it.
     const timer = setTimeout(() => limit.abort(new NoAnswer(`no answer within ${timeoutMs} ms`)), timeoutMs).unref();
     const passOn = (): void => limit.abort(signal?.reason);
     signal?.addEventListener("abort", passOn);
+    // Raced, since an app's own `fetch` may pass over its signal.
+    const ended = new Promise<never>((_, reject) => {
+      limit.signal.addEventListener("abort", () => reject(limit.signal.reason as Error));
+    });
     try {
-      const response = await fetch(`${apiUrl}${path}`, {
-        method,
-        headers: body === undefined ? this.#headers : { ...this.#headers, "content-type": "application/json" },
-        redirect: "manual",
-        signal: limit.signal,
-        ...(body === undefined ? {} : { body }),
-      });
-      return {
-        status: response.status,
-        text: await textOf(response),
-        requestId: response.headers.get("x-request-id") ?? undefined,
-        retryAfterMs: retryAfterMs(response.headers.get("retry-after"), Date.now()),
-      };
+      return await Promise.race([this.#exchange(method, path, body, limit.signal), ended]);
     } catch (error) {
       signal?.throwIfAborted();
       if (error instanceof NoAnswer) throw error;
@@ -69,6 +61,23 @@ export class Http {
       clearTimeout(timer);
       signal?.removeEventListener("abort", passOn);
     }
+  }
+
+  async #exchange(method: string, path: string, body: string | undefined, signal: AbortSignal): Promise<Answer> {
+    const { apiUrl, fetch } = this.#settings;
+    const response = await fetch(`${apiUrl}${path}`, {
+      method,
+      headers: body === undefined ? this.#headers : { ...this.#headers, "content-type": "application/json" },
+      redirect: "manual",
+      signal,
+      ...(body === undefined ? {} : { body }),
+    });
+    return {
+      status: response.status,
+      text: await textOf(response),
+      requestId: response.headers.get("x-request-id") ?? undefined,
+      retryAfterMs: retryAfterMs(response.headers.get("retry-after"), Date.now()),
+    };
   }
 }
 

@@ -251,6 +251,20 @@ test("an answer that never comes is given up after its time, and the batch sent 
   await client.close();
 });
 
+test("a fetch that never ends and passes over its signal holds nothing up", async () => {
+  const meter = new FakeMeter();
+  meter.faults = [() => new Promise(() => undefined)];
+  const { client } = clientOf(meter, { timeoutMs: 30 });
+  void client.track(CALL);
+  assert.equal(await client.flush(), true);
+  meter.faults = [() => new Promise(() => undefined)];
+  const late = clientOf(meter, { closeMsMax: 30 });
+  void late.client.track(CALL);
+  assert.equal(await late.client.close(), false);
+  assert.equal(late.told.length, 1);
+  await client.close();
+});
+
 test("flush tries at once after a long wait, but not again and again", async () => {
   const meter = new FakeMeter();
   meter.faults = [fail.reset(), fail.reset(), fail.reset()];
