@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+import trio
 
 from engine.errors import EngineError
 from gateway import event_tail
@@ -215,6 +216,41 @@ async def test_a_server_gives_what_follows_a_position_to_whom_it_belongs(
             found += keys
         assert after == end
         assert found == every[4:]
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_while_many_send_a_follower_misses_nothing_and_sees_nothing_twice(seed: int) -> None:
+    rng = random.Random(seed)
+    sent: list[str] = []
+    found: list[tuple[int, str]] = []
+    async with a_server() as served:
+
+        async def send(sender: int) -> None:
+            for batch in range(15):
+                keys = [f"{sender}-{batch}-{one}" for one in range(rng.randrange(1, 20))]
+                await served.ingest(*[event(1, idempotencyKey=key) for key in keys])
+                sent.extend(keys)
+
+        async def follow(after: int) -> int:
+            query = {"tenantId": "acme", "format": "jsonl", "after": str(after)}
+            answer = await served.client.get("/v1/events", params=query)
+            for line in answer.content.splitlines():
+                one = json.loads(line)
+                found.append((one["sequence"], one["idempotencyKey"]))
+            return int(answer.headers["x-stripemeter-position"])
+
+        position = 0
+        async with trio.open_nursery() as nursery:
+            for sender in range(5):
+                nursery.start_soon(send, sender)
+            for _ in range(60):
+                acknowledged = set(sent)
+                position = await follow(position)
+                assert acknowledged <= {key for _, key in found}, f"seed {seed}: not there yet"
+        await follow(position)
+    assert len(found) == len(sent), f"seed {seed}"
+    assert {key for _, key in found} == set(sent), f"seed {seed}"
+    assert found == sorted(found), f"seed {seed}: not in log order"
 
 
 async def test_after_goes_with_json_lines_alone_and_not_with_other_orders() -> None:
