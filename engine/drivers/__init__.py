@@ -1,7 +1,7 @@
 """Billing drivers: how a push request reaches Stripe, by stripe-python under trio.
 
-`StripeBilling` fills the port `engine.ports.Billing` for one key; `StripeBillingDriver` is for use alone, without a
-meter; `ResolutionCache` remembers what subscription items are. They must not know the log, the plan or actors.
+`StripeBilling` fills the port `engine.ports.Billing` for one key, `engine.drivers.remote` by a process that runs it;
+`StripeBillingDriver` is for use alone, without a meter; `ResolutionCache` remembers what subscription items are. They must not know the log, the plan or actors.
 """
 
 from engine.drivers.billing import StripeBilling, api_version
