@@ -53,7 +53,7 @@ def test_every_block_of_a_page_does_what_it_says(page: str, tmp_path: Path) -> N
             terminal.serve()
         for block in blocks:
             try:
-                terminal.do(block)
+                terminal.check_block(block)
             except AssertionError as error:
                 raise AssertionError(f"{page}, line {block.line}: {error}") from error
     finally:

@@ -192,8 +192,8 @@ class Terminal:
         (self.directory / "block.py").write_text(self.ported(text))
         return self.run("python -W error::SyntaxWarning block.py")
 
-    def do(self, block: Block) -> None:
-        """Do with a block what it is there for."""
+    def check_block(self, block: Block) -> None:
+        """Do with a block what it is there for; AssertionError when it does not do what it says."""
         if block.mark in {"no-run", "demo"} or block.language in _SHOWN:
             return
         if block.mark == "server":
