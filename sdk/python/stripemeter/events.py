@@ -25,6 +25,7 @@ _INSTANT = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:\.[0-9]+)?)?(?:[Zz]|[+-][0-9]{2}:[0-9]{2})"
 )
 _encode_meta = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
+_encode_meta_plainly = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 Instant = Union[str, datetime]
@@ -148,6 +149,12 @@ def _meta_text(meta: object) -> str:
     except (TypeError, ValueError, RecursionError) as error:
         message = f"meta can't be JSON: {error}"
         raise ValueError(message) from None
+    if "\\ud" in text:
+        try:
+            _encode_meta_plainly(dict(meta)).encode()
+        except UnicodeEncodeError:
+            message = "meta holds half of a surrogate pair, which no text can hold"
+            raise ValueError(message) from None
     if len(text) > META_CHARS_MAX:
         message = f"meta is longer than {META_CHARS_MAX} characters of JSON"
         raise ValueError(message)
