@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import Counter as Tally
 from collections.abc import Mapping, Sequence
-from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -27,6 +26,7 @@ from engine.core.events import (
     accept,
     holds_nul,
 )
+from engine.core.events_in_bulk import EventTaker, Said
 from engine.core.sent_rows import SOURCE_OF_IMPORT
 from engine.errors import EngineError
 from engine.limits import NAME_CHARS_MAX
@@ -50,8 +50,10 @@ _SCOPE: Final = "events:write"
 _CONTENT_TYPES: Final = frozenset((JSON, CLOUD_EVENT, CLOUD_EVENT_BATCH, ""))
 _JSON_HEADER: Final = (b"content-type", b"application/json")
 _NO_TENANT: Final = "tenantId: is missing; name the tenant the event counts for"
-_metric_of = itemgetter(0)
-_key_text_of = itemgetter(8)
+_METRIC: Final = 0
+_KEY_TEXT: Final = 8  # columns of engine.core.records.Row
+_BULK_EVENTS_MIN: Final = 16
+"""Fewer are taken sooner one by one."""
 
 
 class Result(msgspec.Struct, rename="camel", omit_defaults=True, gc=False):
@@ -101,11 +103,21 @@ class IngestHeaders(NamedTuple):
 class _TenantRows:
     """A tenant's accepted rows of the request, with the index of each in the request."""
 
-    __slots__ = ("indexes", "rows")
+    __slots__ = ("columns", "indexes", "rows")
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        indexes: list[int] | None = None,
+        columns: Sequence[Sequence[Any]] | None = None,
+    ) -> None:
         self.rows: list[tuple[Any, ...]] = []
-        self.indexes: list[int] = []
+        """Empty if there are `columns`."""
+        self.columns = columns
+        self.indexes = [] if indexes is None else indexes
+
+    def column(self, at: int) -> Sequence[Any]:
+        """One of `Row`'s fields, of all rows."""
+        return [row[at] for row in self.rows] if self.columns is None else self.columns[at]
 
 
 class Counting:
@@ -156,6 +168,7 @@ class Ingest:
             settings.max_body_bytes, settings.max_batch, settings.max_json_depth
         )
         self._event_limits = EventLimits(settings.max_meta_bytes)
+        self._taker = EventTaker()
 
     async def answer(
         self, body: bytes, identity: Identity, headers: IngestHeaders
@@ -207,10 +220,11 @@ class Ingest:
             limited = self._over_limit(tenants)
             if limited is not None:
                 return limited
-        offer = self._gateway.meter.offer
-        size_bytes = len(body)
         try:
-            offers = [offer(tenant, of.rows, size_bytes, marks) for tenant, of in tenants.items()]
+            offers = [
+                self._gateway.meter.offer(tenant, of.rows, len(body), marks, of.columns)
+                for tenant, of in tenants.items()
+            ]
         except EngineError as error:
             return problem_for(error)
         counting = Counting(tenants, offers, refused, headers.request_id, started_us)
@@ -254,6 +268,11 @@ class Ingest:
         if (horizon_us := self._gateway.meter.registry.horizon_us) != limits.horizon_us:
             limits = self._event_limits = limits._replace(horizon_us=horizon_us)
         source = 0 if headers.operation is None else SOURCE_OF_IMPORT
+        if len(events) >= _BULK_EVENTS_MIN and not nul:
+            said = Said(own, default, header_key, source)
+            bulk = self._taker.take(events, said, now_us, limits)
+            if bulk is not None:
+                return {name: _TenantRows(of.lines, of.columns) for name, of in bulk.items()}
         last_tenant, last = "", None
         for index, sent in enumerate(events):
             if isinstance(sent, Refusal):
@@ -285,7 +304,7 @@ class Ingest:
         assert limiter is not None
         now_us = self._gateway.clock.monotonic_us()
         for tenant, of in tenants.items():
-            wait_seconds = limiter.take(tenant, len(of.rows), now_us)
+            wait_seconds = limiter.take(tenant, len(of.indexes), now_us)
             if wait_seconds is not None:
                 detail = "the tenant's rate limit is reached; retry after the time in Retry-After"
                 return Problem(429, detail, retry_after_seconds=wait_seconds)
@@ -300,14 +319,14 @@ class Ingest:
     ) -> None:
         metrics = self._gateway.metrics
         for of, offer in zip(tenants.values(), offers, strict=True):
-            accepted = of.rows
+            accepted = of.column(_METRIC)
             if isinstance(offer.verdicts, list):
-                pairs = zip(of.rows, offer.verdicts, strict=True)
-                accepted = [row for row, verdict in pairs if verdict == ACCEPTED]
+                pairs = zip(accepted, offer.verdicts, strict=True)
+                accepted = [metric for metric, verdict in pairs if verdict == ACCEPTED]
             if len(accepted) == 1:
-                metrics.ingested(accepted[0][0], 1)
+                metrics.ingested(accepted[0], 1)
             else:
-                for metric, count in Tally(map(_metric_of, accepted)).items():
+                for metric, count in Tally(accepted).items():
                     metrics.ingested(metric, count)
             if offer.own_group is not None and offer.own_group.late:
                 held = offer.own_group.late
@@ -435,7 +454,7 @@ def _plain_response(counting: Counting) -> bytes | None:
     (offer,), (of,) = counting.offers, counting.tenants.values()
     if offer.own_group is None or offer.own_group.late or any(offer.verdicts):
         return None
-    keys = [row[8] for row in of.rows]
+    keys = of.column(_KEY_TEXT)
     text = ",".join(keys)
     if not (text.isascii() and text.isprintable()) or '"' in text or "\\" in text:
         return None
@@ -453,12 +472,13 @@ def _fill_results(
     duplicates = 0
     for of, offer in zip(tenants.values(), offers, strict=True):
         late = offer.own_group.late if offer.own_group is not None else {}
+        key_texts = of.column(_KEY_TEXT)
         if not late and not any(offer.verdicts):  # nearly always: all accepted, all in time
-            for index, row in zip(of.indexes, of.rows, strict=True):
-                results[index] = Result(row[8], "accepted")
+            for index, key_text in zip(of.indexes, key_texts, strict=True):
+                results[index] = Result(key_text, "accepted")
             continue
         for at, index in enumerate(of.indexes):
-            key_text = of.rows[at][8]
+            key_text = key_texts[at]
             verdict = offer.verdicts[at]
             if verdict == ACCEPTED:
                 result = Result(key_text, "accepted")

@@ -65,7 +65,7 @@ class Group:
         self.rows: dict[str, list[tuple[Any, ...]]] = {}
         """By the name of the part they will be (`part_name`): the tenant, for all but an operation's rows."""
         self.columns: dict[str, list[list[Any]]] = {}
-        """Parts of operations whose rows came by column; a part is either here or in `rows`."""
+        """Parts whose rows came by column; a part is either here or in `rows`."""
         self.marks: dict[str, Marks] = {}
         """What the parts that have marks are marked with, by name."""
         self.keys: dict[bytes, bytes] = {}
@@ -107,14 +107,17 @@ class Group:
             column.extend(values)
         return first
 
-    def add_columns(self, name: str, columns: Sequence[list[Any]]) -> int:
-        """Put rows into a part, by column (`Row`'s order); they are the group's from now on. The index of the first."""
-        if name in self.rows:
-            return self.add_rows(name, list(zip(*columns, strict=True)))
+    def add_columns(self, name: str, columns: Sequence[Sequence[Any]]) -> int:
+        """Put rows into a part, by column (`Row`'s order). The index of the first."""
         part = self.columns.get(name)
         if part is None:
-            self.columns[name] = list(columns)
-            return 0
+            before = self.rows.pop(name, None)
+            part = (
+                [[] for _ in columns]
+                if before is None
+                else list(map(list, zip(*before, strict=True)))
+            )
+            self.columns[name] = part
         first = len(part[0])
         for column, values in zip(part, columns, strict=True):
             column.extend(values)
@@ -129,7 +132,9 @@ class Group:
             for name, rows in self.rows.items()
         ]
         self.parts += [
-            TenantEvents._make((name.partition("\0")[0], *part, marks[name].extra))
+            TenantEvents._make(
+                (name.partition("\0")[0], *part, marks[name].extra if name in marks else {})
+            )
             for name, part in self.columns.items()
         ]
         self.rows, self.columns = {}, {}

@@ -182,16 +182,19 @@ class LogWriter:
         return self._offer_one_by_one(name, rows, size_bytes, group)
 
     def offer_columns(
-        self, tenant: str, columns: Sequence[list[Any]], size_bytes: int, marks: Marks
+        self,
+        tenant: str,
+        columns: Sequence[Sequence[Any]],
+        size_bytes: int,
+        marks: Marks | None = None,
     ) -> Offer:
-        """`offer` for an operation's rows by column (`Row`'s order), which are the writer's from now on.
-
-        If all keys are new, no object is made for any of the rows.
-        """
+        """`offer` for rows by column (`Row`'s order). If all keys are new, no object is made for any of the rows."""
         count = len(columns[_KEY])
         group = self._admit(count, size_bytes)
-        name = part_name(tenant, marks.operation)
-        group.marks[name] = marks
+        name = tenant
+        if marks is not None:
+            name = part_name(tenant, marks.operation)
+            group.marks[name] = marks
         fresh = dict(zip(columns[_KEY], columns[_FINGERPRINT], strict=True))
         if len(fresh) == count and self.are_all_new(fresh):
             first = group.add_columns(name, columns)

@@ -436,14 +436,18 @@ class Meter:
         rows: Sequence[tuple[Any, ...]],
         size_bytes: int,
         marks: Marks | None = None,
+        columns: Sequence[Sequence[Any]] | None = None,
     ) -> Offer:
         """Hand accepted rows of one tenant to the log; await `Offer.settled()` before answering.
 
-        Raises Unavailable when recovering, stopping or overloaded.
+        `columns` (`Row`'s order) come in place of `rows`. Raises Unavailable when recovering, stopping or overloaded.
         """
         if self.phase != "ready":
             raise Unavailable(f"the server is {self.phase}; retry", retry_after_seconds=2)
-        return self.started.writer.offer(tenant, rows, size_bytes, marks)
+        writer = self.started.writer
+        if columns is not None:
+            return writer.offer_columns(tenant, columns, size_bytes, marks)
+        return writer.offer(tenant, rows, size_bytes, marks)
 
     async def append_control(self, record: ControlRecord) -> None:
         """Make a control record durable and fold it. Hold `change_lock` from the check that allows it."""

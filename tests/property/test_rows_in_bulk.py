@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from engine.core import rows_in_bulk
+from engine.core import row_columns, rows_in_bulk
 from engine.core.events import EventLimits, Refusal
 from engine.core.rows_in_bulk import Taker
 from engine.core.sent_rows import (
@@ -172,13 +172,13 @@ def quick_rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setattr(row_files, "CHUNK_BYTES", 4_000)
     monkeypatch.setattr(row_files, "CSV_CHUNK_ROWS", 30)
     counted = [0]
-    put: Callable[..., None] = rows_in_bulk._put
+    put: Callable[..., None] = rows_in_bulk.put
 
     def counting(*parts: Any) -> None:
         counted[0] += len(parts[4])
         put(*parts)
 
-    monkeypatch.setattr(rows_in_bulk, "_put", counting)
+    monkeypatch.setattr(rows_in_bulk, "put", counting)
     return counted
 
 
@@ -321,8 +321,8 @@ def test_an_odd_time_among_many_is_what_it_is_alone(odd: str) -> None:
 
 
 def test_what_is_remembered_stays_within_its_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rows_in_bulk, "CUSTOMERS_REMEMBERED_MAX", 100)
-    monkeypatch.setattr(rows_in_bulk, "TEXTS_REMEMBERED_MAX", 100)
+    monkeypatch.setattr(row_columns, "CUSTOMERS_REMEMBERED_MAX", 100)
+    monkeypatch.setattr(row_columns, "TEXTS_REMEMBERED_MAX", 100)
     monkeypatch.setattr(rows_in_bulk, "PIECE_ROWS", 50)
     taker = Taker(Meant(None, SOURCE_OF_IMPORT), LIMITS)
     line = b'{"tenantId":"t%d","metric":"m%d","customerRef":"c%d","quantity":%d,"idempotencyKey":"k%d"}\n'
@@ -331,6 +331,7 @@ def test_what_is_remembered_stays_within_its_bounds(monkeypatch: pytest.MonkeyPa
     tenants, refused = taker.take(rows, NOW_US, nul=False)
     assert not refused
     assert sum(len(of.lines) for of in tenants.values()) == 1000
-    held = [sum(map(len, taker._tenants.values())), len(taker._metrics), len(taker._quantities)]
+    known = taker._remembered
+    held = [sum(map(len, known.tenants.values())), len(known.metrics), len(known.quantities)]
     assert max(held) <= 100, held
     assert not isinstance(rows[999].event, Refusal)
