@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter as Tally
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 import trio
@@ -29,25 +29,24 @@ from engine.core.events import (
 from engine.core.events_in_bulk import EventTaker, Said
 from engine.core.sent_rows import SOURCE_OF_IMPORT
 from engine.errors import EngineError
-from engine.limits import NAME_CHARS_MAX
 from gateway.asgi_types import Receive, Scope, Send
 from gateway.auth import Identity
 from gateway.context import Gateway
 from gateway.ingest_decoding import (
     CLOUD_EVENT,
     CLOUD_EVENT_BATCH,
-    JSON,
     BodyLimits,
     Unreadable,
     read_events,
     too_large,
     unpack,
 )
+from gateway.ingest_headers import IngestHeaders, read_headers
+from gateway.ingest_lone import LoneCounting, accepted_lone, begin_lone
 from gateway.problems import Problem, problem_for
 
 BODY_SECONDS_MAX: Final = 10.0
 _SCOPE: Final = "events:write"
-_CONTENT_TYPES: Final = frozenset((JSON, CLOUD_EVENT, CLOUD_EVENT_BATCH, ""))
 _JSON_HEADER: Final = (b"content-type", b"application/json")
 _NO_TENANT: Final = "tenantId: is missing; name the tenant the event counts for"
 _METRIC: Final = 0
@@ -81,23 +80,6 @@ class IngestResponse(msgspec.Struct, rename="camel", gc=False):
     request_id: str
     results: list[Result]
     errors: list[IndexedError]
-
-
-class IngestHeaders(NamedTuple):
-    """What the answer depends on beside the body."""
-
-    content_type: str
-    content_encoding: bytes | None
-    idempotency_key: str | None
-    query_tenant: str | None
-    request_id: str
-    operation: str | None = None
-    """The import that the events are rows of."""
-
-    def of(self, request_id: str) -> IngestHeaders:
-        """The same, of a request."""
-        content_type, encoding, key, tenant, _, operation = self
-        return IngestHeaders(content_type, encoding, key, tenant, request_id, operation)
 
 
 class _TenantRows:
@@ -188,7 +170,7 @@ class Ingest:
         self, body: bytes, identity: Identity, headers: IngestHeaders, marks: Marks | None
     ) -> bytes | Problem:
         begun = self.begin(body, identity, headers, marks)
-        if not isinstance(begun, Counting):
+        if isinstance(begun, bytes | Problem):
             return begun
         for group in begun.groups:
             await group.done.wait()
@@ -200,7 +182,7 @@ class Ingest:
         identity: Identity,
         headers: IngestHeaders,
         marks: Marks | None = None,
-    ) -> bytes | Problem | Counting:
+    ) -> bytes | Problem | Counting | LoneCounting:
         """Read the body and offer its events; what must be `finish`ed when its groups are done, or the answer.
 
         For `headers.operation` use `answer`. Never raises for input.
@@ -212,6 +194,21 @@ class Ingest:
             sent = read_events(body, headers.content_type, self._body_limits)
         except Unreadable as error:
             return Problem(error.status, error.detail)
+        if len(sent.events) == 1 and marks is None and not sent.may_hold_nul:
+            try:
+                lone = begin_lone(
+                    self._gateway,
+                    sent.events[0],
+                    identity,
+                    headers,
+                    self._limits(),
+                    len(body),
+                    started_us,
+                )
+            except EngineError as error:
+                return problem_for(error)
+            if lone is not None:
+                return lone
         refused: dict[int, Result] = {}
         tenants = self._accept(sent.events, identity, headers, refused, nul=sent.may_hold_nul)
         if isinstance(tenants, Problem):
@@ -220,9 +217,13 @@ class Ingest:
             limited = self._over_limit(tenants)
             if limited is not None:
                 return limited
+        size_bytes = len(body)
         try:
+            taking = self._gateway.meter.taking
             offers = [
-                self._gateway.meter.offer(tenant, of.rows, len(body), marks, of.columns)
+                taking.offer(tenant, of.rows, size_bytes, marks)
+                if of.columns is None
+                else taking.offer_columns(tenant, of.columns, size_bytes, marks)
                 for tenant, of in tenants.items()
             ]
         except EngineError as error:
@@ -230,8 +231,10 @@ class Ingest:
         counting = Counting(tenants, offers, refused, headers.request_id, started_us)
         return counting if tenants else self.finish(counting)
 
-    def finish(self, counting: Counting) -> bytes | Problem:
+    def finish(self, counting: Counting | LoneCounting) -> bytes | Problem:
         """The answer, once all of `counting.groups` are done."""
+        if isinstance(counting, LoneCounting):
+            return self._finish_lone(counting)
         tenants, offers = counting.tenants, counting.offers
         for offer in offers:
             for group in offer.groups:
@@ -246,6 +249,33 @@ class Ingest:
             answer = _encode(_response(results, duplicates, counting.request_id))
         self._measure(tenants, offers, duplicates, counting.started_us)
         return answer
+
+    def _finish_lone(self, counting: LoneCounting) -> bytes | Problem:
+        for group in counting.groups:
+            if group.error is not None:
+                return problem_for(group.error)
+        answer = accepted_lone(counting)
+        if answer is None:
+            rows = _TenantRows()
+            rows.rows.append(counting.row)
+            rows.indexes.append(0)
+            offer = counting.offer
+            return self.finish(
+                Counting(
+                    {offer.tenant: rows}, [offer], {}, counting.request_id, counting.started_us
+                )
+            )
+        metrics = self._gateway.metrics
+        metrics.ingested(counting.row[0], 1)
+        metrics.ingest_latency(self._gateway.clock.monotonic_us() - counting.started_us)
+        return answer
+
+    def _limits(self) -> EventLimits:
+        """What an event is held against now: retention moves on."""
+        limits = self._event_limits
+        if (horizon_us := self._gateway.meter.registry.horizon_us) != limits.horizon_us:
+            limits = self._event_limits = limits._replace(horizon_us=horizon_us)
+        return limits
 
     def _accept(
         self,
@@ -264,9 +294,7 @@ class Ingest:
             default = "default"
         header_key, many = headers.idempotency_key, len(events) > 1
         now_us = self._gateway.clock.now_us()
-        limits = self._event_limits
-        if (horizon_us := self._gateway.meter.registry.horizon_us) != limits.horizon_us:
-            limits = self._event_limits = limits._replace(horizon_us=horizon_us)
+        limits = self._limits()
         source = 0 if headers.operation is None else SOURCE_OF_IMPORT
         if len(events) >= _BULK_EVENTS_MIN and not nul:
             said = Said(own, default, header_key, source)
@@ -404,44 +432,6 @@ async def read_body(receive: Receive, bytes_max: int) -> bytes | Problem:
                 return chunks[0] if len(chunks) == 1 else b"".join(chunks)
     detail = f"the body did not arrive within {BODY_SECONDS_MAX:.0f} s"
     return Problem(408, detail, close=True)
-
-
-def read_headers(found: Mapping[bytes, bytes], query_string: bytes) -> IngestHeaders | Problem:
-    """What the headers and the query say about the body; of no request yet. The same input gives the same."""
-    content_type = (
-        found.get(b"content-type", b"").partition(b";")[0].strip().lower().decode("latin-1")
-    )
-    # A browser can send a page's untyped body to a loopback server without asking; a typed one it can't.
-    untyped_page = not content_type and b"origin" in found
-    if content_type not in _CONTENT_TYPES or untyped_page:
-        allowed = ", ".join(sorted(_CONTENT_TYPES - {""}))
-        return Problem(415, f"Content-Type must be one of {allowed}")
-    key = found.get(b"idempotency-key")
-    key_text: str | None = None
-    if key is not None:
-        try:
-            key_text = key.decode()
-        except UnicodeDecodeError:
-            return Problem(400, "Idempotency-Key must be UTF-8")
-        if not 1 <= len(key_text) <= NAME_CHARS_MAX or "\0" in key_text:
-            return Problem(400, f"Idempotency-Key must have 1 to {NAME_CHARS_MAX} characters")
-    operation = found.get(b"stripemeter-import")
-    tenant: str | None = None
-    if query_string:
-        from gateway.decoding import single_parameter  # noqa: PLC0415 - only CloudEvents senders use a query
-
-        tenant_or_problem = single_parameter(query_string, "tenantId", NAME_CHARS_MAX)
-        if isinstance(tenant_or_problem, Problem):
-            return tenant_or_problem
-        tenant = tenant_or_problem
-    return IngestHeaders(
-        content_type,
-        found.get(b"content-encoding"),
-        key_text,
-        tenant,
-        "",
-        None if operation is None else operation.decode("latin-1"),
-    )
 
 
 def _plain_response(counting: Counting) -> bytes | None:

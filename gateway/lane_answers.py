@@ -16,7 +16,9 @@ from gateway.answering import Asked, answer_route, rendered
 from gateway.around import INGEST_PATH, REFUSED, USAGE_PATH, Around, complete
 from gateway.auth import Identity
 from gateway.context import Gateway
-from gateway.ingest import Counting, Ingest, IngestHeaders
+from gateway.ingest import Counting, Ingest
+from gateway.ingest_headers import IngestHeaders
+from gateway.ingest_lone import LoneCounting
 from gateway.lane_head import Head
 from gateway.problems import INTERNAL_DETAIL, Problem
 from gateway.routes import Answer
@@ -83,7 +85,7 @@ class LaneAnswers:
         """Whether `count` may be asked: an import's rows are counted with its operation in hand."""
         return not isinstance(head.ingest, IngestHeaders) or head.ingest.operation is None
 
-    def count(self, visit: Visit, body: bytes) -> bytes | Problem | Counting:
+    def count(self, visit: Visit, body: bytes) -> bytes | Problem | Counting | LoneCounting:
         """`ingest`, as far as it goes without waiting."""
         admitted = visit.admitted
         if isinstance(admitted, Problem):
@@ -94,7 +96,7 @@ class LaneAnswers:
             _logger.exception("request_failed", path=INGEST_PATH, request_id=visit.request_id)
             return _DEFECT
 
-    def counted(self, visit: Visit, counting: Counting) -> bytes | Problem:
+    def counted(self, visit: Visit, counting: Counting | LoneCounting) -> bytes | Problem:
         """The rest of it, when all of `counting.groups` are done."""
         try:
             return self._ingest.finish(counting)

@@ -26,7 +26,7 @@ from typing import Final, NamedTuple
 
 from gateway.around import INGEST_PATH, USAGE_PATH, given_request_id
 from gateway.framing import framing_refusal
-from gateway.ingest import IngestHeaders, read_headers
+from gateway.ingest_headers import IngestHeaders, read_headers
 from gateway.problems import Problem
 
 HEAD_BYTES_MAX: Final = 16 << 10

@@ -24,6 +24,7 @@ import trio
 
 from engine.actors.group import Group
 from gateway.ingest import Counting
+from gateway.ingest_lone import LoneCounting
 from gateway.lane_answers import LaneAnswers, Visit
 from gateway.lane_head import HEAD_END, Head, Route, read_head
 from gateway.lane_watch import Phase, Watch
@@ -96,7 +97,7 @@ class LanePoll:
         self._body_bytes_max = body_bytes_max
         self._epoll = select.epoll()
         self._connections: dict[int, Polled] = {}
-        self._counted: dict[Group, list[tuple[Polled, Visit, Counting]]] = {}
+        self._counted: dict[Group, list[tuple[Polled, Visit, Counting | LoneCounting]]] = {}
         """Whose answers wait for a group."""
         self._done: list[Group] = []
         self._wake = trio.Event()
@@ -200,17 +201,18 @@ class LanePoll:
     def _begin(self, connection: Polled, head: Head, body: bytes) -> None:
         visit = self._answers.begin_ingest(head)
         begun = self._answers.count(visit, body)
-        if isinstance(begun, Counting):
-            place = connection.place
-            place.is_busy = True
-            connection.phase, connection.deadline = Phase.ANSWER, inf
-            self._await_groups(connection, visit, begun)
-        else:
+        if isinstance(begun, bytes | Problem):
             self._answer(connection, visit, begun)
+            return
+        connection.place.is_busy = True
+        connection.phase, connection.deadline = Phase.ANSWER, inf
+        self._await_groups(connection, visit, begun)
 
     # Answering.
 
-    def _await_groups(self, connection: Polled, visit: Visit, counting: Counting) -> None:
+    def _await_groups(
+        self, connection: Polled, visit: Visit, counting: Counting | LoneCounting
+    ) -> None:
         """Answer when all groups are done: now, or when the first that is not is."""
         for group in counting.groups:
             if not group.done.is_set():

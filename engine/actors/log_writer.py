@@ -55,6 +55,7 @@ _INDEX_FINGERPRINT_BYTES = 8
 """The key index keeps the first half of a fingerprint: enough to tell a reused key from a retry."""
 
 
+_ONE_ACCEPTED = bytes((ACCEPTED,))
 _first_half = itemgetter(slice(_INDEX_FINGERPRINT_BYTES))
 
 
@@ -153,10 +154,19 @@ class LogWriter:
         try:
             return self.keys.known(keys)
         except IndexDamaged as error:
-            # Never guess whether an event is new. The next start finds the damage and rebuilds from the log.
-            self._index_damage = error
-            self._wake.set()
-            raise Unavailable(f"the key index is damaged and must be rebuilt: {error}") from error
+            raise self._damaged(error) from error
+
+    def _lookup(self, key: bytes) -> bytes | None:
+        try:
+            return self.keys.lookup(key)
+        except IndexDamaged as error:
+            raise self._damaged(error) from error
+
+    def _damaged(self, error: IndexDamaged) -> Unavailable:
+        """Never guess whether an event is new. The next start finds the damage and rebuilds from the log."""
+        self._index_damage = error
+        self._wake.set()
+        return Unavailable(f"the key index is damaged and must be rebuilt: {error}")
 
     def offer(
         self,
@@ -180,6 +190,21 @@ class LogWriter:
             first = group.add_rows(name, rows)
             return self._offered(name, first, fresh, size_bytes, group)
         return self._offer_one_by_one(name, rows, size_bytes, group)
+
+    def offer_one(self, tenant: str, row: tuple[Any, ...], size_bytes: int) -> Offer:
+        """`offer` for a lone row, at a third of the cost."""
+        group = self._admit(1, size_bytes)
+        key, committing = row[_KEY], self._committing
+        if (
+            key in group.keys
+            or (committing is not None and key in committing.keys)
+            or self._lookup(key) is not None
+        ):
+            return self._offer_one_by_one(tenant, (row,), size_bytes, group)
+        first = group.add_rows(tenant, (row,))
+        group.keys[key] = row[_FINGERPRINT]
+        self._filled(group, 1, size_bytes)
+        return Offer(tenant, _ONE_ACCEPTED, (first,), group, [group])
 
     def offer_columns(
         self,

@@ -21,17 +21,17 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Any, Literal
+from typing import Literal
 
 import structlog
 import trio
 
 from engine.actors.as_of import AsOf
 from engine.actors.eraser import Eraser
-from engine.actors.group import Group, Marks
+from engine.actors.group import Group
 from engine.actors.indexer import Indexer
 from engine.actors.key_merger import KeyMerger
-from engine.actors.log_writer import LogWriter, Offer
+from engine.actors.log_writer import LogWriter
 from engine.actors.opening import open_log
 from engine.actors.operations import OperationRunner
 from engine.actors.period_closer import PeriodCloser
@@ -430,24 +430,15 @@ class Meter:
             raise Unavailable("the server is recovering; retry", retry_after_seconds=2)
         return self._started
 
-    def offer(
-        self,
-        tenant: str,
-        rows: Sequence[tuple[Any, ...]],
-        size_bytes: int,
-        marks: Marks | None = None,
-        columns: Sequence[Sequence[Any]] | None = None,
-    ) -> Offer:
-        """Hand accepted rows of one tenant to the log; await `Offer.settled()` before answering.
+    @property
+    def taking(self) -> LogWriter:
+        """Who takes accepted rows; await `Offer.settled()`, or its groups, before answering.
 
-        `columns` (`Row`'s order) come in place of `rows`. Raises Unavailable when recovering, stopping or overloaded.
+        Raises Unavailable when recovering or stopping.
         """
         if self.phase != "ready":
             raise Unavailable(f"the server is {self.phase}; retry", retry_after_seconds=2)
-        writer = self.started.writer
-        if columns is not None:
-            return writer.offer_columns(tenant, columns, size_bytes, marks)
-        return writer.offer(tenant, rows, size_bytes, marks)
+        return self.started.writer
 
     async def append_control(self, record: ControlRecord) -> None:
         """Make a control record durable and fold it. Hold `change_lock` from the check that allows it."""

@@ -154,7 +154,7 @@ async def send(
     limits = EventLimits(4096, meter.registry.horizon_us)
     row = accept(sent, tenant, None, meter.clock.now_us(), limits)
     assert not isinstance(row, Refusal), row
-    offer = meter.offer(tenant, [row], 100)
+    offer = meter.taking.offer(tenant, [row], 100)
     await offer.settled()
     return offer.verdicts[0]
 

@@ -143,7 +143,7 @@ class PushPlace:
         )
         row = accept(sent, tenant, None, self.clock.now_us(), EventLimits(4096))
         assert not isinstance(row, Refusal), row
-        offer = meter.offer(tenant, [row], 100)
+        offer = meter.taking.offer(tenant, [row], 100)
         await offer.settled()
         return offer.verdicts[0]
 
