@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from engine.core import row_columns, rows_in_bulk
+from engine.core import row_columns, rows_in_bulk, times_in_bulk
 from engine.core.events import EventLimits, Refusal
 from engine.core.rows_in_bulk import Taker
 from engine.core.sent_rows import (
@@ -169,6 +169,7 @@ def lines_as_read(data: bytes) -> list[str]:
 def quick_rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Small pieces and blocks; how many rows went the quick way since."""
     monkeypatch.setattr(rows_in_bulk, "PIECE_ROWS", 40)
+    monkeypatch.setattr(times_in_bulk, "ROWS_MIN", 38)
     monkeypatch.setattr(row_files, "CHUNK_BYTES", 4_000)
     monkeypatch.setattr(row_files, "CSV_CHUNK_ROWS", 30)
     counted = [0]
@@ -280,7 +281,7 @@ def times_of(at: random.Random) -> list[str]:
     zone = at.choice(["Z", "Z", "z", "+01:00", "-23:59"])
     digits = at.choice([None, None, 0, 1, 3, 6, 9])
     texts = []
-    for _ in range(at.choice([3, 40, 200])):
+    for _ in range(at.choice([3, 40, 300])):
         us = NOW_US - at.randrange(span_us) * at.choice([1, 1000])
         text = format_instant(us)
         if digits is not None:
@@ -307,9 +308,13 @@ def test_many_times_at_once_are_each_what_it_is_alone(seed: int) -> None:
 @pytest.mark.parametrize("odd", TIMES)
 def test_an_odd_time_among_many_is_what_it_is_alone(odd: str) -> None:
     for texts in (
+        [odd],
         [odd] * 50,
-        ["2026-01-01T00:00:00Z"] * 40 + [odd],
-        [odd, *["2026-01-01T00:00:00.5Z"] * 40],
+        ["2026-01-01T00:00:00.123Z"] * 40 + [odd],
+        [odd, *["2026-01-01T00:00:00.123456z"] * 40],
+        [odd] * 300,
+        ["2026-01-01T00:00:00Z"] * 300 + [odd],
+        [odd, *["2026-01-01T00:00:00.5Z"] * 300],
     ):
         try:
             alone = list(map(parse_instant, texts))
