@@ -88,14 +88,12 @@ class _TenantRows:
     __slots__ = ("columns", "indexes", "rows")
 
     def __init__(
-        self,
-        indexes: list[int] | None = None,
-        columns: Sequence[Sequence[Any]] | None = None,
+        self, columns: Sequence[Sequence[Any]] | None = None, indexes: Sequence[int] = ()
     ) -> None:
         self.rows: list[tuple[Any, ...]] = []
         """Empty if there are `columns`."""
         self.columns = columns
-        self.indexes = [] if indexes is None else indexes
+        self.indexes = list(indexes)
 
     def column(self, at: int) -> Sequence[Any]:
         """One of `Row`'s fields, of all rows."""
@@ -135,9 +133,9 @@ class Counting:
 
 
 _encode = msgspec.json.Encoder().encode
-_ACCEPTED_START: Final = '{"idempotencyKey":"'
-_ACCEPTED_END: Final = '","status":"accepted"}'
-_ACCEPTED_BETWEEN: Final = f"{_ACCEPTED_END},{_ACCEPTED_START}"
+_ACCEPTED_START: Final = b'{"idempotencyKey":"'
+_ACCEPTED_END: Final = b'","status":"accepted"}'
+_ACCEPTED_BETWEEN: Final = _ACCEPTED_END + b"," + _ACCEPTED_START
 
 
 class Ingest:
@@ -300,7 +298,7 @@ class Ingest:
             said = Said(own, default, header_key, source)
             bulk = self._taker.take(events, said, now_us, limits)
             if bulk is not None:
-                return {name: _TenantRows(of.lines, of.columns) for name, of in bulk.items()}
+                return {name: _TenantRows(of.columns, of.indexes) for name, of in bulk.items()}
         last_tenant, last = "", None
         for index, sent in enumerate(events):
             if isinstance(sent, Refusal):
@@ -444,15 +442,16 @@ def _plain_response(counting: Counting) -> bytes | None:
     (offer,), (of,) = counting.offers, counting.tenants.values()
     if offer.own_group is None or offer.own_group.late or any(offer.verdicts):
         return None
-    keys = of.column(_KEY_TEXT)
-    text = ",".join(keys)
-    if not (text.isascii() and text.isprintable()) or '"' in text or "\\" in text:
+    keys = _encode(of.column(_KEY_TEXT))
+    if b"\\" in keys:  # then a quote, a comma and a quote may stand within a key
         return None
-    results = _ACCEPTED_BETWEEN.join(keys)
-    return (
-        f'{{"accepted":{len(keys)},"duplicates":0,"requestId":"{counting.request_id}",'
-        f'"results":[{_ACCEPTED_START}{results}{_ACCEPTED_END}],"errors":[]}}'
-    ).encode()
+    return b'{"accepted":%d,"duplicates":0,"requestId":"%b","results":[%b%b%b],"errors":[]}' % (
+        len(of.indexes),
+        counting.request_id.encode(),
+        _ACCEPTED_START,
+        keys[2:-2].replace(b'","', _ACCEPTED_BETWEEN),
+        _ACCEPTED_END,
+    )
 
 
 def _fill_results(

@@ -8,7 +8,7 @@ way, event by event. It must not know HTTP or the log.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from engine.core.events import EventLimits, Refusal, SentEvent
 from engine.core.row_columns import (
@@ -34,6 +34,15 @@ class Said(NamedTuple):
     source: int
 
 
+class Taken(NamedTuple):
+    """A tenant's rows."""
+
+    columns: Sequence[Sequence[Any]]
+    """In `engine.core.records.Row`'s order."""
+    indexes: Sequence[int]
+    """Where in the request each stands."""
+
+
 class EventTaker:
     """Takes the events of requests; one for all of them, so that what they have in common is looked at once."""
 
@@ -46,12 +55,12 @@ class EventTaker:
         said: Said,
         now_us: int,
         limits: EventLimits,
-    ) -> dict[str, TenantRows] | None:
-        """The rows of all events by tenant, `lines` their indexes; None: they must go the long way.
+    ) -> dict[str, Taken] | None:
+        """The rows of all events by tenant; None: they must go the long way.
 
         No name holds U+0000; there is at least one event.
         """
-        if not all(type(event) is SentEvent for event in events):
+        if set(map(type, events)) != {SentEvent}:
             return None
         try:
             sent = events_as_sent(events)  # type: ignore[arg-type]
@@ -64,9 +73,12 @@ class EventTaker:
             return None
         finally:
             self._remembered.forget()
-        taken: dict[str, TenantRows] = {}
-        put(taken, names, tenants, columns, range(len(events)))
-        return taken
+        if not tenants:
+            (tenant,) = names
+            return {tenant: Taken(columns, range(len(events)))}
+        found: dict[str, TenantRows] = {}
+        put(found, names, tenants, columns, range(len(events)))
+        return {tenant: Taken(of.columns, of.lines) for tenant, of in found.items()}
 
 
 def _tenants_of(sent: Sent, said: Said) -> tuple[set[str], Sequence[str]]:
@@ -76,8 +88,11 @@ def _tenants_of(sent: Sent, said: Said) -> tuple[set[str], Sequence[str]]:
         if default is None:
             raise Unusual
         return {default}, ()
-    tenants = [name or default for name in sent.tenants] if None in sent.tenants else sent.tenants
+    tenants = sent.tenants
     names = set(tenants)
+    if None in names:
+        tenants = [name or default for name in tenants]
+        names = set(tenants)
     if None in names or (own is not None and names != {own}):
         raise Unusual
     return names, tenants if len(names) > 1 else ()  # type: ignore[return-value]
