@@ -9,6 +9,7 @@ COPY requirements.lock pyproject.toml README.md CHANGELOG.md ./
 COPY engine/ engine/
 COPY wal/ wal/
 COPY gateway/ gateway/
+COPY sdk/python/stripemeter/ sdk/python/stripemeter/
 RUN python -m pip wheel --no-cache-dir --no-deps --wheel-dir /wheels . \
  && /opt/stripemeter/bin/pip install --no-cache-dir --constraint requirements.lock /wheels/*.whl
 

@@ -13,10 +13,10 @@ SIM_SEEDS ?= 10000
 KILL_ROUNDS ?= 1000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test test-live check fix bench sim kill lock clean
+.PHONY: help setup run demo docs docs-serve test test-live check fix bench sim kill lock clean
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: $(STAMP) ## Make .venv and install what is needed; nothing to do the second time
 
@@ -25,6 +25,13 @@ run: $(STAMP) ## Start the server on http://127.0.0.1:3000 with data in ./data (
 
 demo: $(STAMP) ## A month of trouble in half a minute: a duplicate, kill -9, an outage, and every number agrees
 	@$(BIN)/stripemeter demo $(ARGS)
+
+docs: $(STAMP) ## The documentation as a site, into site/; it needs no network and no server
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --clean
+	@echo "site/index.html"
+
+docs-serve: $(STAMP) ## The same on http://127.0.0.1:8000, built again with each change
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve --dev-addr 127.0.0.1:8000
 
 test: $(STAMP) ## Everything that CI runs: all gates, slow tests too
 	@$(BIN)/python check.py --full
@@ -57,7 +64,7 @@ lock: $(TOOLS)/bin/uv ## Write requirements.lock anew from pyproject.toml
 	  --custom-compile-command "make lock" --output-file requirements.lock pyproject.toml
 
 clean: ## Remove what can be made anew; ./data stays
-	rm -rf $(VENV) $(TOOLS) dist htmlcov .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*
+	rm -rf $(VENV) $(TOOLS) dist site htmlcov .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml requirements.lock | $(BIN)/python

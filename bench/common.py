@@ -95,7 +95,7 @@ def _cpu_name() -> str:
 def commit(root: Path = ROOT) -> str:
     """The commit of a tree; `+` is appended when the measured packages differ from it."""
     name = _git(root, "rev-parse", "--short=12", "HEAD")
-    changed = _git(root, "status", "--porcelain", "--", "engine", "wal", "gateway")
+    changed = _git(root, "status", "--porcelain", "--", "engine", "wal", "gateway", "sdk")
     return f"{name or 'unknown'}{'+' if changed else ''}"
 
 

@@ -63,6 +63,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """None: Stripe's own."""
     stripe_meter_events_base: str | None
     simulator: Literal["auto", "on", "off"]
+    stripe_process: Literal["auto", "on", "off"]
     push_interval_us: int
     reconcile_interval_us: int
     reconcile_lag_us: int
@@ -167,7 +168,7 @@ def sources(
 RESERVED: Final = frozenset(
     PREFIX + name
     for name in (
-        "SMTP_URL", "ALERT_FROM", "URL", "API_KEY",
+        "SMTP_URL", "ALERT_FROM", "URL", "API_KEY", "TENANT",
     )
 )  # fmt: skip
 """Names of the product that no part of this server reads: of its clients, or of parts that are not installed.

@@ -51,6 +51,12 @@ STRIPE_ANSWER_SECONDS: Final = 30
 """From the request's first byte to the answer's last. Stripe's own library waits 80 s, and a lane with it."""
 STRIPE_SLOT_SECONDS: Final = 10
 """How long a call waits for a free connection."""
+STRIPE_BEGIN_SECONDS: Final = STRIPE_SLOT_SECONDS + STRIPE_CONNECT_SECONDS
+"""What is handed to the process that sends must begin to leave within: as long as it could wait without one."""
+STRIPE_CALLS_MAX: Final = 512
+"""Calls under way at once in that process: lanes, resolutions, readings. More are told to come again."""
+STRIPE_FRAME_BYTES_MAX: Final = 16 << 20
+"""Of what is said between it and the server: the largest answer, decoded, with room."""
 STRIPE_IDLE_SECONDS: Final = 30
 """A connection unused for longer is not trusted."""
 STRIPE_ANSWER_BYTES_MAX: Final = 4 << 20

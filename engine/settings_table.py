@@ -409,6 +409,12 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "`on`: whatever keys there are, which are then not used",
     ),
     Setting(
+        "STRIPEMETER_STRIPE_PROCESS", "stripe_process", "auto", _one_of("auto", "on", "off"),
+        "`auto`, `on`, `off`",
+        "A process of its own for speaking with Stripe, so that pushing takes little from ingest. "
+        "`auto`: with a Stripe key; the built-in simulator needs none",
+    ),
+    Setting(
         "STRIPEMETER_PUSH_INTERVAL_SECONDS", "push_interval_us", "60",
         _interval_us(PUSH_INTERVAL_SECONDS_MIN, PUSH_INTERVAL_SECONDS_MAX),
         f"{float(PUSH_INTERVAL_SECONDS_MIN)} to {PUSH_INTERVAL_SECONDS_MAX}, fractions too",

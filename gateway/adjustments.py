@@ -7,7 +7,7 @@ are; an adjustment of another tenant does not exist for the asker. It must not k
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -46,7 +46,7 @@ PeriodStart = Annotated[
     str,
     msgspec.Meta(
         description="The day on which the period starts, or its exact start.",
-        examples=["2026-01-01"],
+        extra_json_schema={"x-instead": parameters.DAY_SCHEMA},
     ),
 ]
 SentQuantity = Annotated[
@@ -385,7 +385,6 @@ def _period_parameter(text: str, _now_us: int) -> int:
     return _period_at(text)[0]
 
 
-_PERIOD_SCHEMA: Final[dict[str, Any]] = {"type": "string", "examples": ["2026-01-01"]}
 ADJUSTMENTS_PARAMETERS: Final = (
     parameters.TENANT,
     parameters.text("metric", "Only of this metric.", METRIC_CHARS_MAX),
@@ -393,7 +392,7 @@ ADJUSTMENTS_PARAMETERS: Final = (
     parameters.Parameter(
         "periodStart",
         _period_parameter,
-        _PERIOD_SCHEMA,
+        parameters.DAY_SCHEMA,
         "Only of the period that starts on this day.",
     ),
     parameters.choice("status", "Only with this status.", STATUSES),

@@ -6,7 +6,9 @@ It must not know what is asked.
 from __future__ import annotations
 
 import http.client
-from typing import Any, Final, TypeVar
+import select
+import socket
+from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
@@ -18,6 +20,26 @@ from gateway.problems import ProblemBody
 HTTP_SECONDS_MAX: Final = 15
 ANSWER_BYTES_MAX: Final = 16 << 20
 AnswerT = TypeVar("AnswerT")
+
+
+class ServerSilent(EngineError):
+    """No answer came: the server may have done what was asked, or not."""
+
+
+class ServerProblem(EngineError):
+    """A server's refusal. `body` is the problem as it came."""
+
+    def __init__(self, message: str, body: bytes) -> None:
+        super().__init__(message)
+        self.body = body
+
+
+class Answered(NamedTuple):
+    """A whole answer. Header names are lower case."""
+
+    status: int
+    headers: dict[str, str]
+    content: bytes
 
 
 def url_of(settings: Settings) -> str:
@@ -36,6 +58,19 @@ class AdminClient:
         self._url = url.rstrip("/")
         self._parts = parts
         self._api_key = api_key
+        self._connection: http.client.HTTPConnection | None = None
+        """Kept between exchanges; None when the next one has to make it."""
+
+    @property
+    def url(self) -> str:
+        """Where the server is."""
+        return self._url
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
     def ask(
         self,
@@ -47,56 +82,106 @@ class AdminClient:
         seconds_max: float = HTTP_SECONDS_MAX,
     ) -> AnswerT:
         """The answer of one request. Raises EngineError with what the server says, or that it says nothing."""
-        status, content = self._exchange(method, path, body, seconds_max)
+        data = None if body is None else msgspec.json.encode(body)
+        answered = self.exchange(method, path, data, seconds_max=seconds_max)
+        if answered.status >= 300:
+            raise self.refusal(answered)
         try:
-            if status < 300:
-                return msgspec.json.decode(content, type=answer)
+            return msgspec.json.decode(answered.content, type=answer)
         except msgspec.MsgspecError as error:
-            raise self._odd(status) from error
-        raise self._refused(status, content)
+            raise self._odd(answered.status) from error
 
     def download(self, path: str, *, seconds_max: float = HTTP_SECONDS_MAX) -> bytes:
         """A file as it is. Raises EngineError with what the server says, or that it says nothing."""
-        status, content = self._exchange("GET", path, None, seconds_max)
-        if status < 300:
-            return content
-        raise self._refused(status, content)
+        answered = self.exchange("GET", path, None, seconds_max=seconds_max)
+        if answered.status >= 300:
+            raise self.refusal(answered)
+        return answered.content
 
-    def _exchange(
-        self, method: str, path: str, body: dict[str, Any] | None, seconds_max: float
-    ) -> tuple[int, bytes]:
+    def exchange(
+        self,
+        method: str,
+        path: str,
+        data: bytes | None,
+        *,
+        seconds_max: float = HTTP_SECONDS_MAX,
+        keep: bool = False,
+    ) -> Answered:
+        """One request and its whole answer, whatever its status; `data` is JSON. Raises ServerSilent.
+
+        `keep`: the connection stays open for the next one, until `close`.
+        """
         headers = {"accept": "application/json"}
-        if body is not None:
+        if data is not None:
             headers["content-type"] = "application/json"
         if self._api_key is not None:
             headers["authorization"] = f"Bearer {self._api_key}"
-        is_tls = self._parts.scheme == "https"
-        kind = http.client.HTTPSConnection if is_tls else http.client.HTTPConnection
-        host = self._parts.hostname
-        assert host is not None
-        connection = kind(host, self._parts.port, timeout=seconds_max)
-        data = None if body is None else msgspec.json.encode(body)
         try:
-            path = f"{self._parts.path.rstrip('/')}{path}"
-            connection.request(method, path, body=data, headers=headers)
+            connection = self._connected(seconds_max)
+            connection.request(
+                method, f"{self._parts.path.rstrip('/')}{path}", body=data, headers=headers
+            )
             response = connection.getresponse()
-            return response.status, response.read(ANSWER_BYTES_MAX)
+            # One byte more, so that a longer answer is told from a whole one.
+            content = response.read(ANSWER_BYTES_MAX + 1)
         except (OSError, http.client.HTTPException) as error:
-            raise EngineError(f"{self._url} does not answer: {error}") from error
-        finally:
-            connection.close()
+            self.close()
+            raise ServerSilent(f"{self._url} does not answer: {_words(error)}") from error
+        except BaseException:
+            self.close()
+            raise
+        if not keep or response.will_close or len(content) > ANSWER_BYTES_MAX:
+            self.close()
+        if len(content) > ANSWER_BYTES_MAX:
+            size = f"{ANSWER_BYTES_MAX >> 20} MiB"
+            raise EngineError(f"{self._url} answers with more than {size}: ask for less")
+        found = {name.lower(): text for name, text in response.getheaders()}
+        return Answered(response.status, found, content)
 
-    def _refused(self, status: int, content: bytes) -> EngineError:
+    def _connected(self, seconds_max: float) -> http.client.HTTPConnection:
+        """The connection, made anew if the server has ended it while it was not used."""
+        if self._connection is not None and (
+            self._connection.sock is None or _is_readable(self._connection.sock)
+        ):
+            self.close()
+        if self._connection is None:
+            is_tls = self._parts.scheme == "https"
+            kind = http.client.HTTPSConnection if is_tls else http.client.HTTPConnection
+            assert self._parts.hostname is not None
+            self._connection = kind(self._parts.hostname, self._parts.port, timeout=seconds_max)
+        if self._connection.sock is not None:
+            self._connection.sock.settimeout(seconds_max)
+        return self._connection
+
+    def refusal(self, answered: Answered) -> EngineError:
+        """An answer that is no success, as an error that says what the server says."""
         try:
-            return EngineError(_told(msgspec.json.decode(content, type=ProblemBody)))
+            problem = msgspec.json.decode(answered.content, type=ProblemBody)
         except msgspec.MsgspecError:
-            return self._odd(status)
+            return self._odd(answered.status)
+        return ServerProblem(_told(problem), answered.content)
 
     def _odd(self, status: int) -> EngineError:
         return EngineError(f"{self._url} answers {status}, but not as this server would")
 
 
+def _is_readable(sock: socket.socket) -> bool:
+    """Whether something came on an idle connection: its end, for a server says nothing unasked."""
+    return bool(select.select([sock], [], [], 0)[0])
+
+
+def _words(error: Exception) -> str:
+    """What went wrong with a connection, for a person."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return str(error) or type(error).__name__
+
+
 def _told(problem: ProblemBody) -> str:
-    hint = " (--api-key, or STRIPEMETER_ADMIN_KEY)" if problem.status in (401, 403) else ""
-    errors = "; ".join(f"{error.field} {error.message}" for error in problem.errors)
+    hint = ""
+    if problem.status in (401, 403):
+        hint = " (--api-key, or STRIPEMETER_ADMIN_KEY, or STRIPEMETER_API_KEY)"
+    fields = [f"{error.field} {error.message}" for error in problem.errors]
+    # The detail often repeats the first of them.
+    errors = "; ".join(one for one in fields if one not in problem.detail)
     return f"{problem.detail}{hint}{': ' + errors if errors else ''}"

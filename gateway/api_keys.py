@@ -38,13 +38,12 @@ class ApiKeyBody(msgspec.Struct, rename="camel", forbid_unknown_fields=True, kw_
     ]
     tenant_id: TenantId | None = None
     scopes: Annotated[
-        list[str],
+        list[Scope],
         msgspec.Meta(
             description="What it may do; `project:write` is writing everything but administration.",
             min_length=1,
             max_length=100,
             examples=[["events:write", "usage:read"]],
-            extra_json_schema={"items": {"type": "string", "enum": sorted(api_keys.SCOPES)}},
         ),
     ]
     expires_at: (

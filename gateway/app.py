@@ -6,7 +6,8 @@ goes wrong is a problem, and a defect says nothing of its inside. It must not kn
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -48,6 +49,14 @@ def create_app(gateway: Gateway) -> QuartTrio:
             methods=[route.method],
             provide_automatic_options=False,
         )
+    for path, methods in shadowed(ROUTES).items():
+        app.add_url_rule(
+            path,
+            endpoint=f"no {path}",
+            view_func=_not_allowed,
+            methods=sorted(methods),
+            provide_automatic_options=False,
+        )
     app.register_error_handler(HTTPException, _http_error(gateway))
     app.register_error_handler(Exception, _defect)
     return app
@@ -66,7 +75,7 @@ def _view(gateway: Gateway, route: Route) -> Callable[..., Awaitable[Response]]:
             request_id_of(found),
             {
                 name.lower(): text
-                for name, _ in route.headers
+                for name, _, _ in route.headers
                 if (text := found.headers.get(name)) is not None
             },
         )
@@ -78,6 +87,46 @@ def _view(gateway: Gateway, route: Route) -> Callable[..., Awaitable[Response]]:
         return _respond(answer, asked.request_id)
 
     return view
+
+
+def shadowed(routes: Sequence[Route]) -> dict[str, set[str]]:
+    """Of each path without parameters the methods that only a pattern beside it takes.
+
+    Without this, GET of `/v1/adjustments/approve` would look for an adjustment with that id; OpenAPI says that such a
+    path is itself, and so does the client who sees its Allow.
+    """
+    own = _methods_of(routes)
+    found: dict[str, set[str]] = {}
+    for path in own:
+        if "{" in path:
+            continue
+        for pattern, methods in own.items():
+            text = re.sub(r"\\\{\w+\\\}", "[^/]+", re.escape(pattern))
+            if "{" in pattern and re.fullmatch(text, path) and methods - own[path]:
+                found[path] = found.get(path, set()) | (methods - own[path])
+    return found
+
+
+def _methods_of(routes: Sequence[Route]) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for route in routes:
+        found.setdefault(route.path, set()).add(route.method)
+    return found
+
+
+_METHODS: Final = _methods_of(ROUTES)
+
+
+async def _not_allowed() -> Response:
+    return _respond(_method_problem(set()), request_id_of(request))
+
+
+def _method_problem(matched: set[str]) -> Problem:
+    """The 405 of this request's path: what it takes is what its own row says, else what matched."""
+    own = _METHODS.get(request.path)
+    methods = matched if own is None else own | ({"HEAD"} if "GET" in own else set())
+    allow = tuple(sorted(methods))
+    return Problem(405, f"this path takes {', '.join(allow)}", allow=allow)
 
 
 def _latin_1(text: str | None) -> bytes | None:
@@ -120,7 +169,7 @@ def _response(body: bytes, status: int, headers: list[tuple[str, str]]) -> Respo
     response.headers.clear()
     for name, value in headers:
         response.headers[name] = value
-    if status != 204:
+    if status not in (204, 304):  # a 304's length would be that of what it stands for
         response.headers["content-length"] = str(len(body))
     return response
 
@@ -159,8 +208,7 @@ def _http_error(gateway: Gateway) -> Callable[[HTTPException], Awaitable[Respons
                 problem = Problem(404, "there is no such path; GET /openapi.json lists all of them")
             case 405:
                 assert isinstance(error, MethodNotAllowed)
-                allow = tuple(sorted(error.valid_methods or ()))
-                problem = Problem(405, f"this path takes {', '.join(allow)}", allow=allow)
+                problem = _method_problem(set(error.valid_methods or ()))
             case 408:
                 detail = f"the body did not arrive within {BODY_SECONDS_MAX} s"
                 problem = Problem(408, detail, close=True)

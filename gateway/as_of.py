@@ -12,7 +12,7 @@ import msgspec
 
 from engine.actors.as_of import Asked, Prefix
 from engine.core.times import TimeError, parse_instant_or_relative
-from gateway.parameters import Parameter
+from gateway.parameters import WHEN_SCHEMA, Parameter
 from gateway.shapes import Instant, instant_or_none
 
 _POSITION: Final = re.compile(r"[0-9]{1,18}")
@@ -54,6 +54,9 @@ def view_of(prefix: Prefix) -> AsOfView:
 AS_OF: Final = Parameter(
     "asOf",
     parse_as_of,
-    {"type": "string", "examples": ["2026-01-31T00:00:00Z", "-PT24H", "4711"]},
+    {
+        "anyOf": [*WHEN_SCHEMA["anyOf"], {"type": "string", "pattern": "^[0-9]{1,18}$"}],
+        "examples": ["2026-01-31T00:00:00Z", "-PT24H", "4711"],
+    },
     "The answer as it was known then: at a time, or up to and including a log position.",
 )

@@ -117,7 +117,12 @@ AUDIT_PARAMETERS: Final = (
     parameters.Parameter(
         "target",
         _target,
-        {"type": "string", "examples": ["adj_0123456789abcdef", "customer:customer-42"]},
+        {
+            "type": "string",
+            "minLength": 1,
+            "maxLength": 300,
+            "examples": ["adj_0123456789abcdef", "customer:customer-42"],
+        },
         "Only of this: KIND:ID, or the id alone where it says its kind.",
     ),
     parameters.text("actor", "Only of this actor: an API key's id, or system:..."),

@@ -15,6 +15,7 @@ from engine.core.configured import Change
 from engine.core.operations import BACKFILL, Asked, Operation
 from engine.core.sent_rows import HeaderRefused, count_csv
 from engine.core.times import TimeError, parse_date, parse_instant
+from gateway import parameters
 from gateway.problems import Problem, wrong_fields
 from gateway.routes import Answer, Call
 from gateway.shapes import CustomerRef, Instant, MetricName, TenantId, instant_or_none
@@ -31,7 +32,11 @@ Reason = Annotated[
 ]
 Day = Annotated[
     str,
-    msgspec.Meta(description="A UTC day, or an instant.", max_length=64, examples=["2026-01-01"]),
+    msgspec.Meta(
+        description="A UTC day, or an instant.",
+        max_length=64,
+        extra_json_schema={"x-instead": parameters.DAY_SCHEMA},
+    ),
 ]
 _EVENTS_SCHEMA = {"type": "array", "minItems": 1, "items": {"type": "object"}}
 

@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import Any, Final, TextIO
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from engine.core.csv_cells import text_cell
 from engine.errors import EngineError
 from gateway.backtests import BacktestView, BandView, CustomerChange
+from gateway.terminal.output import Column, Row, number_columns, print_table
 
 PICTURES: Final = (".png", ".svg")
 MISSING: Final = "a picture needs matplotlib, which is not installed: pip install 'stripemeter[plots]', or leave out --plot"
+_AMOUNTS: Final = ("today", "candidate", "difference")
 SHOWN_MAX: Final = 20
 """Winners and losers in the table; CSV has all."""
 CSV_COLUMNS: Final = ("part", "name", "today", "candidate", "difference", "currency")
@@ -36,27 +37,23 @@ def show(console: Console, found: BacktestView) -> None:
             f"{found.tenant_id}{where}: periods from {found.since} to {found.until}, {found.counters} totals"
         )
     )
-    months = Table("month")
-    for heading in (f"today ({found.currency})", "candidate", "difference"):
-        months.add_column(heading, justify="right")
-    for one in found.months:
-        months.add_row(
-            one.month, _digits(one.today), _digits(one.candidate), _signed(one.difference)
-        )
-    months.add_section()
+    columns = (Column("month"), *number_columns(f"today ({found.currency})", *_AMOUNTS[1:]))
+    rows = [
+        Row((one.month, _digits(one.today), _digits(one.candidate), _signed(one.difference)))
+        for one in found.months
+    ]
     total = found.total
-    months.add_row(
-        "total", _digits(total.today), _digits(total.candidate), _signed(total.difference)
-    )
-    console.print(months)
+    amounts = (_digits(total.today), _digits(total.candidate), _signed(total.difference))
+    print_table(columns, [*rows, Row(("total", *amounts), "bold")], console, footer=True)
     _show_customers(console, "would pay less", found.winners, found.winners_total)
     _show_customers(console, "would pay more", found.losers, found.losers_total)
-    bands = Table("change of a customer's bill")
-    bands.add_column("customers", justify="right")
-    for band in found.distribution:
-        if band.customers:
-            bands.add_row(band_text(band), str(band.customers))
-    console.print(bands)
+    bands = [
+        Row((band_text(band), str(band.customers))) for band in found.distribution if band.customers
+    ]
+    if bands:
+        console.print()
+        columns = (Column("change of a customer's bill"), *number_columns("customers"))
+        print_table(columns, bands, console)
     console.print(Text(f"{found.same} would pay the same"))
     for left in found.skipped:
         metrics = ", ".join(left.metrics[:10])
@@ -71,15 +68,14 @@ def _show_customers(
 ) -> None:
     if not rows:
         return
-    table = Table("customer", title=f"{how_many} {title}", title_justify="left")
-    for heading in ("today", "candidate", "difference"):
-        table.add_column(heading, justify="right")
+    console.print(Text(f"\n{how_many} {title}"))
+    shown = []
     for one in rows[:SHOWN_MAX]:
         amounts = (_digits(one.today), _digits(one.candidate), _signed(one.difference))
-        table.add_row(Text(one.customer_ref), *amounts)
+        shown.append(Row((one.customer_ref, *amounts)))
+    print_table((Column("customer"), *number_columns(*_AMOUNTS)), shown, console)
     if how_many > SHOWN_MAX:
-        table.add_row(f"and {how_many - SHOWN_MAX} more", "", "", "")
-    console.print(table)
+        console.print(Text(f"and {how_many - SHOWN_MAX} more"))
 
 
 def band_text(band: BandView) -> str:

@@ -36,8 +36,13 @@ _Moment = Annotated[
     msgspec.Meta(
         min_length=1,
         max_length=100,
-        examples=["2026-01-01", "2026-01-01T00:00:00Z", "-P90D"],
         description="A day, an instant, or a signed duration from now.",
+        extra_json_schema={
+            "x-instead": {
+                "anyOf": [*parameters.DAY_SCHEMA["anyOf"], parameters.RELATIVE_SCHEMA],
+                "examples": ["2026-01-01", "2026-01-01T00:00:00Z", "-P90D"],
+            }
+        },
     ),
 ]
 

@@ -20,6 +20,8 @@ _PATH: Final = re.compile(r"^(?P<message>.*) - at `\$(?P<path>.*)`$", re.DOTALL)
 _NAMED: Final = re.compile(
     r"^Object (?P<what>contains unknown|missing required) field `(?P<field>.*)`$", re.DOTALL
 )
+_PATTERN: Final = "matching regex"
+"""In msgspec's sentence about a text's pattern; the one that is used keeps out U+0000 (gateway.parameters)."""
 _FIELD_CHARS_MAX: Final = 200
 
 
@@ -60,6 +62,8 @@ def field_error(message: str) -> tuple[str, str]:
         path = f"{path}.{named['field']}" if path else named["field"]
         unknown = named["what"] == "contains unknown"
         message = "is not a field here; check its spelling" if unknown else "is missing"
+    elif _PATTERN in message:
+        message = "must not hold the character U+0000"
     elif message.startswith("Expected "):
         message = f"must be {message.removeprefix('Expected ').replace('`', '')}"
     else:

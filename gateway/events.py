@@ -6,6 +6,7 @@ at the log's end as it was when it was asked for. It must not know how events ar
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Annotated, Any, Final, NamedTuple
 
@@ -24,6 +25,7 @@ from engine.core.times import (
 from engine.limits import METRIC_CHARS_MAX
 from gateway import parameters
 from gateway.as_of import AS_OF, AsOfField, AsOfView, view_of
+from gateway.event_tail import AFTER, events_after
 from gateway.export_streams import CONTENT_TYPES, FORMATS, stream_events
 from gateway.parameters import Parameter
 from gateway.problems import Problem, wrong_fields
@@ -95,6 +97,9 @@ async def list_events(call: Call) -> Answer | Problem:
     if query["asOf"] is not None:
         prefix = await call.gateway.meter.started.as_of.prefix(query["asOf"])
         end, seen = prefix.end, view_of(prefix)
+    if query["after"] is not None:
+        wrong = _wrong_beside_after(query)
+        return wrong_fields(wrong) if wrong else await _stream(call, start, end_time, end)
     if query["format"] != "json":
         wrong = [
             (name, "does not go with `format`: all that match come, in log order")
@@ -147,7 +152,16 @@ async def _stream(
         INSTANT_US_MIN if start is None else start.us,
         INSTANT_US_END if end_time is None else end_time.us,
     )
+    if query["after"] is not None:
+        return await events_after(call, wanted, query["after"])
     return await stream_events(call, wanted, end)
+
+
+def _wrong_beside_after(query: Mapping[str, Any]) -> list[tuple[str, str]]:
+    if query["format"] != "jsonl":
+        return [("after", "needs format=jsonl")]
+    message = "does not go with `after`: what follows comes in log order"
+    return [(name, message) for name in (*_PAGING, "asOf") if query[name] is not None]
 
 
 def _view(event: ListedEvent, *, as_string: bool) -> EventView:
@@ -175,8 +189,7 @@ def _bound(text: str, now_us: int) -> Bound:
 
 
 def _bound_parameter(name: str, description: str) -> Parameter:
-    schema: dict[str, Any] = {"type": "string", "examples": ["2026-01-31T00:00:00Z", "-PT24H"]}
-    return Parameter(name, _bound, schema, description)
+    return Parameter(name, _bound, parameters.WHEN_SCHEMA, description)
 
 
 def _unless_given(parameter: Parameter) -> Parameter:
@@ -207,5 +220,6 @@ EVENTS_PARAMETERS: Final = (
         FORMATS,
         "json",
     ),
+    AFTER,
     parameters.NUMBERS,
 )

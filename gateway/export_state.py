@@ -34,10 +34,15 @@ class StateFilter(NamedTuple):
     metric: str | None = None
     start_us_min: int | None = None
     start_us_max: int | None = None
+    customer_ref: str | None = None
 
     def has(self, series: Series) -> bool:
-        """Whether a series' tenant and metric are wanted."""
-        return self.tenant in (None, series[0]) and self.metric in (None, series[1])
+        """Whether a series' tenant, metric and customer are wanted."""
+        return (
+            self.tenant in (None, series[0])
+            and self.metric in (None, series[1])
+            and self.customer_ref in (None, series[2])
+        )
 
     def has_period(self, start_us: int) -> bool:
         """Whether a period's start is in the range."""
@@ -165,7 +170,9 @@ async def list_counters(call: Call) -> Answer | Problem:
     """GET /v1/usage/counters."""
     assert call.tenant is not None
     query = call.query
-    wanted = StateFilter(call.tenant, query["metric"], query["since"], query["until"])
+    wanted = StateFilter(
+        call.tenant, query["metric"], query["since"], query["until"], query["customerRef"]
+    )
     meter = call.gateway.meter
     end = meter.started.writer.published_sequence
     begin, write = writer_of(query["format"], COUNTER_COLUMNS, as_string=call.numbers_as_strings)
@@ -186,6 +193,7 @@ COUNTERS_OTHER_TYPES: Final = (CONTENT_TYPES["csv"].partition(";")[0],)
 COUNTERS_PARAMETERS: Final = (
     parameters.TENANT,
     parameters.text("metric", "Only this metric.", METRIC_CHARS_MAX),
+    parameters.text("customerRef", "Only this customer."),
     parameters.instant("since", "Periods that begin at this time or later."),
     parameters.instant("until", "Periods that begin before this time."),
     parameters.choice("format", "As JSON lines or CSV.", tuple(CONTENT_TYPES), "jsonl"),

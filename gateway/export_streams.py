@@ -70,13 +70,13 @@ async def stream_events(call: Call, wanted: EventFilter, end: int | None) -> Ans
 
     async def pieces() -> AsyncIterator[bytes]:
         yield begin
-        while (piece := await meter.run_blocking(partial(_page, scan, write))) is not None:
+        while (piece := await meter.run_blocking(partial(page_of, scan, write))) is not None:
             yield piece
 
     return file_answer(call, "events", pieces(), end - 1)
 
 
-def _page(scan: EventScan, write: Write) -> bytes | None:
+def page_of(scan: EventScan, write: Write) -> bytes | None:
     """In a thread: the next page's lines, perhaps none; None at the end."""
     events = scan.next_page()
     return None if events is None else write(map(event_row, events))

@@ -23,6 +23,7 @@ from engine.core.quantities import QuantityError, parse_json, to_json
 from engine.pricing.documents import price_document, read_price
 from engine.pricing.errors import PricingError
 from gateway import parameters
+from gateway.price_schemas import document
 from gateway.problems import Problem, wrong_fields
 from gateway.push_shapes import CutoverRow
 from gateway.shapes import Instant, MetricName, TenantId, instant_or_none
@@ -83,7 +84,7 @@ Cutover = Annotated[
 def _hours(description: str, example: int) -> msgspec.Meta:
     return msgspec.Meta(
         description=description,
-        extra_json_schema={"type": ["number", "string"], "format": "", "examples": [example]},
+        extra_json_schema={"x-instead": {"type": ["number", "string"], "examples": [example]}},
     )
 
 
@@ -119,10 +120,7 @@ PriceDocument = Annotated[
     msgspec.Raw,
     msgspec.Meta(
         description="Prices usage of customers without a subscription of their own.",
-        extra_json_schema={
-            "type": ["object", "null"],
-            "examples": [{"model": "flat", "currency": "USD", "unitPrice": 0.01}],
-        },
+        extra_json_schema=document("PriceConfig"),
     ),
 ]
 

@@ -9,6 +9,8 @@ from typing import Annotated, Final
 
 import msgspec
 
+from gateway.price_schemas import document
+
 Money = Annotated[
     msgspec.Raw,
     msgspec.Meta(
@@ -27,10 +29,7 @@ PriceDocument = Annotated[
     msgspec.Raw,
     msgspec.Meta(
         description="A price configuration.",
-        extra_json_schema={
-            "type": ["object", "null"],
-            "examples": [{"model": "flat", "currency": "USD", "unitPrice": 0.01}],
-        },
+        extra_json_schema=document("PriceConfig"),
     ),
 ]
 NULL: Final = msgspec.Raw(b"null")

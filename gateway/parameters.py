@@ -24,6 +24,27 @@ CURSOR_REFUSED: Final = (
     "is not one that this listing gave, or came with an offset: leave it out and start over"
 )
 _WHOLE: Final = re.compile(r"[0-9]{1,10}")
+TEXT_PATTERN: Final = r"^[^\u0000]*$"
+"""As JSON Schema has it: any text without U+0000."""
+MONTH_SCHEMA: Final[dict[str, Any]] = {
+    "type": "string",
+    "pattern": "^(?!0000)[0-9]{4}-(0[1-9]|1[0-2])$",
+    "examples": ["2026-01"],
+}
+RELATIVE_SCHEMA: Final[dict[str, Any]] = {
+    "type": "string",
+    "pattern": r"^[+-]P(?=.)([0-9]+W)?([0-9]+D)?(T(?=.)([0-9]+H)?([0-9]+M)?([0-9]+(\.[0-9]+)?S)?)?$",
+}
+WHEN_SCHEMA: Final[dict[str, Any]] = {
+    "anyOf": [{"type": "string", "format": "date-time"}, RELATIVE_SCHEMA],
+    "examples": ["2026-01-31T00:00:00Z", "-PT24H"],
+}
+"""An instant, or a signed duration from now."""
+DAY_SCHEMA: Final[dict[str, Any]] = {
+    "anyOf": [{"type": "string", "format": "date"}, {"type": "string", "format": "date-time"}],
+    "examples": ["2026-01-01"],
+}
+"""A UTC day, or an instant."""
 
 
 class Parameter(NamedTuple):
@@ -97,7 +118,7 @@ def text(name: str, description: str, chars_max: int = NAME_CHARS_MAX, **more: A
             raise ValueError("must not hold the character U+0000")
         return value
 
-    schema = {"type": "string", "minLength": 1, "maxLength": chars_max}
+    schema = {"type": "string", "minLength": 1, "maxLength": chars_max, "pattern": TEXT_PATTERN}
     return Parameter(name, parse, schema, description, **more)
 
 
@@ -151,8 +172,7 @@ def instant(name: str, description: str, *, required: bool = False) -> Parameter
         assert us < INSTANT_US_END
         return us
 
-    schema = {"type": "string", "examples": ["2026-01-31T00:00:00Z", "-PT24H"]}
-    return Parameter(name, parse, schema, description, required=required)
+    return Parameter(name, parse, WHEN_SCHEMA, description, required=required)
 
 
 TENANT: Final = text("tenantId", "The tenant. A tenant's own API key needs no other.")

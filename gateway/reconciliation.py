@@ -20,8 +20,8 @@ from gateway.reconciliation_shapes import (
     Applied,
     ApplyAnswer,
     ApplyBody,
+    ReconciliationRunBody,
     Report,
-    RunBody,
     Summary,
     job_view,
     number,
@@ -45,8 +45,7 @@ def _parse_month(text: str, _now_us: int) -> str:
 
 
 def _month(name: str, description: str) -> Parameter:
-    schema = {"type": "string", "pattern": "^[0-9]{4}-[0-9]{2}$", "examples": ["2026-01"]}
-    return Parameter(name, _parse_month, schema, description, required=True)
+    return Parameter(name, _parse_month, parameters.MONTH_SCHEMA, description, required=True)
 
 
 FORMAT: Final = parameters.choice("format", "`csv`: a file, `TOTAL` last.", _FORMATS, "json")
@@ -64,7 +63,7 @@ SUMMARY_PARAMETERS: Final = (
 
 async def run(call: Call) -> Answer | Problem:
     """POST /v1/reconciliation/run."""
-    body: RunBody = call.body
+    body: ReconciliationRunBody = call.body
     del body  # its tenant is the call's
     if not call.gateway.meter.started.push.connections:
         raise Conflict(

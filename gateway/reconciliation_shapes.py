@@ -202,7 +202,9 @@ class Summary(msgspec.Struct, rename="camel", kw_only=True):
     overall: Overall
 
 
-class RunBody(msgspec.Struct, rename="camel", forbid_unknown_fields=True, kw_only=True):
+class ReconciliationRunBody(
+    msgspec.Struct, rename="camel", forbid_unknown_fields=True, kw_only=True
+):
     """What to compare now."""
 
     tenant_id: TenantId | None = None

@@ -36,7 +36,7 @@ Moment = Annotated[
     msgspec.Meta(
         description="ISO 8601, or a signed duration from now.",
         max_length=100,
-        examples=["2026-01-31T00:00:00Z", "-PT24H"],
+        extra_json_schema={"x-instead": parameters.WHEN_SCHEMA},
     ),
 ]
 

@@ -14,9 +14,10 @@ from typing import Any, Final, Literal, NamedTuple
 import msgspec
 
 from engine.actors.administration import By
+from engine.limits import NAME_CHARS_MAX
 from gateway.auth import Identity
 from gateway.context import Gateway
-from gateway.parameters import Parameter
+from gateway.parameters import MONTH_SCHEMA, TEXT_PATTERN, Parameter
 
 Tenancy = Literal["none", "optional", "required"]
 """Whether a request is about one tenant: `optional` means that an identity of all tenants may leave it out."""
@@ -62,6 +63,14 @@ Handler = Callable[[Call], Awaitable["Answer | Any"]]
 """Returns Answer or gateway.problems.Problem; may raise engine.errors.EngineError."""
 
 
+class Header(NamedTuple):
+    """A request header, with its JSON Schema."""
+
+    name: str
+    description: str
+    schema: Mapping[str, Any]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
     """One endpoint. `path` has `{name}` for a parameter; `scope` None: open to everybody."""
@@ -91,8 +100,10 @@ class Route:
     takes_raw_body: bool = False
     """The handler gets the body's bytes as they came: they are signed."""
     request_content_types: tuple[str, ...] = ("application/json",)
-    headers: tuple[tuple[str, str], ...] = ()
-    """Request headers it reads: (name, description)."""
+    headers: tuple[Header, ...] = ()
+    """Request headers it reads."""
+    sends: tuple[str, ...] = ()
+    """Headers that its answer of `status` carries beside those of every answer (gateway.openapi_problems.HEADERS)."""
 
     @property
     def quart_path(self) -> str:
@@ -128,9 +139,17 @@ class Route:
         return tuple(sorted(found | {500}))
 
 
-PATH_DESCRIPTIONS: Final = {
-    "id": "Its id.",
-    "month": "The UTC month in which the periods begin: `YYYY-MM`.",
-    "customerRef": "The customer, as events name it (percent-encoded).",
-    "period": "A month, `YYYY-MM`.",
+PATH_PARAMETERS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
+    "id": (
+        "Its id, as the answer that made it and the list have it.",
+        {"type": "string", "minLength": 1, "pattern": r"^[^/\u0000]+$"},
+    ),
+    "month": ("The UTC month in which the periods begin.", MONTH_SCHEMA),
+    "customerRef": (
+        "The customer, as events name it (percent-encoded).",
+        {"type": "string", "minLength": 1, "maxLength": NAME_CHARS_MAX, "pattern": TEXT_PATTERN},
+    ),
+    "period": ("The UTC month in which the periods begin.", MONTH_SCHEMA),
+    "asset": ("Its name.", {"type": "string", "enum": ["docs.css", "docs.js", "theme.js"]}),
 }
+"""What a name in braces stands for: its description and its JSON Schema."""

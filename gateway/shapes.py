@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import msgspec
 
 from engine.core.times import format_instant
+from gateway.parameters import TEXT_PATTERN
 
 Quantity = Annotated[
     msgspec.Raw,
@@ -28,7 +29,14 @@ Instant = Annotated[
     ),
 ]
 TenantId = Annotated[
-    str, msgspec.Meta(description="The tenant.", min_length=1, max_length=255, examples=["acme"])
+    str,
+    msgspec.Meta(
+        description="The tenant.",
+        min_length=1,
+        max_length=255,
+        examples=["acme"],
+        pattern=TEXT_PATTERN,
+    ),
 ]
 CustomerRef = Annotated[
     str,
@@ -37,6 +45,7 @@ CustomerRef = Annotated[
         min_length=1,
         max_length=255,
         examples=["customer-42"],
+        pattern=TEXT_PATTERN,
     ),
 ]
 MetricName = Annotated[
@@ -46,6 +55,7 @@ MetricName = Annotated[
         min_length=1,
         max_length=100,
         examples=["api_calls"],
+        pattern=TEXT_PATTERN,
     ),
 ]
 

@@ -14,7 +14,6 @@ from typing import Any, Final
 
 import click
 import msgspec
-from rich.console import Console
 
 from engine.core.exact_json import exact_json
 from engine.errors import EngineError
@@ -24,14 +23,19 @@ from engine.pricing.invoice import UsageItem
 from engine.pricing.prices import PriceConfig
 from engine.pricing.scenarios import read_scenario
 from engine.pricing.stripe_prices import to_stripe
-from gateway.admin_client import AdminClient, url_of
 from gateway.backtest_output import draw, picture_path, show, write_csv
 from gateway.backtests import CUSTOMERS_DEFAULT, CUSTOMERS_MAX, BacktestView
-from gateway.environment import read_settings
 from gateway.scenario_files import FileUnreadable, json_text, read
+from gateway.terminal.options import (
+    client_of,
+    customer_option,
+    json_option,
+    server_options,
+    tenant_option,
+)
+from gateway.terminal.output import console, print_json
 
 BACKTEST_SECONDS_MAX: Final = 120
-_WIDTH_WITHOUT_TERMINAL: Final = 140
 Prices = dict[str, PriceConfig]
 
 
@@ -71,10 +75,18 @@ def _of_items(items: Sequence[UsageItem]) -> Prices:
 @click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
 @click.option("--product", metavar="ID", help="The product (prod_...) that the price is of.")
 @click.option("--meter", metavar="ID", help="The billing meter (mtr_...) that counts it.")
-@click.option("--interval", type=click.Choice(("day", "week", "month", "year")), default="month")
+@click.option("--interval", type=click.Choice(("day", "week", "month", "year")), default="month",
+              show_default=True, help="How often the price is billed.")  # fmt: skip
 @click.option("--curl", "as_curl", is_flag=True, help="Print the request as a curl command.")
+@json_option
 def to_stripe_command(
-    *, file: Path, product: str | None, meter: str | None, interval: str, as_curl: bool
+    *,
+    file: Path,
+    product: str | None,
+    meter: str | None,
+    interval: str,
+    as_curl: bool,
+    as_json: bool,  # noqa: ARG001 - it is JSON unless it is curl
 ) -> int:
     r"""Print the parameters of Stripe's `POST /v1/prices` that bill as the price in FILE does, to the cent.
 
@@ -127,24 +139,16 @@ def _form(value: object, name: str) -> Iterator[tuple[str, object]]:
 
 
 @click.command("backtest", short_help="What a price would have changed.")
-@click.option("--price", "file", required=True, type=click.Path(path_type=Path), metavar="FILE")
+@click.option("--price", "file", required=True, type=click.Path(path_type=Path), metavar="FILE",
+              help="The candidate's price.")  # fmt: skip
 @click.option("--since", required=True, metavar="TIME", help="Periods that begin here or later.")
 @click.option("--until", metavar="TIME", help="Periods that begin before; without it now.")
-@click.option("--tenant", metavar="ID", help="Whose usage; a tenant's own key needs no other.")
-@click.option("--customer", metavar="REF", help="Only this customer's usage.")
+@tenant_option
+@customer_option
 @click.option("--metric", metavar="NAME", help="Whose price FILE has, if it has a single one.")
 @click.option("--csv", "csv_file", metavar="FILE", help="Write all rows; - is standard output.")
 @click.option("--plot", metavar="FILE", help="Draw it: a name that ends in .png or .svg.")
-@click.option("--json", "as_json", is_flag=True, help="Print the server's answer.")
-@click.option(
-    "--url", envvar="STRIPEMETER_URL", metavar="URL", help="The server (STRIPEMETER_URL)."
-)
-@click.option(
-    "--api-key",
-    envvar="STRIPEMETER_API_KEY",
-    metavar="KEY",
-    help="A key with the scope simulation:write (STRIPEMETER_API_KEY).",
-)
+@server_options("simulation:write")
 def backtest_command(
     *,
     file: Path,
@@ -180,9 +184,7 @@ def backtest_command(
     wanted = {"until": until, "tenantId": tenant, "customerRef": customer, "metric": metric}
     body |= {name: value for name, value in wanted.items() if value is not None}
     body["limit"] = CUSTOMERS_DEFAULT if csv_file is None else CUSTOMERS_MAX
-    settings = read_settings()
-    client = AdminClient(url or url_of(settings), api_key or settings.admin_key)
-    found = client.ask(
+    found = client_of(url, api_key).ask(
         "POST",
         "/v1/simulations/backtest",
         BacktestView,
@@ -197,9 +199,9 @@ def backtest_command(
         with Path(csv_file).open("w", encoding="utf-8", newline="") as rows:
             write_csv(rows, found)
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(found)).decode())
+        print_json(found)
     elif csv_file != "-":
-        show(Console() if sys.stdout.isatty() else Console(width=_WIDTH_WITHOUT_TERMINAL), found)
+        show(console(), found)
     return 0 if found.complete else 1
 
 

@@ -13,29 +13,51 @@ from msgspec import UNSET, UnsetType
 
 from engine.core.simulation_records import BATCH_RUNS_MAX
 from gateway.money_shapes import Money
+from gateway.price_schemas import document
 from gateway.shapes import Instant, TenantId
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
 
 
-def _part(description: str, *, is_optional: bool = True) -> msgspec.Meta:
-    kinds = ["object", "null"] if is_optional else ["object"]
-    return msgspec.Meta(description=description, extra_json_schema={"type": kinds})
+def _part(description: str) -> msgspec.Meta:
+    return msgspec.Meta(description=description, extra_json_schema={"type": ["object"]})
 
 
 _Inputs = Annotated[
     msgspec.Raw,
-    _part(
-        "customerId, periodStart, periodEnd, usageItems (metric, quantity, priceConfig), commitments, credits, taxRate.",
-        is_optional=False,
+    msgspec.Meta(
+        description="What the invoice is made of.",
+        extra_json_schema=document("ScenarioInputs", or_null=False),
     ),
 ]
-_Model = Annotated[msgspec.Raw, _part("The price of usage items that have none of their own.")]
-_Expected = Annotated[
-    msgspec.Raw, _part("Any part of the invoice; what it does not mention is not compared.")
+_Model = Annotated[
+    msgspec.Raw,
+    msgspec.Meta(
+        description="The price of usage items that have none of their own.",
+        extra_json_schema=document("PriceConfig"),
+    ),
 ]
-_Tolerances = Annotated[msgspec.Raw, _part("`absolute`, `relative`, or an amount for a field.")]
-_Metadata = Annotated[msgspec.Raw, _part("name, description, tags.")]
+_Expected = Annotated[
+    msgspec.Raw,
+    msgspec.Meta(
+        description="Any part of the invoice; what it does not mention is not compared.",
+        extra_json_schema=document("ScenarioExpected"),
+    ),
+]
+_Tolerances = Annotated[
+    msgspec.Raw,
+    msgspec.Meta(
+        description="An amount, or `absolute`, `relative` and amounts for fields.",
+        extra_json_schema=document("ScenarioTolerances"),
+    ),
+]
+_Metadata = Annotated[
+    msgspec.Raw,
+    msgspec.Meta(
+        description="What people want to know of it.",
+        extra_json_schema=document("ScenarioMetadata"),
+    ),
+]
 
 
 class ScenarioBody(msgspec.Struct, rename="camel", forbid_unknown_fields=True, kw_only=True):
@@ -81,7 +103,11 @@ class RunBody(msgspec.Struct, rename="camel", forbid_unknown_fields=True, kw_onl
     tenant_id: TenantId | None = None
     scenario_id: Name | None = None
     scenario: Annotated[
-        msgspec.Raw, _part("A scenario, as `POST /v1/simulations/scenarios` takes it.")
+        msgspec.Raw,
+        msgspec.Meta(
+            description="A scenario, as `POST /v1/simulations/scenarios` takes it.",
+            extra_json_schema=document("Scenario"),
+        ),
     ] = msgspec.field(default_factory=msgspec.Raw)
     name: Annotated[Name, msgspec.Meta(description="Of the run; else the scenario's.")] | None = (
         None
@@ -95,8 +121,12 @@ class BatchBody(msgspec.Struct, rename="camel", forbid_unknown_fields=True, kw_o
     name: Name | None = None
     scenario_ids: Annotated[list[Name], msgspec.Meta(max_length=BATCH_RUNS_MAX)] = []
     scenarios: Annotated[
-        list[msgspec.Raw],
-        msgspec.Meta(max_length=BATCH_RUNS_MAX, extra_json_schema={"items": {"type": "object"}}),
+        list[
+            Annotated[
+                msgspec.Raw, msgspec.Meta(extra_json_schema=document("Scenario", or_null=False))
+            ]
+        ],
+        msgspec.Meta(max_length=BATCH_RUNS_MAX),
     ] = []
 
 
@@ -116,12 +146,11 @@ class RunView(msgspec.Struct, rename="camel", kw_only=True):
         msgspec.Raw,
         _part(
             "The invoice: lineItems, subtotal, credits, adjustments, tax, total, currency.",
-            is_optional=False,
         ),
     ]
     comparison: Annotated[
         msgspec.Raw,
-        _part("passed, how many fields were compared, and the differences.", is_optional=False),
+        _part("passed, how many fields were compared, and the differences."),
     ]
     passed: Annotated[
         bool, msgspec.Meta(description="Nothing differs; also when nothing was expected.")

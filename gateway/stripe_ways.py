@@ -1,7 +1,8 @@
 """The ways to Stripe of a running server: the keys' drivers, or the built-in simulator in their place.
 
 Rules it keeps: with the simulator in use no key leaves this machine, whichever is set; the simulator's state lies in
-the data directory and its listener on the loopback interface. It must not know what is pushed.
+the data directory and its listener on the loopback interface. Stripe itself, or whatever stands at its address, is
+spoken with by a process of its own. It must not know what is pushed.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from engine.core.billing import Destination, Resolved, Unresolved
 from engine.core.push_records import Role
 from engine.drivers.billing import StripeBilling
 from engine.drivers.calls import API_BASE, METER_EVENTS_BASE
+from engine.drivers.frames import Way
+from engine.drivers.remote import StripeProcess
 from engine.errors import StartRefused
 from engine.ports import Billing, Clock, Ids
 from gateway.simulator.journal import SimulatorRefused
@@ -53,6 +56,8 @@ class StripeWays(NamedTuple):
     simulator_url: str | None
     """Where the built-in simulator and its page are; None: it is not in use."""
     webhook_secrets: tuple[str, ...]
+    process: StripeProcess | None = None
+    """The one that speaks with Stripe; None: this one does."""
 
 
 @asynccontextmanager
@@ -70,20 +75,33 @@ async def open_ways(
             yield StripeWays({"main": simulated}, simulator.base_url, secrets)
             nursery.cancel_scope.cancel()
             return
+        ways = _ways_of(settings)
         billing: dict[Role, Billing] = {}
-        keys: tuple[tuple[Role, str | None], ...] = (
-            ("main", settings.stripe_secret_key),
-            ("shadow", settings.stripe_test_secret_key),
-        )
-        for role, key in keys:
-            if key is not None:
+        process: StripeProcess | None = None
+        if ways and settings.stripe_process != "off":
+            process = StripeProcess({str(role): way for role, way in ways.items()})
+            nursery = await stack.enter_async_context(trio.open_nursery())
+            nursery.start_soon(process.run)
+            stack.callback(nursery.cancel_scope.cancel)
+            billing |= {role: process.billing(role) for role in ways}
+        else:
+            for role, way in ways.items():
                 driver = StripeBilling(
-                    key,
-                    api_base=settings.stripe_api_base or API_BASE,
-                    meter_events_base=settings.stripe_meter_events_base or METER_EVENTS_BASE,
+                    way.secret, api_base=way.api_base, meter_events_base=way.meter_events_base
                 )
                 billing[role] = await stack.enter_async_context(driver)
-        yield StripeWays(billing, None, settings.stripe_webhook_secrets)
+        yield StripeWays(billing, None, settings.stripe_webhook_secrets, process)
+
+
+def _ways_of(settings: Settings) -> dict[Role, Way]:
+    """The keys that are set."""
+    keys: tuple[tuple[Role, str | None], ...] = (
+        ("main", settings.stripe_secret_key),
+        ("shadow", settings.stripe_test_secret_key),
+    )
+    api_base = settings.stripe_api_base or API_BASE
+    meter_events_base = settings.stripe_meter_events_base or METER_EVENTS_BASE
+    return {role: Way(key, api_base, meter_events_base) for role, key in keys if key is not None}
 
 
 async def _start_simulator(  # noqa: PLR0917 - what a listener is made of

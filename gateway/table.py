@@ -7,9 +7,9 @@ per resource; here are only those that speak of the table itself. It must not kn
 from __future__ import annotations
 
 from functools import lru_cache
-from importlib.resources import files
 from typing import Final
 
+from engine.limits import NAME_CHARS_MAX
 from gateway import (
     api_keys,
     customers,
@@ -22,6 +22,7 @@ from gateway import (
     usage,
 )
 from gateway.around import INGEST_PATH, USAGE_PATH
+from gateway.documentation import IF_NONE_MATCH, docs, docs_asset, fixed
 from gateway.ingest import IngestResponse
 from gateway.ingest_decoding import CLOUD_EVENT, CLOUD_EVENT_BATCH
 from gateway.ingest_document import IngestBody
@@ -35,7 +36,7 @@ from gateway.mapping_shapes import (
 )
 from gateway.openapi import document
 from gateway.problems import Problem
-from gateway.routes import Answer, Call, Route
+from gateway.routes import Answer, Call, Header, Route
 from gateway.table_corrections import ADJUSTMENTS, AUDIT, REPLAY
 from gateway.table_imports import BACKFILLS, IMPORTS
 from gateway.table_keeping import KEEPING
@@ -44,10 +45,6 @@ from gateway.table_pricing import PRICING
 from gateway.table_pushing import PUSHING
 from gateway.table_reconciliation import RECONCILIATION
 
-_PAGE_POLICY: Final = (
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; "
-    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
 _CHANGES: Final = (
     "Period, aggregation, latenessHours and unit count from now on. Once the metric has usage, another period or "
     "aggregation holds from the end of the running period, which `effectiveFrom` names. Once something was pushed, a "
@@ -57,26 +54,16 @@ _CHANGES: Final = (
 )
 
 
-@lru_cache(maxsize=1)
-def openapi_document() -> bytes:
-    """The OpenAPI document of this table, as JSON."""
-    return document(ROUTES)
+@lru_cache(maxsize=2)
+def openapi_document(*, auth_required: bool = False) -> bytes:
+    """The OpenAPI document of this table, as JSON; as a server describes itself that requires API keys, or none."""
+    return document(ROUTES, auth_required=auth_required)
 
 
-async def openapi_json(_call: Call) -> Answer | Problem:
+async def openapi_json(call: Call) -> Answer | Problem:
     """GET /openapi.json."""
-    return Answer(openapi_document(), headers=(("cache-control", "no-cache"),))
-
-
-@lru_cache(maxsize=1)
-def _docs_page() -> bytes:
-    return (files("gateway.pages") / "docs.html").read_bytes()
-
-
-async def docs(_call: Call) -> Answer | Problem:
-    """GET /docs."""
-    headers = (("content-security-policy", _PAGE_POLICY), ("cache-control", "no-cache"))
-    return Answer(_docs_page(), content_type="text/html; charset=utf-8", headers=headers)
+    data = openapi_document(auth_required=call.gateway.settings.auth_required)
+    return fixed(call, data, "application/json")
 
 
 async def root(_call: Call) -> Answer | Problem:
@@ -105,8 +92,16 @@ _EVENTS = (
         response=IngestResponse,
         errors=(404, 409, 429, 503, 507),
         headers=(
-            ("Idempotency-Key", "The key of the event; of more than one, `KEY:INDEX` of each."),
-            ("StripeMeter-Import", "The import whose rows these are (`POST /v1/events/imports`)."),
+            Header(
+                "Idempotency-Key",
+                "The key of the event; of more than one, `KEY:INDEX` of each.",
+                {"type": "string", "minLength": 1, "maxLength": NAME_CHARS_MAX},
+            ),
+            Header(
+                "StripeMeter-Import",
+                "The import whose rows these are (`POST /v1/events/imports`).",
+                {"type": "string"},
+            ),
         ),
     ),
     Route(
@@ -125,6 +120,7 @@ _EVENTS = (
         tenancy="required",
         parameters=events.EVENTS_PARAMETERS,
         response=events.EventList,
+        sends=("Content-Disposition", "X-StripeMeter-Position"),
         other_content_types=events.EVENTS_CONTENT_TYPES,
         errors=(410,),
     ),
@@ -187,6 +183,7 @@ _USAGE = (
         tenancy="required",
         parameters=export_state.COUNTERS_PARAMETERS,
         response=export_state.CounterLine,
+        sends=("Content-Disposition", "X-StripeMeter-Position"),
         content_type=export_state.COUNTERS_CONTENT_TYPE,
         other_content_types=export_state.COUNTERS_OTHER_TYPES,
     ),
@@ -224,6 +221,7 @@ _MAPPINGS = (
         request=MappingBody,
         response=MappingView,
         status=201,
+        sends=("Location",),
         other_statuses=(200,),
         errors=(409,),
     ),
@@ -419,6 +417,9 @@ _SYSTEM = (
         handler=openapi_json,
         tag="system",
         summary="This document",
+        other_statuses=(304,),
+        headers=(IF_NONE_MATCH,),
+        sends=("ETag",),
     ),
     Route(
         method="GET",
@@ -427,6 +428,22 @@ _SYSTEM = (
         tag="system",
         summary="This document as a page",
         content_type="text/html",
+        other_statuses=(304,),
+        headers=(IF_NONE_MATCH,),
+        sends=("ETag",),
+    ),
+    Route(
+        method="GET",
+        path="/docs/{asset}",
+        handler=docs_asset,
+        tag="system",
+        summary="What the page needs: its script and its style",
+        content_type="text/javascript",
+        other_content_types=("text/css",),
+        other_statuses=(304,),
+        errors=(404,),
+        headers=(IF_NONE_MATCH,),
+        sends=("ETag",),
     ),
     Route(
         method="GET",
@@ -435,6 +452,7 @@ _SYSTEM = (
         tag="system",
         summary="Leads to the documentation",
         status=307,
+        sends=("Location",),
     ),
 )
 

@@ -40,6 +40,7 @@ ADJUSTMENTS: Final = (
         request=adjustments.AdjustmentBody,
         response=adjustments.AdjustmentView,
         status=201,
+        sends=("Location",),
         other_statuses=(200,),
         errors=(409,),
     ),

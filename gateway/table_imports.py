@@ -30,6 +30,7 @@ BACKFILLS: Final = (
         request=backfills.BackfillBody,
         response=backfills.BackfillAsked,
         status=202,
+        sends=("Location",),
     ),
     Route(
         method="GET",
@@ -92,6 +93,7 @@ IMPORTS: Final = (
         request=imports.ImportBody,
         response=imports.ImportView,
         status=201,
+        sends=("Location",),
         errors=(409,),
     ),
     Route(

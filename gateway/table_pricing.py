@@ -74,6 +74,7 @@ SCENARIOS: Final = (
         request=simulation_shapes.ScenarioBody,
         response=simulation_shapes.ScenarioView,
         status=201,
+        sends=("Location",),
         errors=(409,),
     ),
     Route(
@@ -149,6 +150,7 @@ RUNS: Final = (
         request=simulation_shapes.RunBody,
         response=simulation_shapes.RunView,
         status=201,
+        sends=("Location",),
         errors=(404,),
     ),
     Route(
@@ -175,6 +177,7 @@ RUNS: Final = (
         request=simulation_shapes.BatchBody,
         response=simulation_shapes.BatchView,
         status=201,
+        sends=("Location",),
         errors=(404,),
     ),
     Route(

@@ -9,7 +9,7 @@ from typing import Final
 
 from gateway import parameters, pushes, stripe_webhook
 from gateway.push_shapes import PushView
-from gateway.routes import Route
+from gateway.routes import Header, Route
 
 PUSHING: Final = (
     Route(
@@ -109,6 +109,16 @@ PUSHING: Final = (
         response=stripe_webhook.Received,
         takes_raw_body=True,
         errors=(400, 413, 503),
-        headers=(("Stripe-Signature", "Time and signatures, as Stripe makes them."),),
+        headers=(
+            Header(
+                "Stripe-Signature",
+                "Time and signatures, as Stripe makes them.",
+                {
+                    "type": "string",
+                    "pattern": "^t=[0-9]+(,v[0-9]+=[0-9a-f]+)+$",
+                    "examples": ["t=1769853600,v1=5f1d0c9a"],
+                },
+            ),
+        ),
     ),
 )

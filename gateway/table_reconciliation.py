@@ -12,8 +12,8 @@ from gateway.reconciliation_shapes import (
     ApplyAnswer,
     ApplyBody,
     JobView,
+    ReconciliationRunBody,
     Report,
-    RunBody,
     Summary,
 )
 from gateway.routes import Route
@@ -33,7 +33,7 @@ RECONCILIATION: Final = (
         scope="reconciliation:write",
         tenancy="optional",
         parameters=(parameters.TENANT,),
-        request=RunBody,
+        request=ReconciliationRunBody,
         response=JobView,
         status=202,
         errors=(409,),
@@ -60,6 +60,7 @@ RECONCILIATION: Final = (
         tenancy="optional",
         parameters=reconciliation.SUMMARY_PARAMETERS,
         response=Summary,
+        sends=("Content-Disposition",),
         other_content_types=("text/csv",),
     ),
     Route(
@@ -92,6 +93,7 @@ RECONCILIATION: Final = (
         tenancy="optional",
         parameters=reconciliation.REPORT_PARAMETERS,
         response=Report,
+        sends=("Content-Disposition",),
         other_content_types=("text/csv",),
     ),
 )

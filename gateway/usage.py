@@ -294,7 +294,12 @@ HISTORY_PARAMETERS: Final = (
     parameters.Parameter(
         "groupBy",
         _group_by,
-        {"type": "string", "examples": ["customerRef", "resourceId", "meta.region"]},
+        {
+            "type": "string",
+            "pattern": "^(customerRef|resourceId|meta\\..+)$",
+            "maxLength": len(_META_START) + 255,
+            "examples": ["customerRef", "resourceId", "meta.region"],
+        },
         "One series for each value of this: customerRef, resourceId or meta.KEY.",
     ),
     AS_OF,

@@ -22,6 +22,7 @@ import trio
 from engine.actors.group import Group, Marks, part_name
 from engine.actors.shard import FoldWork, Shard
 from engine.core.records import (
+    UNCOUNTED,
     ControlRecord,
     OperationChange,
     PartKind,
@@ -408,12 +409,13 @@ class LogWriter:
     def _split(self, group: Group, envelopes: Sequence[Envelope]) -> list[tuple[Shard, FoldWork]]:
         """Split a group once, by the partitions' owners; shards without a share get nothing."""
         group.first_sequence = envelopes[-1].sequence
-        work = {}
-        if group.controls:
-            controls = [
-                (record, envelope.sequence)
-                for record, envelope in zip(group.controls, envelopes, strict=False)
-            ]
+        work: dict[int, FoldWork] = {}
+        controls = [
+            (record, envelope.sequence)
+            for record, envelope in zip(group.controls, envelopes, strict=False)
+            if type(record) not in UNCOUNTED
+        ]
+        if controls:
             work = {n: FoldWork(group, controls, []) for n in range(len(self._shards))}
         sequence = group.first_sequence
         for part in group.parts:

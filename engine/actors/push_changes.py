@@ -6,6 +6,7 @@ once however often it changed; what is handed out was folded before. It must not
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import repeat
 
@@ -36,8 +37,8 @@ class PushChanges:
         """(tenant, metric) of which every series may have changed."""
         self._later: list[AdjustmentChange] = []
         """Decisions about adjustments; whose they are is known once they are folded."""
-        self.newest: Group | None = None
-        """The newest group fed: when it is done, all that is dirty was folded."""
+        self._unfolded: deque[Group] = deque()
+        """Groups fed whose shards may not be done, oldest first."""
         self.mapped: dict[str, set[str]] = {}
         """Metrics that are or were pushed, per tenant."""
 
@@ -52,7 +53,9 @@ class PushChanges:
 
     def feed(self, group: Group) -> None:
         """A group is durable and on its way to the shards."""
-        self.newest = group
+        while self._unfolded and self._unfolded[0].done.is_set():
+            self._unfolded.popleft()
+        self._unfolded.append(group)
         for record in group.controls:
             self._feed_control(record)
         for part in group.parts:
@@ -96,12 +99,16 @@ class PushChanges:
             case _:
                 pass
 
+    def unfolded(self) -> list[Group]:
+        """When all of these are done, all that is dirty now was folded. The newest alone would not do: shards differ."""
+        return [group for group in self._unfolded if not group.done.is_set()]
+
     def add(self, series: Series) -> None:
         """Something else about a series changed."""
         self._dirty[series] = None
 
     def take(self, tenant: str | None = None) -> Iterator[Series]:
-        """Hand out what may have changed by now, of a tenant or (None) all; await `newest` before iterating.
+        """Hand out what may have changed by now, of a tenant or (None) all; await `unfolded` before iterating.
 
         Lazy: a scan of a metric with a million series goes on between two of them.
         """

@@ -25,7 +25,7 @@ from engine.core.billing import (
     Unread,
     Unresolved,
 )
-from engine.core.pace import Breaker, TokenBucket, backoff_us
+from engine.core.pace import WAIT_SLICE_US, Breaker, TokenBucket, backoff_us
 from engine.core.push_records import Role
 from engine.ports import Billing, Clock
 
@@ -56,6 +56,14 @@ class Pace:
 class _Kept(NamedTuple):
     answer: Resolved | Unresolved
     until_us: int
+
+
+class Again(NamedTuple):
+    """When a destination may be asked about again."""
+
+    wait_us: int
+    breaker: Breaker | None
+    """The wait is over when this one is closed; None: only when it is over."""
 
 
 class _Batch:
@@ -176,12 +184,13 @@ class Connection:
                 self._kept[destination] = kept._replace(until_us=0)
                 return
 
-    async def resolve(self, destination: Destination) -> int | None:
-        """Ask Stripe about a destination; None: it is known now. Else microseconds to wait before the next try."""
+    async def resolve(self, destination: Destination) -> Again | None:
+        """Ask Stripe about a destination; None: it is known now."""
         pace = self.pace(destination.connect_account)
         now_us = self._clock.now_us()
+        is_open = pace.breaker.is_open
         if wait_us := pace.breaker.admit(now_us) or pace.resolves.take(now_us):
-            return wait_us
+            return Again(wait_us, pace.breaker if is_open else None)
         answer = await self.billing.resolve(destination)
         now_us = self._clock.now_us()
         if isinstance(answer, Unresolved) and answer.is_temporary:
@@ -189,7 +198,10 @@ class Connection:
             old = self._kept.get(destination)
             if old is None or not isinstance(old.answer, Resolved):
                 self._keep(destination, _Kept(answer, now_us))
-            return answer.after_us or backoff_us(3, self._rng.randrange)
+            if answer.after_us is not None:
+                return Again(answer.after_us, None)
+            is_open = pace.breaker.is_open
+            return Again(backoff_us(3, self._rng.randrange), pace.breaker if is_open else None)
         pace.breaker.succeeded()
         until_us = now_us + (RESOLVED_US if isinstance(answer, Resolved) else FAILED_US)
         if isinstance(answer, Resolved) and answer.period_end_s is not None:
@@ -198,6 +210,16 @@ class Connection:
             until_us = min(until_us, end_us) if end_us > now_us else now_us + 30_000_000
         self._keep(destination, _Kept(answer, until_us))
         return None
+
+    async def until(self, again: Again) -> None:
+        """Wait, in slices: a probe that is answered ends a wait that would have been a minute."""
+        left_us = again.wait_us
+        while left_us > 0:
+            slice_us = min(left_us, WAIT_SLICE_US)
+            await trio.sleep(slice_us / 1e6)
+            left_us -= slice_us
+            if again.breaker is not None and not again.breaker.is_open:
+                return
 
     async def send(self, request: PushRequest, stored: int) -> Outcome:
         """Send one request once; those for the stream go together with others that are due just now."""

@@ -8,7 +8,7 @@ doubtful. It must not know clocks, counters, Stripe's answers, or what will be p
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -24,13 +24,19 @@ from engine.core.push_records import (
     Role,
     Target,
 )
-from engine.core.times import MINUTE_US
+from engine.core.times import HOUR_US, MINUTE_US
 
+RowT = TypeVar("RowT")
 MINUTES_REMEMBERED_MAX: Final = 256
 """Per target; older ones are taken for used."""
 DELIVERED_MAX: Final = 100_000
 """Identifiers kept for Stripe's reports, which come within hours; with their targets about 40 MB."""
 TARGETS_PER_LANE_MAX: Final = 64
+ROWS_US: Final = 100 * 24 * HOUR_US
+"""From a period's start: it was over within 31 days, and Stripe takes usage of 35. What was cut over or erased in it is
+remembered no longer than that, so there is as much of it as a season's cutovers touch."""
+ROWS_FEW: Final = 1_024
+"""So many are not worth looking through."""
 
 
 class Refusal(msgspec.Struct, frozen=True, array_like=True):
@@ -68,6 +74,8 @@ class TargetState(msgspec.Struct):
     """How to push it when nobody else contributes any more."""
     kept_for: tuple[str, str] = ("", "")
     """(tenant, metric) of it."""
+    is_past: bool = False
+    """What erased customers went on contributing to it is not known any more: nothing of it is due."""
     finalized_at_us: int | None = None
     """When Stripe finalized its invoice, if it said so."""
     minutes: dict[int, int] = {}
@@ -161,6 +169,8 @@ class PushLedger:
         self._resumed: dict[tuple[str, str, Role], int] = {}
         """(tenant, metric, role) to when pushing began again last."""
         self.restored_at_us = 0
+        self.rows_from_us = -(1 << 62)
+        """Of periods that began before it is not known any more how their use was cut over."""
 
     # Reading.
 
@@ -279,6 +289,9 @@ class PushLedger:
         if record.kind == "freeze":
             for digest, start_us, micros in record.rows:
                 self.frozen.setdefault((digest, start_us), []).append((record.at_us, micros))
+            until_us = received_at_us - ROWS_US
+            if _take_over(self.frozen, len(record.rows), until_us):
+                self.rows_from_us = max(self.rows_from_us, until_us)
             return
         if record.kind in ("stop", "resume"):
             assert record.lane is not None
@@ -317,6 +330,11 @@ class PushLedger:
                 lane.role = record.role
                 for digest, start_us, base in record.rows:
                     self.kept.setdefault((digest, start_us), []).append((record.target, base))
+                for target, _base in _take_over(
+                    self.kept, len(record.rows), received_at_us - ROWS_US
+                ):
+                    if (known := self.target(target)) is not None:
+                        known.is_past = True
 
     def _fold_mapping(self, record: MappingChange, received_at_us: int) -> None:
         mapping = record.mapping
@@ -360,6 +378,7 @@ class PushLedger:
                 list(self._ended.items()),
                 self.restored_at_us,
                 list(self._resumed.items()),
+                self.rows_from_us,
             )
         )
 
@@ -379,6 +398,7 @@ class PushLedger:
         ledger._ended = dict(saved.ended)
         ledger.restored_at_us = saved.restored_at_us
         ledger._resumed = dict(saved.resumed)
+        ledger.rows_from_us = saved.rows_from_us
         return ledger
 
 
@@ -392,6 +412,15 @@ class _Saved(msgspec.Struct, array_like=True):
     ended: list[tuple[tuple[str, str, Role], int]]
     restored_at_us: int
     resumed: list[tuple[tuple[str, str, Role], int]] = []
+    rows_from_us: int = -(1 << 62)
+
+
+def _take_over(rows: dict[tuple[bytes, int], list[RowT]], added: int, until_us: int) -> list[RowT]:
+    """Take out the rows of periods that began before an instant, whenever there are twice as many as the last time."""
+    if len(rows) < ROWS_FEW or len(rows).bit_length() == max(0, len(rows) - added).bit_length():
+        return []
+    over = [key for key in rows if key[1] < until_us]
+    return [row for key in over for row in rows.pop(key)]
 
 
 def _take_baseline(lane: LaneState, start_us: int, at_us: int) -> None:

@@ -77,6 +77,8 @@ class TargetView(NamedTuple):
     """When its mapping was made."""
     may_decrease: bool = True
     """False: not all that belongs to it could be resolved, so less than before proves nothing."""
+    is_past: bool = False
+    """How its period's use was cut over is not known any more: nothing of it is due."""
 
 
 _FINAL: Final = "its invoice is final: decide how to carry the difference forward"
@@ -157,7 +159,8 @@ def plan(
         return planned("in_flight", None)
     if due == 0:
         return planned("current", None)
-    if lane is not None and target.start_us < lane.forgotten_until_us:
+    is_past = view.is_past or (state is not None and state.is_past)
+    if is_past or (lane is not None and target.start_us < lane.forgotten_until_us):
         # What was pushed of it is not known any more: to carry all of it forward would bill it twice.
         return Planned(billable, pushed, 0, "held", "its period is too long past", None)
     if lane is not None and lane.stopped is not None:

@@ -20,6 +20,8 @@ from engine.core.push_uses import PeriodUse
 from engine.core.shard_state import Series
 
 _SECOND_US: Final = 1_000_000
+_LONG_PAST: Final = "its period is too long past: how its use was cut over is not known any more"
+"""As a `hold`; the plan then takes nothing for due, whatever the sum comes to."""
 _Stamp = tuple[int, int, Proven | None, Proven | None]
 """Of what decides where use goes, beside what Stripe knows of a destination."""
 _Lost = tuple[Role, str, int]
@@ -241,6 +243,7 @@ class PushTotals:
         for index, (route, base) in enumerate(bounds):
             until = bounds[index + 1][1] if index + 1 < len(bounds) else use.micros
             shares[route] = shares.get(route, 0) + until - base
+        hidden = len(bounds) > 1 and use.start_us < self._ledger.rows_from_us
         is_active = self._routes.role(tenant, metric) == role
         is_attached = self._routes.attached.get((tenant, customer_ref), True)
         found: dict[Target, Contribution] = {}
@@ -250,6 +253,9 @@ class PushTotals:
                 hold = made.hold
                 if hold is None and not is_attached and not customer_ref.startswith("cus_"):
                     hold = "its customer record names no Stripe customer any more"
+                if hidden:
+                    # What went where before the cutover is given up: neither may follow from a guess.
+                    hold = _LONG_PAST
                 grows = route == bounds[-1][0]
                 made = made._replace(hold=hold, base=use.micros - micros if grows else None)
                 same = found.get(made.target)
@@ -333,6 +339,13 @@ class PushTotals:
         self._waiting[role].setdefault(destination, set()).add(series)
         self._waits_of.setdefault(series, set()).add((role, destination))
 
+    def is_served(self, target: Target) -> bool:
+        """Whether there is a view of it."""
+        if target in self._sums:
+            return True
+        state = self._ledger.target(target)
+        return state is not None and state.kept_request is not None
+
     def view(self, target: Target) -> TargetView | None:
         """A target as the plan wants it; None: nobody contributes to it now."""
         held = self._sums.get(target)
@@ -360,6 +373,7 @@ class PushTotals:
             baseline=None if mapping is None else mapping.baseline,
             mapped_at_us=0 if mapping is None else mapping.created_at_us,
             hold=next((part.hold for part in parts if part.hold is not None), None),
+            is_past=any(part.hold == _LONG_PAST for part in parts),
             may_decrease=self._may_decrease(first.role, target),
         )
 

@@ -19,7 +19,13 @@ import msgspec
 from engine.core.configured import Change, CustomerChange, MappingChange
 from engine.core.finding_records import FINDING_TYPES, Finding
 from engine.core.keeping import KEEPING_TYPES, KeepingRecord
-from engine.core.push_records import PUSH_TYPES, PushRecord
+from engine.core.push_records import (
+    PUSH_TYPES,
+    PushDecision,
+    PushIntent,
+    PushOutcome,
+    PushRecord,
+)
 from engine.core.quantities import pack, unpack_ext
 from engine.core.simulation_records import SIMULATION_TYPES, Simulation
 
@@ -426,6 +432,10 @@ CONTROL_TYPES: Final[dict[int, type[ControlRecord]]] = {
     **FINDING_TYPES,
     **SIMULATION_TYPES,
 }
+UNCOUNTED: Final[frozenset[type[ControlRecord]]] = frozenset(
+    {ApiKeyChange, Finding, PushDecision, PushIntent, PushOutcome, Simulation}
+)
+"""Records that say nothing of how events count: shards need not be told of them, however many there are."""
 _TYPE_OF: Final = {struct: record_type for record_type, struct in CONTROL_TYPES.items()}
 _DECODERS: Final = {
     record_type: msgspec.msgpack.Decoder(struct, ext_hook=unpack_ext)

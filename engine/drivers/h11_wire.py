@@ -24,7 +24,7 @@ import stripe
 import trio
 
 from engine import limits
-from engine.drivers.wire import Answer, AnswerLost, NeverLeft
+from engine.drivers.wire import Answer, AnswerLost, NeverLeft, ensure_in_time
 
 _RECEIVE_BYTES: Final = 65_536
 
@@ -178,6 +178,7 @@ class H11Wire:
         origin = request.origin
         try:
             outgoing = _request_bytes(connection.protocol, request)
+            ensure_in_time()
             with trio.move_on_after(self._answer_seconds) as waiting:
                 await connection.stream.send_all(outgoing)
                 answer = await _read_answer(connection)

@@ -13,7 +13,7 @@ import httpx
 import trio
 
 from engine import limits
-from engine.drivers.wire import Answer, AnswerLost, NeverLeft
+from engine.drivers.wire import Answer, AnswerLost, NeverLeft, begin_by_us, ensure_in_time
 
 # httpx and httpcore log a line a request at INFO: noise of the push's size.
 logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -72,7 +72,10 @@ class HttpxWire:
     ) -> Answer:
         chunks: list[bytes] = []
         size_bytes = 0
-        async with self._client.stream(method, url, headers=headers, content=body) as answer:
+        more = {} if begin_by_us.get() is None else {"trace": _trace}
+        async with self._client.stream(
+            method, url, headers=headers, content=body, extensions=more
+        ) as answer:
             # Read to the end also when it is too large, keeping nothing: httpx's generators do not bear to be left.
             async for chunk in answer.aiter_bytes():
                 size_bytes += len(chunk)
@@ -85,6 +88,12 @@ class HttpxWire:
     async def aclose(self) -> None:
         """See the port."""
         await self._client.aclose()
+
+
+async def _trace(name: str, _info: Mapping[str, object]) -> None:
+    """What httpx calls at each step of a request."""
+    if name.endswith(".send_request_headers.started"):
+        ensure_in_time()
 
 
 def _cause_of(error: BaseException) -> str:

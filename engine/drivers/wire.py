@@ -2,13 +2,34 @@
 
 Rules it keeps: a failure says whether the request may have left. "It surely did not" is only said when no byte of it
 was given to the network; every doubt is `AnswerLost`. A message names what happened and where, never a header.
+A request that must not leave late is not begun late, however long its process was stopped meanwhile.
 It must not know what is asked, nor what an answer means.
 """
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from contextvars import ContextVar
+from typing import Final, NamedTuple, Protocol
+
+begin_by_us: Final[ContextVar[int | None]] = ContextVar("begin_by_us", default=None)
+"""By `machine_us`: after it no request of this task may begin to leave; None: whenever."""
+
+
+def machine_us() -> int:
+    """Microseconds since the machine started, the same in all its processes; time that it slept counts, where known."""
+    if sys.platform == "linux":
+        return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000
+    return time.monotonic_ns() // 1_000
+
+
+def ensure_in_time() -> None:
+    """Asked by a wire when it has a connection, right before the first byte. Raises NeverLeft."""
+    by_us = begin_by_us.get()
+    if by_us is not None and machine_us() > by_us:
+        raise NeverLeft("it could not be begun in time")
 
 
 class Answer(NamedTuple):

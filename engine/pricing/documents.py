@@ -30,7 +30,7 @@ from engine.pricing.invoice import (
     LineItem,
     UsageItem,
 )
-from engine.pricing.money import ZERO, exact, plain
+from engine.pricing.money import ZERO, currency_code, exact, plain
 from engine.pricing.prices import PriceConfig, Tier
 
 Document = dict[str, object]
@@ -237,7 +237,7 @@ def read_inputs(
     commitments: tuple[Commitment, ...] = fields.read("commitments", list_of(_commitment), ())
     credits_: tuple[Credit, ...] = fields.read("credits", list_of(_credit), ())
     tax_rate = fields.read("taxRate", exact, ZERO)
-    currency = fields.read("currency", text, "")
+    currency = fields.read("currency", currency_code, "")
     return fields.done(
         lambda: InvoiceInput(
             customer_id=customer,

@@ -5,20 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-import msgspec
 
 from gateway.backup import back_up
 from gateway.data_directory import DataDirectory
-from gateway.environment import read_settings
 from gateway.progress import byte_progress
 from gateway.system import SystemClock
+from gateway.terminal.options import data_dir_option, json_option, settings_for
+from gateway.terminal.output import print_json
 
 
-@click.command("backup", short_help="Copy the data, beside a running server too.")
+@click.command("backup")
 @click.argument("target", metavar="DEST")
-@click.option("--data-dir", metavar="DIR", help="The data directory (STRIPEMETER_DATA_DIR).")
+@data_dir_option()
 @click.option("--include-pepper", is_flag=True, help="Copy the secret of the API keys too.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def command(target: str, data_dir: str | None, *, include_pepper: bool, as_json: bool) -> int:
     r"""Copy the log and the archives of one moment to DEST, a directory that is not there yet.
 
@@ -31,7 +31,7 @@ def command(target: str, data_dir: str | None, *, include_pepper: bool, as_json:
     of the copy is verified. Indexes and snapshots are left out: they are built again from the log. Without
     --include-pepper the API keys of a restored directory need the same STRIPEMETER_KEY_PEPPER, or its file `pepper`.
     """
-    settings = read_settings({"STRIPEMETER_DATA_DIR": data_dir} if data_dir else {})
+    settings = settings_for(data_dir)
     with byte_progress() as progress:
         manifest = back_up(
             DataDirectory(settings.data_path),
@@ -41,7 +41,7 @@ def command(target: str, data_dir: str | None, *, include_pepper: bool, as_json:
             include_pepper=include_pepper,
         )
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(manifest)).decode())
+        print_json(manifest)
     else:
         click.echo(
             f"backed up everything before position {manifest.next_sequence:,} to {target}; the chain ends in "

@@ -18,19 +18,21 @@ from gateway.data_directory import DataDirectory
 from gateway.environment import read_outside
 from gateway.log_check import Damage, LogReport, Seen, check
 from gateway.progress import byte_progress
+from gateway.terminal.options import data_dir_option, json_option
+from gateway.terminal.output import print_json
 from wal.check import PROBLEMS_MAX
 from wal.marks import Mark
 
 
-@click.command("check", short_help="Verify every record of the log.")
-@click.option("--data-dir", metavar="DIR", help="Check this data directory instead of the set one.")
+@click.command("check")
+@data_dir_option()
 @click.option(
     "--anchor",
     metavar="WHERE",
     help="Hold the log against anchors: a file, a URL, s3://bucket/prefix.",
 )
 @click.option("--key", metavar="HEX", help="Only anchors signed by this public key count.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@json_option
 def command(data_dir: str | None, anchor: str | None, key: str | None, *, as_json: bool) -> int:
     r"""Read the whole log: every record's checksum, place, chain and meaning; name every one that is damaged.
 
@@ -43,8 +45,12 @@ def command(data_dir: str | None, anchor: str | None, key: str | None, *, as_jso
     The log alone can't show that its last records were cut off, or that all of it was written anew: anchors
     (STRIPEMETER_ANCHOR) can, and name the place.
 
-    Looks only, changes nothing. Stop the server first, or check a copy. Exit code 1 when something is damaged, or
-    when the log can't be checked.
+    Looks only, changes nothing. Stop the server first, or check a copy.
+
+    \b
+    Exit codes:
+      0  no damage
+      1  something is damaged, or the log can't be checked
     """
     outside = read_outside({"STRIPEMETER_DATA_DIR": data_dir} if data_dir else {})
     text = config.sources(*outside)["STRIPEMETER_DATA_DIR"].text.replace("\0", "")
@@ -65,7 +71,7 @@ def command(data_dir: str | None, anchor: str | None, key: str | None, *, as_jso
     if anchor is not None:
         report = _with_anchors(report, len(marks), problems)
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(report)).decode())
+        print_json(report)
     else:
         _show(report)
     return 0 if report.ok else 1

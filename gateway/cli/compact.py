@@ -6,15 +6,17 @@ import click
 
 from engine.errors import StartRefused
 from gateway.data_directory import DataDirectory
-from gateway.environment import read_settings
 from gateway.progress import byte_progress
+from gateway.terminal.options import data_dir_option, json_option, settings_for
+from gateway.terminal.output import print_json
 from wal.lmdb_copy import compact
 from wal.lmdb_file import DATA_NAME
 
 
-@click.command("compact", short_help="Write the log's file anew, without what was erased.")
-@click.option("--data-dir", metavar="DIR", help="The data directory (STRIPEMETER_DATA_DIR).")
-def command(data_dir: str | None) -> int:
+@click.command("compact")
+@data_dir_option()
+@json_option
+def command(*, data_dir: str | None, as_json: bool) -> int:
     r"""Write the log's file anew, verify it, and put it in the place of the old one.
 
     \b
@@ -25,7 +27,7 @@ def command(data_dir: str | None) -> int:
     Erasing and retention leave their old bytes in free pages of the file until they are used again; the next start
     after either does this by itself. Needs as much free disk as the log takes. Stop the server first.
     """
-    settings = read_settings({"STRIPEMETER_DATA_DIR": data_dir} if data_dir else {})
+    settings = settings_for(data_dir)
     directory = DataDirectory(settings.data_path)
     if not (directory.log_path / DATA_NAME).exists():
         message = f"there is no log in {directory.path}: name the data directory with --data-dir"
@@ -38,5 +40,8 @@ def command(data_dir: str | None) -> int:
             )
     finally:
         directory.release()
-    click.echo(f"compacted: {saved:,} bytes saved")
+    if as_json:
+        print_json({"savedBytes": saved})
+    else:
+        click.echo(f"compacted: {saved:,} bytes saved")
     return 0

@@ -14,9 +14,11 @@ import click
 
 from gateway.demo.processes import DemoFailed
 from gateway.demo.story import tell
+from gateway.terminal.options import json_option
+from gateway.terminal.output import print_json
 
 
-@click.command("demo", short_help="A month of trouble in half a minute; every number agrees.")
+@click.command("demo")
 @click.option(
     "--keep",
     "keep_dir",
@@ -24,7 +26,8 @@ from gateway.demo.story import tell
     type=click.Path(path_type=Path, file_okay=False),
     help="Do it in this empty directory and leave it: its log, certificate and simulator.",
 )
-def command(*, keep_dir: Path | None) -> int:
+@json_option
+def command(*, keep_dir: Path | None, as_json: bool) -> int:
     r"""Tell a story in one terminal: a duplicate, a late event, kill -9 in mid-push, a Stripe outage, and more.
 
     A real server and the Stripe simulator run as processes of their own on free ports of 127.0.0.1, in a temporary
@@ -47,11 +50,19 @@ def command(*, keep_dir: Path | None) -> int:
     try:
         if keep_dir is None:
             with tempfile.TemporaryDirectory(prefix="stripemeter-demo-") as name:
-                return 1 if tell(Path(name), sys.stdout) else 0
+                return _tell(Path(name), as_json=as_json)
         keep_dir.mkdir(parents=True, exist_ok=True)
         if any(keep_dir.iterdir()):
             message = f"{keep_dir} is not empty: name another directory"
             raise click.ClickException(message)
-        return 1 if tell(keep_dir.absolute(), sys.stdout) else 0
+        return _tell(keep_dir.absolute(), as_json=as_json)
     except (DemoFailed, OSError) as error:
         raise click.ClickException(str(error)) from error
+
+
+def _tell(directory: Path, *, as_json: bool) -> int:
+    """Tell it; with JSON, to stderr, and what does not agree to stdout."""
+    wrong = tell(directory, sys.stderr if as_json else sys.stdout)
+    if as_json:
+        print_json({"agrees": not wrong, "problems": wrong})
+    return 1 if wrong else 0

@@ -6,69 +6,57 @@ anything is found out.
 
 from __future__ import annotations
 
-import sys
-
 import click
-import msgspec
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from gateway.doctor import Report, examine
+from gateway.terminal.options import data_dir_option, json_option
+from gateway.terminal.output import Row, console, print_json, print_table, text_columns
 
-_WIDTH_WITHOUT_TERMINAL = 140
 
-
-@click.command("doctor", short_help="Show what is in force here, and what is wrong.")
-@click.option(
-    "--data-dir", metavar="DIR", help="Look at this data directory instead of the set one."
-)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.command("doctor")
+@data_dir_option()
+@json_option
 def command(data_dir: str | None, *, as_json: bool) -> int:
-    """Show settings, data directory, log and versions, and say what is wrong.
+    r"""Show settings, data directory, log and versions, and say what is wrong.
 
-    Looks only, changes nothing, and may run beside a server. Secrets are masked. Exit code 1 when something
-    is wrong. To verify every record of the log, use `stripemeter check`.
+    Looks only, changes nothing, and may run beside a server. Secrets are masked. To verify every record of the log, use
+    `stripemeter check`.
+
+    \b
+    Examples:
+      stripemeter doctor
+      stripemeter doctor --data-dir /var/lib/stripemeter --json
+
+    \b
+    Exit codes:
+      0  no problem found
+      1  something is wrong: the last lines say what to do
     """
     report = examine({"STRIPEMETER_DATA_DIR": data_dir} if data_dir else {})
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(report)).decode())
+        print_json(report)
     else:
         _show(report)
     return 1 if report.problems else 0
 
 
 def _show(report: Report) -> None:
-    console = Console(
-        file=sys.stdout,
-        width=None if sys.stdout.isatty() else _WIDTH_WITHOUT_TERMINAL,
-        highlight=False,
-    )
-    settings = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in ("setting", "value", "from"):
-        settings.add_column(column, overflow="fold")
-    for setting in report.settings:
-        settings.add_row(
-            setting.name,
-            Text(setting.value or "-"),
-            Text(setting.source),
-            style="dim" if setting.source == "default" else "",
-        )
-    console.print(settings)
-    console.print()
-    facts = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
-    facts.add_column(no_wrap=True)
-    facts.add_column(overflow="fold")
-    for name, value in _facts(report):
-        facts.add_row(name, Text(value))
-    console.print(facts)
-    console.print()
+    to = console()
+    rows = [
+        Row((one.name, one.value or "-", one.source), "dim" if one.source == "default" else "")
+        for one in report.settings
+    ]
+    print_table(text_columns("setting", "value", "from"), rows, to)
+    to.print()
+    print_table(text_columns("", ""), [Row(fact) for fact in _facts(report)], to)
+    to.print()
     for note in report.notes:
-        console.print(Text(f"note: {note}"), soft_wrap=True)
+        to.print(Text(f"note: {note}"), soft_wrap=True)
     for problem in report.problems:
-        console.print(Text(f"problem: {problem}", style="bold red"), soft_wrap=True)
+        to.print(Text(f"problem: {problem}", style="bold red"), soft_wrap=True)
     if not report.problems:
-        console.print(Text("no problem found", style="green"))
+        to.print(Text("no problem found", style="green"))
 
 
 def _facts(report: Report) -> list[tuple[str, str]]:

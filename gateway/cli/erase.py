@@ -9,32 +9,48 @@ import time
 from urllib.parse import quote
 
 import click
+import msgspec
 
 from engine.actors.supervisor import Meter
 from engine.config import Settings
 from engine.errors import EngineError, NotFound
-from gateway.admin_client import AdminClient, url_of
 from gateway.auth import pepper_of
 from gateway.data_directory import DataDirectory
-from gateway.environment import read_settings
 from gateway.keeping import ErasureView
 from gateway.logging_setup import configure
 from gateway.offline import run_offline
+from gateway.terminal.options import (
+    chosen_url,
+    client_of,
+    json_option,
+    place_options,
+    settings_for,
+    yes_option,
+)
+from gateway.terminal.output import print_json
 
 _ACTOR = "cli"
 _POLL_SECONDS = 0.2
 _HTTP_SECONDS_MAX = 120
 
 
-@click.command("erase", short_help="Erase a customer's name; totals stay.")
-@click.option("--tenant", required=True, help="Whose customer.")
-@click.option("--customer", help="The customerRef to erase.")
+class Erased(msgspec.Struct, rename="camel", omit_defaults=True):
+    """What was erased. `customers` 0: only an erasure that had been cut short was done to its end."""
+
+    customers: int
+    pseudonym: str | None = None
+    compaction: str | None = None
+    """What became of the log's file."""
+
+
+@click.command("erase")
+@click.option("--tenant", metavar="ID", required=True, help="Whose customer.")
+@click.option("--customer", metavar="REF", help="The customer to erase.")
 @click.option("--all", "everyone", is_flag=True, help="Every customer: the tenant departs.")
 @click.option("--pseudonym", is_flag=True, help="Use an id that name and pepper give again.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--url", metavar="URL", help="Ask the server there, instead of a directory.")
-@click.option("--api-key", metavar="KEY", help="A key with scope admin (STRIPEMETER_ADMIN_KEY).")
-@click.option("--data-dir", metavar="DIR", help="The data directory (STRIPEMETER_DATA_DIR).")
+@yes_option
+@place_options("admin")
+@json_option
 def command(
     *,
     tenant: str,
@@ -45,6 +61,7 @@ def command(
     url: str | None,
     api_key: str | None,
     data_dir: str | None,
+    as_json: bool,
 ) -> int:
     r"""Erase a customer's name, keys, resources, meta and notes from log, archives, snapshots and indexes.
 
@@ -63,11 +80,14 @@ def command(
     who = f"customer {customer!r}" if customer is not None else "every customer"
     if not yes:
         click.confirm(f"Erase {who} of tenant {tenant!r} for good?", abort=True, err=True)
-    settings = read_settings({"STRIPEMETER_DATA_DIR": data_dir} if data_dir else {})
+    settings = settings_for(data_dir)
+    url = chosen_url(url, data_dir)
     directory = DataDirectory(settings.data_path)
     if url is None and directory.holder_pid() is None:
-        return _erase_offline(settings, directory, tenant, customer, pseudonym=pseudonym)
-    client = AdminClient(url or url_of(settings), api_key or settings.admin_key)
+        erased = _erase_offline(settings, directory, tenant, customer, pseudonym=pseudonym)
+        _show(erased, as_json=as_json)
+        return 0
+    client = client_of(url, api_key, settings)
     body = {"tenantId": tenant, "as": "pseudonym" if pseudonym else "tombstone"}
     asked = body | ({"all": True} if customer is None else {"customerRef": customer})
     begun = client.ask(
@@ -80,7 +100,7 @@ def command(
                 f"the erasure waits: {now.error}; the server goes on with it by itself"
             )
         time.sleep(_POLL_SECONDS)
-    _show(begun.customers or 0, begun.pseudonym)
+    _show(Erased(begun.customers or 0, begun.pseudonym), as_json=as_json)
     click.echo("free pages of the log's file are cleared at the server's next start", err=True)
     return 0
 
@@ -92,7 +112,7 @@ def _erase_offline(
     customer: str | None,
     *,
     pseudonym: bool,
-) -> int:
+) -> Erased:
     configure("warning", settings.log_format)
     secret = pepper_of(settings.key_pepper, directory.pepper) if pseudonym else None
 
@@ -112,15 +132,19 @@ def _erase_offline(
         return begun.names
 
     names, compaction = run_offline(settings, work)
-    if names:
-        _show(len(names), next(iter(names.values())) if len(names) == 1 else None)
+    only = next(iter(names.values())) if len(names) == 1 else None
+    return Erased(len(names), only, None if compaction is None else str(compaction))
+
+
+def _show(erased: Erased, *, as_json: bool) -> None:
+    if as_json:
+        print_json(erased)
+        return
+    if erased.customers:
+        goes_by = f"; the usage is under {erased.pseudonym}" if erased.pseudonym is not None else ""
+        plural = "" if erased.customers == 1 else "s"
+        click.echo(f"erased {erased.customers:,} customer{plural}{goes_by}")
     else:
         click.echo("an erasure that was cut short is done now")
-    if compaction is not None:
-        click.echo(compaction)
-    return 0
-
-
-def _show(customers: int, pseudonym: str | None) -> None:
-    goes_by = f"; the usage is under {pseudonym}" if pseudonym is not None else ""
-    click.echo(f"erased {customers:,} customer{'' if customers == 1 else 's'}{goes_by}")
+    if erased.compaction is not None:
+        click.echo(erased.compaction)

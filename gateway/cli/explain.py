@@ -5,41 +5,39 @@ It must not know how the parts are found (engine.core.explain).
 
 from __future__ import annotations
 
-import sys
+from typing import Final
 
 import click
 import msgspec
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from engine.core.times import TimeError, format_date, parse_date
 from gateway.as_of import parse_as_of
 from gateway.cli.export import open_source
-from gateway.environment import read_settings
 from gateway.explain import UsageExplained
 from gateway.system import SystemClock
+from gateway.terminal.options import chosen_url, json_option, place_options, settings_for
+from gateway.terminal.output import (
+    Row,
+    console,
+    number_columns,
+    print_json,
+    print_table,
+    text_columns,
+)
 
-_WIDTH_WITHOUT_TERMINAL = 140
+_NUMBERS: Final = ("events", "sum or value", "amount", "log positions")
 
 
-@click.command("explain", short_help="How a customer's total came about.")
+@click.command("explain")
 @click.argument("tenant")
 @click.argument("customer")
 @click.argument("metric")
 @click.argument("period")
 @click.option("--as-of", metavar="WHEN", help="As it was known: a time, or a log position.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@click.option("--data-dir", metavar="DIR", help="A stopped server's data directory.")
-@click.option(
-    "--url", metavar="URL", envvar="STRIPEMETER_URL", help="Ask the server there (STRIPEMETER_URL)."
-)
-@click.option(
-    "--api-key",
-    metavar="KEY",
-    envvar="STRIPEMETER_API_KEY",
-    help="With HTTP: a key with scope usage:read (STRIPEMETER_API_KEY).",
-)
+@place_options("usage:read")
+@json_option
 def command(
     *,
     tenant: str,
@@ -76,16 +74,13 @@ def command(
         asked = None if as_of is None else parse_as_of(as_of, SystemClock().now_us())
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--as-of") from error
-    settings = read_settings({"STRIPEMETER_DATA_DIR": data_dir} if data_dir else {})
-    with open_source(settings, url, api_key) as source:
+    settings = settings_for(data_dir)
+    with open_source(settings, chosen_url(url, data_dir), api_key) as source:
         found = source.explain((tenant, metric, customer), day_us, asked)
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(found)).decode())
+        print_json(found)
         return 0
-    console = Console()
-    if not sys.stdout.isatty():
-        console = Console(width=_WIDTH_WITHOUT_TERMINAL)
-    _show(console, found, format_date(day_us))
+    _show(console(), found, format_date(day_us))
     return 0
 
 
@@ -99,20 +94,17 @@ def _positions(first: int | None, last: int | None) -> str:
     return f"{first}..{last}"
 
 
-def _show(console: Console, found: UsageExplained, day: str) -> None:
-    console.print(
+def _show(to: Console, found: UsageExplained, day: str) -> None:
+    to.print(
         Text(f"{found.tenant_id} / {found.customer_ref} / {found.metric}, period from {day}:"),
         Text(f"{found.aggregation} = {_number(found.total)}", style="bold"),
     )
-    table = Table()
-    for name in ("part", "status", "by"):
-        table.add_column(name)
-    for name in ("events", "sum or value", "amount", "log positions"):
-        table.add_column(name, justify="right")
+    columns = (*text_columns("part", "status", "by"), *number_columns(*_NUMBERS))
+    rows: list[Row] = []
     is_sum = found.aggregation == "sum"
 
     def add(*cells: str) -> None:
-        table.add_row(*map(Text, cells))
+        rows.append(Row(cells))
 
     for one in found.days:
         positions = _positions(one.first_position, one.last_position)
@@ -145,41 +137,40 @@ def _show(console: Console, found: UsageExplained, day: str) -> None:
         )
     if found.rest.lines:
         add(f"{found.rest.lines} more", "", "", "", "", _number(found.rest.amount), "")
-    table.add_section()
     add("total", "", "", "", "", _number(found.total), "")
-    console.print(table)
-    _show_line(console, found)
+    print_table(columns, rows, to, footer=True)
+    _show_line(to, found)
     winner = found.decided_by
     if winner is not None:
         where = "" if winner.timestamp is None else f" of {winner.timestamp}"
         name = "" if winner.adjustment_id is None else f" {winner.adjustment_id}"
-        console.print(
+        to.print(
             Text(f"{found.aggregation} comes from: {winner.via}{name}{where}"),
             Text(f"at position {winner.position}: {_number(winner.quantity)}"),
         )
 
 
-def _show_line(console: Console, found: UsageExplained) -> None:
+def _show_line(to: Console, found: UsageExplained) -> None:
     """What it costs: the line's parts, and below each what filled it; amounts add up to the line."""
     line = found.line
     if line is None:
-        console.print(Text(f"what it costs: {found.line_reason}"))
+        to.print(Text(f"what it costs: {found.line_reason}"))
         return
     price = line.price
     whose = price.subscription_item_id or price.price_id or "the mapping's priceConfig"
-    console.print(Text(f"{line.description}, at the price of {whose}"))
-    table = Table("part", "from")
-    for name in ("quantity", f"amount ({line.currency})", "log positions"):
-        table.add_column(name, justify="right")
+    to.print(Text(f"{line.description}, at the price of {whose}"))
+    columns = [*text_columns("part", "from"), *number_columns("quantity")]
+    columns += number_columns(f"amount ({line.currency})", "log positions")
+    rows: list[Row] = []
     for part in line.parts:
-        table.add_row(Text(f"{part.kind}: {part.text}"), "", "", _number(part.amount), "")
+        rows.append(Row((f"{part.kind}: {part.text}", "", "", _number(part.amount), "")))
         for share in part.shares:
             source = share.source
             positions = _positions(source.first_position, source.last_position)
-            label = Text(f"{source.kind} {source.id or ''}".rstrip())
-            table.add_row("", label, _number(share.quantity), _number(share.amount), positions)
-    table.add_section()
-    table.add_row("line", "", _number(line.quantity), _number(line.total), "")
-    console.print(table)
+            label = f"{source.kind} {source.id or ''}".rstrip()
+            amounts = (_number(share.quantity), _number(share.amount))
+            rows.append(Row(("", label, *amounts, positions)))
+    rows.append(Row(("line", "", _number(line.quantity), _number(line.total), ""), "bold"))
+    print_table(columns, rows, to, footer=True)
     if price.stale_because is not None:
-        console.print(Text(f"the price is {price.age_seconds} s old: {price.stale_because}"))
+        to.print(Text(f"the price is {price.age_seconds} s old: {price.stale_because}"))

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from typing import get_args
 
 import click
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -24,12 +23,15 @@ from rich.progress import (
 
 from engine.config import Settings
 from engine.core.times import TimeError, parse_instant_or_relative
+from gateway.admin_client import url_of
 from gateway.data_directory import DataDirectory
-from gateway.environment import read_settings
 from gateway.export_files import FORMATS, Format, format_of, open_file
 from gateway.export_server import ServerSource
 from gateway.export_sources import COLUMNS, ExportFilter, Source, What, open_directory
 from gateway.system import SystemClock
+from gateway.terminal.options import chosen_url, place_options, settings_for
+from gateway.terminal.output import console, is_live, print_json
+from gateway.terminal.output import note as note_of
 
 
 @contextmanager
@@ -39,11 +41,10 @@ def open_source(settings: Settings, url: str | None, api_key: str | None) -> Ite
         with open_directory(settings) as source:
             yield source
         return
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    yield ServerSource(url or f"http://{host}:{settings.port}", api_key or settings.admin_key)
+    yield ServerSource(url or url_of(settings), api_key or settings.admin_key)
 
 
-@click.command("export", short_help="Events, counters, adjustments or the audit trail into a file.")
+@click.command("export")
 @click.argument("what", type=click.Choice(get_args(What)))
 @click.option(
     "--format",
@@ -55,18 +56,9 @@ def open_source(settings: Settings, url: str | None, api_key: str | None) -> Ite
 @click.option("--tenant", metavar="ID", help="Only this tenant's.")
 @click.option("--since", metavar="TIME", help="From here on; ISO 8601, or relative: -P7D.")
 @click.option("--until", metavar="TIME", help="Up to here, exclusive.")
-@click.option("--data-dir", metavar="DIR", help="A stopped server's data directory.")
+@place_options("events:read, usage:read, adjustments:read or admin")
 @click.option(
-    "--url",
-    metavar="URL",
-    envvar="STRIPEMETER_URL",
-    help="From the server there (STRIPEMETER_URL).",
-)
-@click.option(
-    "--api-key",
-    metavar="KEY",
-    envvar="STRIPEMETER_API_KEY",
-    help="With HTTP: a key with the scopes to read (STRIPEMETER_API_KEY).",
+    "--json", "as_json", is_flag=True, help="With --output: say what was written as JSON."
 )
 def command(
     *,
@@ -79,6 +71,7 @@ def command(
     data_dir: str | None,
     url: str | None,
     api_key: str | None,
+    as_json: bool,
 ) -> int:
     r"""Write all of a kind as CSV, JSON lines or Parquet, exact to the last digit.
 
@@ -99,7 +92,8 @@ def command(
     """
     wanted = ExportFilter(tenant, _time("--since", since), _time("--until", until))
     chosen = format_of(output, file_format)
-    settings = read_settings({"STRIPEMETER_DATA_DIR": data_dir} if data_dir else {})
+    settings = settings_for(data_dir)
+    url = chosen_url(url, data_dir)
     written = 0
     with (
         open_source(settings, url, api_key) as source,
@@ -117,8 +111,10 @@ def command(
                 written += len(rows)
         notes = source.notes()
     for note in notes:
-        click.secho(note, err=True, fg="yellow")
-    if output is not None:
+        note_of(note)
+    if output is not None and as_json:
+        print_json({"what": what, "file": output, "rows": written, "notes": notes})
+    elif output is not None:
         click.echo(f"{written:,} {what} in {output}", err=True)
     return 0
 
@@ -133,14 +129,13 @@ def _time(option: str, text: str | None) -> int | None:
 
 
 def _bar(what: str) -> Progress:
-    console = Console(file=sys.stderr)
     return Progress(
         TextColumn(f"exporting {what}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        console=console,
+        console=console(sys.stderr),
         transient=True,
-        disable=not console.is_terminal,
+        disable=not is_live(sys.stderr),
     )

@@ -16,7 +16,6 @@ from typing import TextIO
 import click
 import msgspec
 import trio
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -31,13 +30,15 @@ from engine.config import Settings
 from engine.core.events import EventLimits
 from engine.core.sent_rows import SOURCE_OF_IMPORT, Meant
 from engine.ports import Clock
+from gateway.admin_client import url_of
 from gateway.data_directory import DataDirectory
-from gateway.environment import read_settings
 from gateway.import_targets import DirectoryTarget, DryTarget, in_directory, quiet_engine
 from gateway.importing import Files, Import, Report, Target
 from gateway.opening import first_of
 from gateway.row_files import FileRefused, Format, RowFile
 from gateway.system import SystemClock
+from gateway.terminal.options import chosen_url, json_option, place_options, settings_for
+from gateway.terminal.output import console, is_live, json_text
 
 SHOWN_ERRORS_MAX = 20
 
@@ -52,7 +53,7 @@ class _Wanted(msgspec.Struct, frozen=True, kw_only=True):
     dry_run: bool
 
 
-@click.command("import", short_help="Events from files into the meter.")
+@click.command("import")
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
 @click.option("--tenant", metavar="ID", help="The tenant of rows that name none; of no other rows.")
 @click.option(
@@ -66,20 +67,8 @@ class _Wanted(msgspec.Struct, frozen=True, kw_only=True):
     "--historic", is_flag=True, help="Fold into closed periods too; these are never pushed."
 )
 @click.option("--errors", "errors_path", metavar="FILE", help="Write each bad row's error there.")
-@click.option("--data-dir", metavar="DIR", help="A stopped server's data directory.")
-@click.option(
-    "--url",
-    metavar="URL",
-    envvar="STRIPEMETER_URL",
-    help="Through the server there (STRIPEMETER_URL).",
-)
-@click.option(
-    "--api-key",
-    metavar="KEY",
-    envvar="STRIPEMETER_API_KEY",
-    help="With HTTP: a key with scope events:write (STRIPEMETER_API_KEY).",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@place_options("events:write")
+@json_option
 def command(
     files: tuple[str, ...],
     *,
@@ -122,7 +111,8 @@ def command(
     wanted = _Wanted(
         names=files, tenant=tenant, format=rows_format, historic=historic, dry_run=dry_run
     )
-    settings = read_settings({"STRIPEMETER_DATA_DIR": data_dir} if data_dir else {})
+    settings = settings_for(data_dir)
+    url = chosen_url(url, data_dir)
     quiet_engine()
     with ExitStack() as stack:
         errors = stack.enter_context(_errors_file(errors_path)) if errors_path else None
@@ -133,13 +123,10 @@ def command(
                 settings, partial(_in_meter, run, wanted, settings), dry_run=dry_run
             )
         else:
-            host = f"[{settings.host}]" if ":" in settings.host else settings.host
-            address = url or f"http://{host}:{settings.port}"
-            report = _through_server(run, wanted, address, api_key or settings.admin_key)
+            key = api_key or settings.admin_key
+            report = _through_server(run, wanted, url or url_of(settings), key)
     report.dry_run = dry_run
-    click.echo(
-        msgspec.json.format(msgspec.json.encode(report)).decode() if as_json else _words(report)
-    )
+    click.echo(json_text(report) if as_json else _words(report))
     return 1 if report.failed else 0
 
 
@@ -206,7 +193,6 @@ class _Bar:
     """Bytes done, rows a second, time left; on a terminal only."""
 
     def __init__(self) -> None:
-        console = Console(file=sys.stderr)
         self._progress = Progress(
             TextColumn("importing"),
             BarColumn(),
@@ -214,9 +200,9 @@ class _Bar:
             TextColumn("{task.fields[rows]:,} rows, {task.fields[rate]:,}/s"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            console=console,
+            console=console(sys.stderr),
             transient=True,
-            disable=not console.is_terminal,
+            disable=not is_live(sys.stderr),
         )
         self._task = self._progress.add_task("", total=None, rows=0, rate=0)
         self._clock = SystemClock()
@@ -250,7 +236,7 @@ def _words(report: Report) -> str:
     if report.passed_over:
         lines.append(f"went on after {report.passed_over:,} rows of an earlier run")
     if report.late:
-        lines.append("late events wait in pending adjustments, see GET /v1/adjustments")
+        lines.append("late events wait in pending adjustments, see `stripemeter adjustments list`")
     if report.seconds > 0 and not report.dry_run:
         lines.append(f"{report.seconds:,.1f} s, {round(report.rows / report.seconds):,} rows/s")
     shown = report.errors[:SHOWN_ERRORS_MAX]

@@ -6,58 +6,48 @@ is made or where it is kept (gateway.key_store).
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
 
 import click
-import msgspec
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from engine.core.api_keys import SCOPES
 from engine.core.times import TimeError, parse_instant
 from engine.errors import Refused
 from gateway.api_keys import ApiKeyView, NewApiKey
-from gateway.environment import read_settings
 from gateway.key_store import KeyStore, open_key_store
+from gateway.terminal.family import group
+from gateway.terminal.options import (
+    all_of,
+    chosen_url,
+    json_option,
+    place_options,
+    settings_for,
+)
+from gateway.terminal.output import (
+    Column,
+    Row,
+    note,
+    print_json,
+    print_table,
+    text_columns,
+)
 
-_WIDTH_WITHOUT_TERMINAL = 160
-CommandT = TypeVar("CommandT", bound=Callable[..., Any])
-
-
-def _where(function: CommandT) -> CommandT:
-    """The options that every one of these commands has."""
-    for option in (
-        click.option("--json", "as_json", is_flag=True, help="Print JSON."),
-        click.option(
-            "--api-key",
-            metavar="KEY",
-            help="With HTTP: a key with scope admin (STRIPEMETER_ADMIN_KEY).",
-        ),
-        click.option("--url", metavar="URL", help="Ask the server there, instead of a directory."),
-        click.option(
-            "--data-dir", metavar="DIR", help="The data directory (STRIPEMETER_DATA_DIR)."
-        ),
-    ):
-        function = option(function)
-    return function
+_where = all_of(place_options("admin"), json_option)
 
 
 @contextmanager
 def _store(data_dir: str | None, url: str | None, api_key: str | None) -> Iterator[KeyStore]:
-    settings = read_settings({"STRIPEMETER_DATA_DIR": data_dir} if data_dir else {})
+    settings = settings_for(data_dir)
     try:
-        with open_key_store(settings, url=url, api_key=api_key) as store:
+        with open_key_store(settings, url=chosen_url(url, data_dir), api_key=api_key) as store:
             yield store
     except Refused as error:
         fields = "; ".join(f"{field} {message}" for field, message in error.errors)
         raise Refused(f"{error}: {fields}" if fields else str(error)) from error
 
 
-@click.group("keys", short_help="Make, list, rotate and revoke API keys.")
+@group("keys")
 def command() -> None:
     r"""Make, list, rotate and revoke API keys.
 
@@ -74,8 +64,8 @@ def command() -> None:
 
 
 @command.command("create")
-@click.option("--tenant", required=True, help="The tenant that the key works for.")
-@click.option("--name", required=True, help="A name for people.")
+@click.option("--tenant", metavar="ID", required=True, help="The tenant that the key works for.")
+@click.option("--name", metavar="NAME", required=True, help="A name for people.")
 @click.option(
     "--scope",
     "scopes",
@@ -98,7 +88,13 @@ def create(
     api_key: str | None,
     as_json: bool,
 ) -> None:
-    """Make a key and print it, this once."""
+    r"""Make a key and print it, this once.
+
+    \b
+    Examples:
+      stripemeter keys create --tenant acme --name backend --scope events:write --scope usage:read
+      stripemeter keys create --tenant acme --name ops --scope project:write --expires-at 2027-01-01T00:00:00Z
+    """
     if expires_at is not None:
         try:
             parse_instant(expires_at)
@@ -109,25 +105,32 @@ def create(
 
 
 @command.command("list")
-@click.option("--tenant", help="Only this tenant's.")
+@click.option("--tenant", metavar="ID", help="Only this tenant's.")
 @_where
 def list_keys(
     tenant: str | None, data_dir: str | None, url: str | None, api_key: str | None, *, as_json: bool
 ) -> None:
-    """List keys, without their secrets."""
+    r"""List keys, without their secrets.
+
+    \b
+    Examples:
+      stripemeter keys list
+      stripemeter keys list --tenant acme --json
+    """
     with _store(data_dir, url, api_key) as store:
         keys = store.list(tenant)
     if as_json:
-        click.echo(_json(keys))
+        print_json(keys)
         return
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in ("id", "prefix", "tenant", "name", "scopes", "created", "state"):
-        table.add_column(column, overflow="fold")
+    columns = [Column("id", folds=False), Column("prefix", folds=False)]
+    columns += text_columns("tenant", "name", "scopes", "created", "state")
+    rows = []
     for key in keys:
         cells = (key.id, key.prefix, key.tenant_id, key.name, ", ".join(key.scopes))
-        table.add_row(*map(Text, cells), key.created_at, _state(key))
-    width = None if sys.stdout.isatty() else _WIDTH_WITHOUT_TERMINAL
-    Console(file=sys.stdout, highlight=False, width=width).print(table)
+        rows.append(Row((*cells, key.created_at, _state(key))))
+    if rows:
+        print_table(columns, rows)
+    note(f"{len(rows)} keys")
 
 
 @command.command("rotate")
@@ -136,7 +139,12 @@ def list_keys(
 def rotate(
     key_id: str, data_dir: str | None, url: str | None, api_key: str | None, *, as_json: bool
 ) -> None:
-    """Give a key another text and print it, this once; the old one stops working."""
+    r"""Give a key another text and print it, this once; the old one stops working.
+
+    \b
+    Examples:
+      stripemeter keys rotate key_0123456789abcdef
+    """
     with _store(data_dir, url, api_key) as store:
         _show_new(store.rotate(key_id), as_json=as_json)
 
@@ -147,10 +155,18 @@ def rotate(
 def revoke(
     key_id: str, data_dir: str | None, url: str | None, api_key: str | None, *, as_json: bool
 ) -> None:
-    """End a key for good."""
+    r"""End a key for good.
+
+    \b
+    Examples:
+      stripemeter keys revoke key_0123456789abcdef
+    """
     with _store(data_dir, url, api_key) as store:
         key = store.revoke(key_id)
-    click.echo(_json(key) if as_json else f"{key.id} ({key.name}) was revoked at {key.revoked_at}")
+    if as_json:
+        print_json(key)
+    else:
+        click.echo(f"{key.id} ({key.name}) was revoked at {key.revoked_at}")
 
 
 def _state(key: ApiKeyView) -> str:
@@ -161,14 +177,10 @@ def _state(key: ApiKeyView) -> str:
 
 def _show_new(key: NewApiKey, *, as_json: bool) -> None:
     if as_json:
-        click.echo(_json(key))
+        print_json(key)
         return
     click.echo(key.key)
     click.echo(
         f"{key.id} of tenant {key.tenant_id}, {', '.join(key.scopes)}. Keep it now: it is not shown again.",
         err=True,
     )
-
-
-def _json(value: object) -> str:
-    return msgspec.json.format(msgspec.json.encode(value)).decode()

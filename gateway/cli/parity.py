@@ -6,44 +6,53 @@ place. It must not know how a certificate is made, nor how one is checked.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, urlencode
 
 import click
 import msgspec
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from engine.core.times import format_instant
 from engine.errors import EngineError
 from engine.witness.canonical import Signer, Unreadable, parse
-from gateway.admin_client import AdminClient, url_of
 from gateway.data_directory import DataDirectory
-from gateway.environment import read_settings
 from gateway.parity_check import Checked, check_certificate
 from gateway.system import SystemClock
+from gateway.terminal.family import group
+from gateway.terminal.options import (
+    client_of,
+    customer_option,
+    data_dir_option,
+    json_option,
+    period_option,
+    server_options,
+    settings_for,
+    tenant_option,
+)
+from gateway.terminal.output import (
+    Column,
+    Row,
+    console,
+    number_columns,
+    print_json,
+    print_table,
+    text_columns,
+)
 
 SECONDS_MAX: Final = 60
-_WIDTH_WITHOUT_TERMINAL: Final = 160
 _COLOURS: Final = {"green": "green", "waiting": "yellow", "red": "bold red"}
 
 
-@click.group("parity", invoke_without_command=True, short_help="Prove what Stripe will bill.")
-@click.option("--period", metavar="YYYY-MM", help="The month in which the periods begin: now's.")
-@click.option("--tenant", help="The tenant; a tenant's own API key needs none.")
-@click.option("--customer", help="Only this customer, and whoever shares its Stripe customer.")
-@click.option("--json", "as_json", is_flag=True, help="Print the certificate itself.")
+@group("parity", invoke_without_command=True)
+@period_option
+@tenant_option
+@customer_option
 @click.option("--output", "-o", metavar="FILE", help="Write the certificate to a file.")
 @click.option("--max-age", metavar="SECONDS", type=click.IntRange(0, 86_400), default=300,
               show_default=True, help="Read Stripe anew where it was read longer ago.")  # fmt: skip
-@click.option(
-    "--url", metavar="URL", envvar="STRIPEMETER_URL", help="The server (STRIPEMETER_URL)."
-)
-@click.option("--api-key", metavar="KEY", envvar="STRIPEMETER_API_KEY",
-              help="A key with the scope reconciliation:read (STRIPEMETER_API_KEY).")  # fmt: skip
+@server_options("reconciliation:read")
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -66,6 +75,9 @@ def command(
       stripemeter parity verify parity.json --log /var/lib/stripemeter
       stripemeter parity key
 
+    --json prints the certificate itself, byte for byte as it was signed. --customer brings whoever shares its Stripe
+    customer along, since Stripe has one total for them.
+
     \b
     Exit codes:
       0  green, or nothing is billed; or it settles by itself
@@ -73,12 +85,11 @@ def command(
     """
     if ctx.invoked_subcommand is not None:
         return 0
-    settings = read_settings()
     month = period or format_instant(SystemClock().now_us())[:7]
     query: dict[str, Any] = {"maxAgeSeconds": max_age}
     query |= {"tenantId": tenant} if tenant is not None else {}
     query |= {"customerRef": customer} if customer is not None else {}
-    client = AdminClient(url or url_of(settings), api_key or settings.admin_key)
+    client = client_of(url, api_key)
     path = f"/v1/parity/{quote(month, safe='')}?{urlencode(query)}"
     raw = bytes(client.ask("GET", path, msgspec.Raw, seconds_max=SECONDS_MAX))
     document = parse(raw)
@@ -103,16 +114,13 @@ def _write(path: Path, data: bytes) -> None:
 
 def _show(document: dict[str, Any]) -> None:
     """The chains as a table on stdout."""
-    width = None if sys.stdout.isatty() else _WIDTH_WITHOUT_TERMINAL
-    console = Console(file=sys.stdout, highlight=False, width=width)
+    to = console()
     targets = {one["id"]: one for one in document["targets"]}
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("customer", "metric", "from"):
-        table.add_column(name, overflow="fold")
-    for name in ("events", "counter", "adjusted", "total", "billable", "pushed", "Stripe", "line"):
-        table.add_column(name, justify="right", overflow="fold")
-    table.add_column("verdict")
-    table.add_column("why", overflow="fold")
+    columns = [*text_columns("customer", "metric"), Column("from", folds=False)]
+    columns += number_columns("events", "counter", "adjusted", "total")
+    columns += number_columns("billable", "pushed", "Stripe", "line")
+    columns += [Column("verdict", folds=False), Column("why")]
+    rows: list[Row] = []
     for chain in document["chains"]:
         mains = [targets.get(s["target"]) for s in chain["shares"] if s["role"] == "main"]
         target = next((one for one in mains if one is not None), None)
@@ -130,10 +138,11 @@ def _show(document: dict[str, Any]) -> None:
             if target is None
             else (target["reason"] or chain["reason"] or ""),
         ]
-        table.add_row(*map(Text, cells), style=_COLOURS.get(chain["verdict"], ""))
-    console.print(table)
+        rows.append(Row(cells, _COLOURS.get(chain["verdict"], "")))
+    if rows:
+        print_table(columns, rows, to)
     place = document["log"]
-    console.print(
+    to.print(
         Text(f"{document['verdict']}", style=_COLOURS.get(document["verdict"], "")),
         Text(
             f"log {place['id'][:8]}, up to position {place['position']}, head {place['headHash'][:16]}"
@@ -153,7 +162,7 @@ def _target_cells(target: dict[str, Any]) -> list[str]:
     "--log", "log_dir", metavar="DIR", help="Recount it from this data directory, or backup."
 )
 @click.option("--key", metavar="FILE", help="The public key that must have signed it, in hex.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@json_option
 def verify(*, file: str, log_dir: str | None, key: str | None, as_json: bool) -> int:
     r"""Check a certificate: its seals, signature and arithmetic; with --log every number, from the raw log.
 
@@ -164,7 +173,12 @@ def verify(*, file: str, log_dir: str | None, key: str | None, as_json: bool) ->
 
     With --log the log is read twice: every record's checksum and chain first, then every event is counted again by
     code that shares nothing with the server's. Stop the server first, or check a backup. What Stripe held can't be
-    recounted: the signature vouches for it. Exit code 1 when anything differs; each line says where.
+    recounted: the signature vouches for it.
+
+    \b
+    Exit codes:
+      0  nothing differs
+      1  something does: each line says where
     """
     try:
         document = parse(Path(file).read_bytes())
@@ -178,7 +192,7 @@ def verify(*, file: str, log_dir: str | None, key: str | None, as_json: bool) ->
     directory = None if log_dir is None else DataDirectory(Path(log_dir).absolute())
     checked = check_certificate(document, directory, public_key)
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(checked)).decode())
+        print_json(checked)
     else:
         _show_checked(checked, document)
     return 0 if checked.ok else 1
@@ -196,12 +210,23 @@ def _show_checked(checked: Checked, document: dict[str, Any]) -> None:
 
 
 @command.command("key")
-@click.option("--data-dir", metavar="DIR", help="The data directory (STRIPEMETER_DATA_DIR).")
-def show_key(*, data_dir: str | None) -> None:
-    """Print the public key that certificates and anchors are signed by: give it to whoever checks them."""
-    settings = read_settings({"STRIPEMETER_DATA_DIR": data_dir} if data_dir else {})
+@data_dir_option()
+@json_option
+def show_key(*, data_dir: str | None, as_json: bool) -> None:
+    r"""Print the public key that certificates and anchors are signed by: give it to whoever checks them.
+
+    \b
+    Examples:
+      stripemeter parity key > parity.pub
+      stripemeter parity key --data-dir /var/lib/stripemeter
+    """
+    settings = settings_for(data_dir)
     directory = DataDirectory(settings.data_path)
     if not directory.log_path.is_dir():
         message = f"there is no log in {directory.path}: name the data directory with --data-dir"
         raise EngineError(message)
-    click.echo(Signer(directory.signing_seed()).public_key)
+    public_key = Signer(directory.signing_seed()).public_key
+    if as_json:
+        print_json({"publicKey": public_key})
+    else:
+        click.echo(public_key)

@@ -5,52 +5,39 @@ It must not know how anything is pushed: a running server is asked.
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, Final, TypeVar
+from collections.abc import Iterator
+from typing import Any, Final
 from urllib.parse import quote, urlencode
 
 import click
-import msgspec
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from gateway.admin_client import AdminClient, url_of
-from gateway.environment import read_settings
+from gateway.admin_client import AdminClient
 from gateway.push_shapes import PushView
 from gateway.pushes import FLUSH_SECONDS_DEFAULT, FLUSH_SECONDS_MAX, Flushed, PushList
+from gateway.terminal.family import group
+from gateway.terminal.options import (
+    client_of,
+    customer_option,
+    server_options,
+    tenant_option,
+    watch_option,
+)
+from gateway.terminal.output import (
+    Column,
+    Row,
+    console,
+    full_screen,
+    number_columns,
+    print_json,
+    print_table,
+    text_columns,
+)
 
-_WIDTH_WITHOUT_TERMINAL = 160
 PAGES_MAX: Final = 1_000
 """Of a hundred targets."""
 WATCH_SECONDS: Final = 2
-CommandT = TypeVar("CommandT", bound=Callable[..., Any])
-
-
-def where(function: CommandT) -> CommandT:
-    """The options of everything that asks a server."""
-    for option in (
-        click.option("--json", "as_json", is_flag=True, help="Print JSON."),
-        click.option(
-            "--api-key",
-            metavar="KEY",
-            envvar="STRIPEMETER_API_KEY",
-            help="A key with the scope mappings:read or mappings:write (STRIPEMETER_API_KEY).",
-        ),
-        click.option(
-            "--url", metavar="URL", envvar="STRIPEMETER_URL", help="The server (STRIPEMETER_URL)."
-        ),
-    ):
-        function = option(function)
-    return function
-
-
-def client_of(url: str | None, api_key: str | None) -> AdminClient:
-    """A client of the server that is meant: the given one, or that of the settings."""
-    settings = read_settings()
-    return AdminClient(url or url_of(settings), api_key or settings.admin_key)
 
 
 def pages(client: AdminClient, **wanted: str | None) -> Iterator[PushList]:
@@ -77,11 +64,11 @@ def listed(client: AdminClient, **wanted: str | None) -> PushList:
     return found
 
 
-@click.group("pushes", invoke_without_command=True, short_help="What was pushed to Stripe.")
-@click.option("--tenant", help="Only of this tenant.")
-@click.option("--customer", help="Only targets that this customer's usage goes to.")
-@click.option("--watch", is_flag=True, help=f"Again every {WATCH_SECONDS} s, until Ctrl-C.")
-@where
+@group("pushes", invoke_without_command=True)
+@tenant_option
+@customer_option
+@watch_option(WATCH_SECONDS)
+@server_options("mappings:read")
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -113,11 +100,10 @@ def command(
     while True:
         found = listed(client, tenantId=tenant, customerRef=customer)
         if as_json:
-            click.echo(msgspec.json.format(msgspec.json.encode(found)).decode())
+            print_json(found)
         else:
-            if watch:
-                click.clear()
-            show(found)
+            with full_screen(watched=watch):
+                show(found)
         if not watch:
             return exit_code(found)
         time.sleep(WATCH_SECONDS)
@@ -131,29 +117,25 @@ def exit_code(found: PushList) -> int:
 
 def show(found: PushList) -> None:
     """The list as tables on stdout."""
-    width = None if sys.stdout.isatty() else _WIDTH_WITHOUT_TERMINAL
-    console = Console(file=sys.stdout, highlight=False, width=width)
+    to = console()
     for connection in found.connections:
         what = "the built-in simulator" if connection.is_simulator else f"{connection.mode}"
         line = f"{connection.role}: {connection.account or 'account unknown'}, {what}"
-        console.print(Text(f"{line}{f'; {connection.error}' if connection.error else ''}"))
+        to.print(Text(f"{line}{f'; {connection.error}' if connection.error else ''}"))
     if not found.connections:
-        console.print(Text("nothing is pushed: no Stripe key is set, and the simulator is off"))
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in ("target", "metric", "customer", "period from"):
-        table.add_column(column, overflow="fold")
-    for column in ("local", "billable", "pushed", "confirmed", "due"):
-        table.add_column(column, justify="right", overflow="fold")
-    table.add_column("standing")
-    table.add_column("why, or last error", overflow="fold")
-    for one in found.pushes:
-        table.add_row(*map(Text, _cells(one)), style="bold red" if one.needs_person else "")
-    console.print(table)
+        to.print(Text("nothing is pushed: no Stripe key is set, and the simulator is off"))
+    columns = [Column("target", folds=False), *text_columns("metric", "customer")]
+    columns += [Column("period from", folds=False)]
+    columns += number_columns("local", "billable", "pushed", "confirmed", "due")
+    columns += [Column("standing", folds=False), Column("why, or last error")]
+    rows = [Row(_cells(one), "bold red" if one.needs_person else "") for one in found.pushes]
+    if rows:
+        print_table(columns, rows, to)
     for nowhere in found.unroutable:
         who = f"{nowhere.tenant_id} / {nowhere.customer_ref} / {nowhere.metric}"
-        console.print(Text(f"goes nowhere: {who}: {nowhere.reason}", style="bold red"))
+        to.print(Text(f"goes nowhere: {who}: {nowhere.reason}", style="bold red"))
     if (more := found.unroutable_total - len(found.unroutable)) > 0:
-        console.print(Text(f"goes nowhere: {more} more"))
+        to.print(Text(f"goes nowhere: {more} more"))
 
 
 def _cells(one: PushView) -> list[str]:
@@ -175,17 +157,18 @@ def _cells(one: PushView) -> list[str]:
 
 
 @command.command("flush")
-@click.option("--tenant", help="Only of this tenant.")
-@click.option("--customer", help="Only this customer's usage.")
+@tenant_option
+@customer_option
 @click.option(
     "--timeout",
     "timeout_seconds",
+    metavar="SECONDS",
     type=click.IntRange(0, FLUSH_SECONDS_MAX),
     default=FLUSH_SECONDS_DEFAULT,
     show_default=True,
     help="Seconds after which it says what is missing.",
 )
-@where
+@server_options("mappings:write")
 def flush(
     *,
     tenant: str | None,
@@ -195,7 +178,18 @@ def flush(
     api_key: str | None,
     as_json: bool,
 ) -> int:
-    """Push what is due now; exit code 1 when Stripe does not have everything in the end."""
+    r"""Push what is due now, and wait until Stripe has it: before a subscription is cancelled or its plan changed.
+
+    \b
+    Examples:
+      stripemeter pushes flush --tenant acme --customer cus_anna
+      stripemeter pushes flush --tenant acme --timeout 120 --json
+
+    \b
+    Exit codes:
+      0  Stripe has everything
+      1  it has not: each line says what is missing and why
+    """
     body: dict[str, Any] = {"timeoutSeconds": timeout_seconds}
     if tenant is not None:
         body["tenantId"] = tenant
@@ -205,7 +199,7 @@ def flush(
         "POST", "/v1/pushes/flush", Flushed, body, seconds_max=timeout_seconds + 30
     )
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(found)).decode())
+        print_json(found)
         return 0 if found.complete else 1
     click.echo(
         f"{found.total - found.missing_total} of {found.total} targets are at Stripe in full"
@@ -228,7 +222,7 @@ def _decide(
 
 def _show_decided(one: PushView, *, as_json: bool) -> None:
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(one)).decode())
+        print_json(one)
         return
     pushed, due = bytes(one.pushed).decode(), bytes(one.due).decode()
     click.echo(f"{one.id}: {one.standing.replace('_', ' ')}, {pushed} pushed, {due} due")
@@ -237,13 +231,17 @@ def _show_decided(one: PushView, *, as_json: bool) -> None:
 @command.command("baseline")
 @click.argument("target")
 @click.argument("choice", type=click.Choice(["now", "period", "stripe"]))
-@where
+@server_options("mappings:write")
 def baseline(
     *, target: str, choice: str, url: str | None, api_key: str | None, as_json: bool
 ) -> None:
-    """Say what counts as pushed where Stripe already held something.
+    r"""Say what counts as pushed where Stripe already held something.
 
     now: only usage from here on; period: all of the period's, on top; stripe: what Stripe held counts as pushed.
+
+    \b
+    Examples:
+      stripemeter pushes baseline 0123456789abcdef stripe
     """
     _show_decided(_decide(target, "baseline", {"baseline": choice}, url, api_key), as_json=as_json)
 
@@ -251,29 +249,44 @@ def baseline(
 @command.command("carry-forward")
 @click.argument("target")
 @click.argument("into", type=click.Choice(["current", "credit", "invoice_item", "write_off"]))
-@where
+@server_options("mappings:write")
 def carry_forward(
     *, target: str, into: str, url: str | None, api_key: str | None, as_json: bool
 ) -> None:
-    """Settle what became due after an invoice was final: into the running period, or outside of it."""
+    r"""Settle what became due after an invoice was final: into the running period, or outside of it.
+
+    \b
+    Examples:
+      stripemeter pushes carry-forward 0123456789abcdef current
+    """
     _show_decided(_decide(target, "carry-forward", {"into": into}, url, api_key), as_json=as_json)
 
 
 @command.command("settle")
 @click.argument("target")
 @click.argument("outcome", type=click.Choice(["delivered", "not-delivered"]))
-@where
+@server_options("mappings:write")
 def settle(
     *, target: str, outcome: str, url: str | None, api_key: str | None, as_json: bool
 ) -> None:
-    """Say whether a push in quarantine arrived: look for its identifier at Stripe first."""
+    r"""Say whether a push in quarantine arrived: look for its identifier at Stripe first.
+
+    \b
+    Examples:
+      stripemeter pushes settle 0123456789abcdef not-delivered
+    """
     body = {"delivered": outcome == "delivered"}
     _show_decided(_decide(target, "settle", body, url, api_key), as_json=as_json)
 
 
 @command.command("resume")
 @click.argument("target")
-@where
+@server_options("mappings:write")
 def resume(*, target: str, url: str | None, api_key: str | None, as_json: bool) -> None:
-    """Push again to what was stopped."""
+    r"""Push again to what was stopped.
+
+    \b
+    Examples:
+      stripemeter pushes resume 0123456789abcdef
+    """
     _show_decided(_decide(target, "resume", None, url, api_key), as_json=as_json)

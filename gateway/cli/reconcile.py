@@ -16,18 +16,39 @@ import click
 import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
-from rich.table import Table
 from rich.text import Text
 
 from engine.core.times import TimeError, format_date
 from engine.errors import EngineError
-from gateway.admin_client import AdminClient, url_of
-from gateway.environment import read_settings
+from gateway.admin_client import AdminClient
 from gateway.reconciliation_report import month_of
-from gateway.reconciliation_shapes import ApplyAnswer, JobView, Report, ReportRow
+from gateway.reconciliation_shapes import (
+    Applied,
+    ApplyAnswer,
+    JobView,
+    Report,
+    ReportRow,
+)
 from gateway.system import SystemClock
+from gateway.terminal.options import (
+    client_of,
+    period_option,
+    server_options,
+    tenant_option,
+    watch_option,
+)
+from gateway.terminal.output import (
+    Column,
+    Row,
+    console,
+    full_screen,
+    is_live,
+    number_columns,
+    print_json,
+    print_table,
+    text_columns,
+)
 
-_WIDTH_WITHOUT_TERMINAL: Final = 160
 POLL_SECONDS: Final = 0.5
 RUN_SECONDS_MAX: Final = 3600
 WATCH_SECONDS: Final = 10
@@ -35,26 +56,22 @@ ROWS_SHOWN_MAX: Final = 50
 _COLOURS: Final = {"ok": "green", "investigate": "bold red", "resolved": "cyan"}
 
 
-@click.command("reconcile", short_help="Compare Stripe with what was used; exit 1 if they differ.")
-@click.option("--period", metavar="YYYY-MM", help="The month (default: the running one).")
-@click.option("--tenant", help="Only of this tenant.")
+@click.command("reconcile")
+@period_option
+@tenant_option
 @click.option("--no-run", is_flag=True, help="Show what the last run found; start none.")
-@click.option("--watch", is_flag=True, help=f"Again every {WATCH_SECONDS} s, until Ctrl-C.")
+@watch_option(WATCH_SECONDS)
 @click.option("--all", "show_all", is_flag=True, help="Show what agrees too.")
 @click.option("--apply", "applied", multiple=True, metavar="ID", help="Apply this suggestion.")
 @click.option("--accept", "accepted", multiple=True, metavar="ID", help="Leave it, knowingly.")
-@click.option("--reason", default="by the command line", help="With --apply and --accept: why.")
+@click.option(
+    "--reason",
+    metavar="TEXT",
+    default="by the command line",
+    help="With --apply and --accept: why.",
+)
 @click.option("--csv", "csv_path", metavar="FILE", help="Write the report as CSV; - is stdout.")
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-@click.option(
-    "--url", metavar="URL", envvar="STRIPEMETER_URL", help="The server (STRIPEMETER_URL)."
-)
-@click.option(
-    "--api-key",
-    metavar="KEY",
-    envvar="STRIPEMETER_API_KEY",
-    help="A key with the scope reconciliation:write (STRIPEMETER_API_KEY).",
-)
+@server_options("reconciliation:write")
 def command(
     *,
     period: str | None,
@@ -80,19 +97,21 @@ def command(
       stripemeter reconcile --apply 0123456789abcdef --reason "a stray script, stopped"
 
     What seems to differ is looked at twice, STRIPEMETER_RECONCILE_LAG_SECONDS apart: a run with a difference takes that
-    long. Exit code 1: something differs beyond what is tolerated, or Stripe did not answer. What to do by cause is in
-    RECONCILIATION.md.
+    long. What to do by cause is in RECONCILIATION.md.
+
+    \b
+    Exit codes:
+      0  everything was read, and agrees within what is tolerated
+      1  something differs, Stripe did not answer, or the server could not be asked
     """
     month = period or format_date(SystemClock().now_us())[: len("YYYY-MM")]
     try:
         month_of(month)
     except (TimeError, ValueError) as error:
         raise click.BadParameter("must be a month, YYYY-MM", param_hint="--period") from error
-    settings = read_settings()
-    client = AdminClient(url or url_of(settings), api_key or settings.admin_key)
-    console = _console(sys.stdout.isatty())
+    client = client_of(url, api_key)
     if applied or accepted:
-        return _apply(client, tenant, applied, accepted, reason)
+        return _apply(client, tenant, applied, accepted, reason, as_json=as_json)
     while True:
         if not no_run:
             _run(client, tenant)
@@ -100,18 +119,13 @@ def command(
         if csv_path is not None:
             _write_csv(client, month, tenant, csv_path)
         elif as_json:
-            click.echo(msgspec.json.format(msgspec.json.encode(report)).decode())
+            print_json(report)
         else:
-            if watch:
-                console.clear()
-            _show(console, report, show_all=show_all)
+            with full_screen(watched=watch):
+                _show(console(), report, show_all=show_all)
         if not watch:
             return 0 if _is_right(report) else 1
         time.sleep(WATCH_SECONDS)
-
-
-def _console(is_terminal: bool) -> Console:
-    return Console() if is_terminal else Console(width=_WIDTH_WITHOUT_TERMINAL)
 
 
 def _path(month: str, tenant: str | None, **more: str) -> str:
@@ -133,8 +147,9 @@ def _run(client: AdminClient, tenant: str | None) -> None:
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.completed}/{task.total} totals"),
-        console=Console(stderr=True),
+        console=console(sys.stderr),
         transient=True,
+        disable=not is_live(sys.stderr),
     )
     with bar:
         shown = bar.add_task("comparing", total=None)
@@ -157,8 +172,11 @@ def _apply(
     applied: tuple[str, ...],
     accepted: tuple[str, ...],
     reason: str,
+    *,
+    as_json: bool,
 ) -> int:
     failed = 0
+    results: list[Applied] = []
     for ids, action in ((applied, None), (accepted, "accept")):
         if not ids:
             continue
@@ -166,9 +184,13 @@ def _apply(
         if tenant is not None:
             body["tenantId"] = tenant
         answer = client.ask("POST", "/v1/reconciliation/adjustments", ApplyAnswer, body)
-        for one in answer.results:
-            click.echo(f"{one.id}  {one.status}{'' if one.error is None else ': ' + one.error}")
+        results += answer.results
         failed += answer.failed
+    if as_json:
+        print_json({"results": results, "failed": failed})
+        return 1 if failed else 0
+    for one in results:
+        click.echo(f"{one.id}  {one.status}{'' if one.error is None else ': ' + one.error}")
     return 1 if failed else 0
 
 
@@ -190,20 +212,20 @@ def _percent(raw: msgspec.Raw) -> str:
     return text if text == "-" else f"{float(text) * 100:.4g} %"
 
 
-def _show(console: Console, report: Report, *, show_all: bool) -> None:
+def _show(to: Console, report: Report, *, show_all: bool) -> None:
     summary = report.summary
     for notice in report.notices:
-        console.print(
+        to.print(
             Text(f"{notice.cause}: ", style="bold yellow")
             + Text(f"{notice.targets} totals, {notice.account}: {notice.reason or ''}")
         )
     rows = [row for row in report.reports if show_all or row.status != "ok"]
     if rows:
-        console.print(_table(rows[:ROWS_SHOWN_MAX]))
+        print_table(_COLUMNS, [_row(row) for row in rows[:ROWS_SHOWN_MAX]], to)
     if len(rows) > ROWS_SHOWN_MAX:
-        console.print(Text(f"... and {len(rows) - ROWS_SHOWN_MAX} more: --csv FILE has them all"))
+        to.print(Text(f"... and {len(rows) - ROWS_SHOWN_MAX} more: --csv FILE has them all"))
     for one in report.suggested_adjustments[:ROWS_SHOWN_MAX]:
-        console.print(
+        to.print(
             Text(f"suggested for {one.customer_ref or one.metric}: {one.action} ({one.units})  "),
             Text(f"stripemeter reconcile --apply {one.id}", style="cyan"),
             soft_wrap=True,
@@ -214,32 +236,23 @@ def _show(console: Console, report: Report, *, show_all: bool) -> None:
         words = f"{summary.investigating} differ, {summary.unread} unread"
     counts = f"{summary.total} totals of {report.period}: {summary.ok} ok, "
     counts += f"{summary.resolved} resolved, {summary.lagging} lagging. "
-    console.print(Text(counts) + Text(words, style=style))
+    to.print(Text(counts) + Text(words, style=style))
 
 
-def _table(rows: list[ReportRow]) -> Table:
-    table = Table()
-    for name in ("customer", "metric", "from"):
-        table.add_column(name)
-    for name in ("used", "pushed", "Stripe", "invoiced", "differs", "share"):
-        table.add_column(name, justify="right")
-    table.add_column("status")
-    table.add_column("cause", overflow="fold")
-    for row in rows:
-        causes = "; ".join(
-            f"{one.cause} ({one.reason})" if one.reason else one.cause for one in row.causes
-        )
-        table.add_row(
-            Text(row.customer_ref),
-            Text(row.metric),
-            row.period_start,
-            _text(row.local_total),
-            _text(row.pushed_total),
-            _text(row.stripe_total),
-            _text(row.invoiced_total),
-            _text(row.diff),
-            _percent(row.drift_pct),
-            Text(row.status, style=_COLOURS[row.status]),
-            Text(causes),
-        )
-    return table
+_COLUMNS: Final = (
+    *text_columns("customer", "metric"),
+    Column("from", folds=False),
+    *number_columns("used", "pushed", "Stripe", "invoiced", "differs", "share"),
+    Column("status", folds=False),
+    Column("cause"),
+)
+
+
+def _row(row: ReportRow) -> Row:
+    causes = "; ".join(
+        f"{one.cause} ({one.reason})" if one.reason else one.cause for one in row.causes
+    )
+    totals = (row.local_total, row.pushed_total, row.stripe_total, row.invoiced_total, row.diff)
+    numbers = (*map(_text, totals), _percent(row.drift_pct))
+    cells = (row.customer_ref, row.metric, row.period_start, *numbers, row.status, causes)
+    return Row(cells, _COLOURS[row.status])

@@ -5,18 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-import msgspec
 
 from gateway.backup import restore
-from gateway.environment import read_settings
 from gateway.progress import byte_progress
 from gateway.system import SystemClock
+from gateway.terminal.options import data_dir_option, json_option, settings_for
+from gateway.terminal.output import print_json
 
 
-@click.command("restore", short_help="Make a data directory of a backup.")
+@click.command("restore")
 @click.argument("backup", metavar="BACKUP")
-@click.option("--data-dir", metavar="DIR", help="The new directory (STRIPEMETER_DATA_DIR).")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@data_dir_option("The new directory")
+@json_option
 def command(backup: str, data_dir: str | None, *, as_json: bool) -> int:
     r"""Make a data directory of BACKUP, which stays as it is. The directory must not be there yet, or be empty.
 
@@ -28,13 +28,12 @@ def command(backup: str, data_dir: str | None, *, as_json: bool) -> int:
     Every record is verified. The log goes on in another epoch: what it does later bears other identifiers than what
     the original did after the backup. Do not let both serve the same customers.
     """
-    settings = read_settings({"STRIPEMETER_DATA_DIR": data_dir} if data_dir else {})
+    settings = settings_for(data_dir)
     target = settings.data_path.absolute()
     with byte_progress() as progress:
         manifest, epoch = restore(Path(backup).absolute(), target, SystemClock().now_us(), progress)
     if as_json:
-        shown = {"epoch": epoch, "backup": manifest}
-        click.echo(msgspec.json.format(msgspec.json.encode(shown)).decode())
+        print_json({"epoch": epoch, "backup": manifest})
         return 0
     click.echo(
         f"restored everything before position {manifest.next_sequence:,}, as of {manifest.taken_at}, to {target}; "

@@ -6,31 +6,35 @@ It must not know how: the engine's actors do it, here or behind HTTP.
 from __future__ import annotations
 
 import click
-import msgspec
 
 from engine.actors.supervisor import Meter
 from engine.settings_table import RETENTION_DAYS_MAX, RETENTION_DAYS_MIN
-from gateway.admin_client import AdminClient, url_of
 from gateway.data_directory import DataDirectory
-from gateway.environment import read_settings
 from gateway.keeping import RetentionView, archives_of, retention_view
 from gateway.logging_setup import configure
 from gateway.offline import run_offline
+from gateway.terminal.options import (
+    chosen_url,
+    client_of,
+    json_option,
+    place_options,
+    settings_for,
+)
+from gateway.terminal.output import print_json
 
 _HTTP_SECONDS_MAX = 3600
 
 
-@click.command("retention", short_help="Archive and drop old events; totals stay.")
+@click.command("retention")
 @click.option("--dry-run", is_flag=True, help="Only say what would be dropped.")
 @click.option(
     "--days",
+    metavar="DAYS",
     type=click.IntRange(RETENTION_DAYS_MIN, RETENTION_DAYS_MAX),
     help="Older than this (STRIPEMETER_RETENTION_DAYS).",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--url", metavar="URL", help="Ask the server there, instead of a directory.")
-@click.option("--api-key", metavar="KEY", help="A key with scope admin (STRIPEMETER_ADMIN_KEY).")
-@click.option("--data-dir", metavar="DIR", help="The data directory (STRIPEMETER_DATA_DIR).")
+@place_options("admin")
+@json_option
 def command(
     *,
     dry_run: bool,
@@ -50,7 +54,8 @@ def command(
     Totals stay. Later events that old are refused, their keys may be forgotten, and questions about the time before
     answer 410. A running server with STRIPEMETER_RETENTION_DAYS does this once a day.
     """
-    settings = read_settings({"STRIPEMETER_DATA_DIR": data_dir} if data_dir else {})
+    settings = settings_for(data_dir)
+    url = chosen_url(url, data_dir)
     asked_days = days or settings.retention_days
     if not asked_days:
         raise click.UsageError("give --days, or set STRIPEMETER_RETENTION_DAYS")
@@ -69,13 +74,13 @@ def command(
 
         view, _compaction = run_offline(settings, work)
     else:
-        client = AdminClient(url or url_of(settings), api_key or settings.admin_key)
+        client = client_of(url, api_key, settings)
         body = {"days": asked_days, "dryRun": dry_run}
         view = client.ask(
             "POST", "/v1/admin/retention", RetentionView, body, seconds_max=_HTTP_SECONDS_MAX
         )
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(view)).decode())
+        print_json(view)
     else:
         _show(view)
     return 0

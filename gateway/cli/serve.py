@@ -8,13 +8,19 @@ import structlog
 from engine import config
 from gateway.environment import read_outside
 from gateway.logging_setup import configure
+from gateway.terminal.options import data_dir_option
 
 
-@click.command()
-@click.option("--host", help="Address to listen on (STRIPEMETER_HOST).")
-@click.option("--port", help="Port to listen on; 0 picks a free one (STRIPEMETER_PORT).")
-@click.option("--data-dir", help="Where the log lies (STRIPEMETER_DATA_DIR).")
-def command(host: str | None, port: str | None, data_dir: str | None) -> int:
+@click.command("serve")
+@click.option("--host", metavar="ADDRESS", help="Address to listen on (STRIPEMETER_HOST).")
+@click.option(
+    "--port", metavar="PORT", help="Port to listen on; 0 picks a free one (STRIPEMETER_PORT)."
+)
+@data_dir_option()
+@click.option(
+    "--json", "as_json", is_flag=True, help="Log as JSON lines (STRIPEMETER_LOG_FORMAT=json)."
+)
+def command(*, host: str | None, port: str | None, data_dir: str | None, as_json: bool) -> int:
     r"""Run the meter: take usage events over HTTP, count each exactly once, keep them for ever.
 
     \b
@@ -37,6 +43,7 @@ def command(host: str | None, port: str | None, data_dir: str | None) -> int:
         "STRIPEMETER_HOST": host,
         "STRIPEMETER_PORT": port,
         "STRIPEMETER_DATA_DIR": data_dir,
+        "STRIPEMETER_LOG_FORMAT": "json" if as_json else None,
     }
     outside = read_outside({name: value for name, value in flags.items() if value is not None})
     settings = config.load(*outside)

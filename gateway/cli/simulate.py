@@ -7,7 +7,6 @@ kind of problem there was (the help lists them), the worst one wins. It must not
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
@@ -15,7 +14,6 @@ from typing import Final, NamedTuple, TypeVar
 
 import click
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from engine.pricing import PricingError, invoice_document
@@ -24,11 +22,20 @@ from engine.pricing.money import plain_text
 from engine.pricing.scenarios import Outcome, Scenario, Value, read_scenario, record, run
 from gateway.scenario_files import SUFFIXES, FileUnreadable, find, json_text, read, write_expected
 from gateway.simulate_prices import backtest_command, to_stripe_command
+from gateway.terminal.family import group
+from gateway.terminal.options import json_option
+from gateway.terminal.output import (
+    Column,
+    Row,
+    console,
+    number_columns,
+    print_table,
+    text_columns,
+)
 
 EXIT_OK: Final = 0
 EXIT_DIFFERENCES: Final = 1
 EXIT_INVALID: Final = 2
-_WIDTH_WITHOUT_TERMINAL: Final = 140
 
 _Command = TypeVar("_Command", bound=Callable[..., int])
 
@@ -40,7 +47,7 @@ class _Loaded(NamedTuple):
     scenario: Scenario
 
 
-@click.group("simulate", short_help="What an invoice would be: scenarios in files.")
+@group("simulate")
 def command() -> None:
     r"""Price scenarios from files and compare the invoices with what is expected of them.
 
@@ -66,14 +73,13 @@ command.add_command(backtest_command)
 _files = click.argument(
     "paths", metavar="FILES...", nargs=-1, required=True, type=click.Path(path_type=Path)
 )
-_as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
 def _comparing(function: _Command) -> _Command:
     """The arguments that `run` and `report` share."""
     options = (
         _files,
-        _as_json,
+        json_option,
         click.option(
             "--record",
             "is_recorded",
@@ -89,11 +95,16 @@ def _comparing(function: _Command) -> _Command:
 
 @command.command("validate", short_help="Are these files scenarios?")
 @_files
-@_as_json
+@json_option
 def validate(paths: tuple[Path, ...], *, as_json: bool) -> int:
     r"""Read the files and name everything that is wrong in them; no invoice is computed.
 
     FILES are files, or directories with files that end in .sim.json, .sim.yaml or .sim.yml.
+
+    \b
+    Examples:
+      stripemeter simulate validate prices/
+      stripemeter simulate validate prices/new-plan.sim.yaml --json
 
     \b
     Exit codes:
@@ -118,6 +129,11 @@ def run_(paths: tuple[Path, ...], *, as_json: bool, is_recorded: bool, fail_on_d
     FILES are files, or directories with files that end in .sim.json, .sim.yaml or .sim.yml.
 
     \b
+    Examples:
+      stripemeter simulate run prices/ --fail-on-diff
+      stripemeter simulate run prices/new-plan.sim.yaml --record
+
+    \b
     Exit codes:
       0  every file was read, and nothing differs (or --fail-on-diff was not given)
       1  --fail-on-diff, and an invoice differs from what is expected
@@ -134,6 +150,10 @@ def report(paths: tuple[Path, ...], *, as_json: bool, is_recorded: bool, fail_on
     r"""Show each scenario's invoice, every line with the parts that it is the sum of, and what differs.
 
     FILES are files, or directories with files that end in .sim.json, .sim.yaml or .sim.yml.
+
+    \b
+    Examples:
+      stripemeter simulate report prices/new-plan.sim.yaml
 
     \b
     Exit codes:
@@ -201,12 +221,12 @@ def _compare(
             json_text({"passed": not failed and not problems, "runs": runs, "problems": problems})
         )
     else:
-        console = Console() if sys.stdout.isatty() else Console(width=_WIDTH_WITHOUT_TERMINAL)
+        to = console()
         for path, outcome in outcomes:
-            show(console, path, outcome)
+            show(to, path, outcome)
         _tell(problems)
         words = f"{len(outcomes)} run, {failed} differ"
-        console.print(Text(words + (", recorded" if is_recorded else "")))
+        to.print(Text(words + (", recorded" if is_recorded else "")))
     if problems:
         return EXIT_INVALID
     return EXIT_DIFFERENCES if failed and fail_on_diff else EXIT_OK
@@ -224,7 +244,7 @@ def _document(path: Path, outcome: Outcome) -> dict[str, object]:
     }
 
 
-def _show_short(console: Console, path: Path, outcome: Outcome) -> None:
+def _show_short(to: Console, path: Path, outcome: Outcome) -> None:
     total = f"{plain_text(outcome.invoice.total)} {outcome.invoice.currency}"
     if outcome.differences:
         verdict, style = f"{len(outcome.differences)} of {outcome.compared} fields differ", "red"
@@ -233,15 +253,14 @@ def _show_short(console: Console, path: Path, outcome: Outcome) -> None:
     else:
         verdict, style = "nothing is expected: --record writes it", "yellow"
     line = Text(f"{outcome.scenario.name} ({path}): total {total}, ")
-    console.print(line.append(verdict, style=style))
+    to.print(line.append(verdict, style=style))
     if outcome.differences:
-        table = Table("field")
-        for heading in ("expected", "actual", "difference"):
-            table.add_column(heading, justify="right")
+        rows: list[Row] = []
         for one in outcome.differences:
             delta = "" if one.delta is None else f"{one.delta:+f}"
-            table.add_row(*map(Text, (one.field, _cell(one.expected), _cell(one.actual), delta)))
-        console.print(table)
+            rows.append(Row((one.field, _cell(one.expected), _cell(one.actual), delta)))
+        columns = (Column("field"), *number_columns("expected", "actual", "difference"))
+        print_table(columns, rows, to)
 
 
 def _cell(value: Value) -> str:
@@ -250,23 +269,18 @@ def _cell(value: Value) -> str:
     return "none" if value is None else value
 
 
-def _show_long(console: Console, path: Path, outcome: Outcome) -> None:
+def _show_long(to: Console, path: Path, outcome: Outcome) -> None:
     invoice = outcome.invoice
-    _show_short(console, path, outcome)
-    table = Table("line", "part")
-    table.add_column(f"amount ({invoice.currency})", justify="right")
+    _show_short(to, path, outcome)
+    columns = (*text_columns("line", "part"), *number_columns(f"amount ({invoice.currency})"))
+    rows: list[Row] = []
     for line in invoice.line_items:
-        table.add_row(
-            Text(line.metric, style="bold"), "", Text(plain_text(line.subtotal), style="bold")
-        )
-        for part in explain_line(line):
-            table.add_row("", Text(f"{part.kind}: {part.text}"), Text(plain_text(part.amount)))
-    table.add_section()
-    table.add_row("subtotal", "", plain_text(invoice.subtotal))
-    for draw in invoice.draws:
-        table.add_row(draw.kind, str(draw.place + 1), plain_text(-draw.amount))
-    table.add_row(
-        "tax", f"{plain_text(outcome.scenario.inputs.tax_rate)} %", plain_text(invoice.tax)
-    )
-    table.add_row("total", "", Text(plain_text(invoice.total), style="bold"))
-    console.print(table)
+        rows.append(Row((line.metric, "", plain_text(line.subtotal)), "bold"))
+        parts = explain_line(line)
+        rows += [Row(("", f"{one.kind}: {one.text}", plain_text(one.amount))) for one in parts]
+    rows.append(Row(("subtotal", "", plain_text(invoice.subtotal))))
+    rows += [Row((one.kind, str(one.place + 1), plain_text(-one.amount))) for one in invoice.draws]
+    rate = f"{plain_text(outcome.scenario.inputs.tax_rate)} %"
+    rows.append(Row(("tax", rate, plain_text(invoice.tax))))
+    rows.append(Row(("total", "", plain_text(invoice.total)), "bold"))
+    print_table(columns, rows, to, footer=True)

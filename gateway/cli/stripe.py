@@ -5,15 +5,10 @@ It must not know how anything is found out (gateway.stripe_check).
 
 from __future__ import annotations
 
-import sys
 from typing import Final
 from urllib.parse import urlencode
 
-import click
-import msgspec
 import trio
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from engine.actors.supervisor import Meter
@@ -22,9 +17,8 @@ from engine.core.configured import Mapping
 from engine.core.push_records import Role
 from engine.drivers.billing import StripeBilling
 from gateway.admin_client import AdminClient
-from gateway.cli.pushes import client_of, listed, where
+from gateway.cli.pushes import listed
 from gateway.data_directory import DataDirectory
-from gateway.environment import read_settings
 from gateway.logging_setup import configure
 from gateway.mapping_shapes import MappingList
 from gateway.offline import run_offline
@@ -39,13 +33,21 @@ from gateway.stripe_check import (
     prove,
 )
 from gateway.system import SystemClock
+from gateway.terminal.family import group
+from gateway.terminal.options import (
+    chosen_url,
+    client_of,
+    json_option,
+    place_options,
+    settings_for,
+)
+from gateway.terminal.output import Row, console, print_json, print_table, text_columns
 from wal.lmdb_file import DATA_NAME
 
-_WIDTH_WITHOUT_TERMINAL: Final = 140
 PAGES_MAX: Final = 100
 
 
-@click.group("stripe", short_help="Is Stripe set up right?")
+@group("stripe")
 def command() -> None:
     r"""Look at Stripe with the keys that are set here.
 
@@ -57,8 +59,8 @@ def command() -> None:
 
 
 @command.command("check")
-@click.option("--data-dir", metavar="DIR", help="A stopped server's data directory.")
-@where
+@place_options("mappings:read")
+@json_option
 def check(*, data_dir: str | None, url: str | None, api_key: str | None, as_json: bool) -> int:
     r"""Say whether the keys work and whose they are, which mappings resolve, and what would be pushed.
 
@@ -74,11 +76,12 @@ def check(*, data_dir: str | None, url: str | None, api_key: str | None, as_json
       0  everything would be pushed
       1  a problem was found: a key, a mapping, usage that goes nowhere, a decision that waits
     """
-    settings = read_settings({"STRIPEMETER_DATA_DIR": data_dir} if data_dir else {})
+    settings = settings_for(data_dir)
+    url = chosen_url(url, data_dir)
     configure("error", settings.log_format)
     found = examine(settings, url, api_key, is_directory=data_dir is not None)
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(found)).decode())
+        print_json(found)
     else:
         _show(found)
     return 1 if found.problems else 0
@@ -187,31 +190,28 @@ def _of_directory(found: StripeCheck, settings: Settings) -> None:
 
 
 def _show(found: StripeCheck) -> None:
-    width = None if sys.stdout.isatty() else _WIDTH_WITHOUT_TERMINAL
-    console = Console(file=sys.stdout, highlight=False, width=width)
+    to = console()
     if found.simulator:
-        console.print(Text("the built-in Stripe simulator is used: nothing leaves this machine"))
+        to.print(Text("the built-in Stripe simulator is used: nothing leaves this machine"))
     for one in found.connections:
         state = f"account {one.account}, {one.mode}" if one.account else "does not work"
-        console.print(Text(f"key of {one.role}: {state}"))
+        to.print(Text(f"key of {one.role}: {state}"))
     if found.mappings:
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-        for column in ("mapping", "role", "resolves", "at Stripe"):
-            table.add_column(column, overflow="fold")
+        rows: list[Row] = []
         for mapping in found.mappings:
             resolves = {True: "yes", False: "NO", None: "-"}[mapping.resolves]
             name = f"{mapping.tenant_id} / {mapping.metric}"
-            table.add_row(*map(Text, (name, mapping.role, resolves, mapping.detail)))
-        console.print(table)
+            rows.append(Row((name, mapping.role, resolves, mapping.detail)))
+        print_table(text_columns("mapping", "role", "resolves", "at Stripe"), rows, to)
     due = [one for one in found.pushes if bytes(one.due) != b"0"]
-    console.print(Text(f"would be pushed: {len(due)} targets"))
+    to.print(Text(f"would be pushed: {len(due)} targets"))
     for target in due[:20]:
         units = bytes(target.due).decode()
         name = f"{target.tenant_id} / {target.metric}, {target.stripe_customer_id}"
-        console.print(Text(f"  {units} to {target.stripe_object} ({name}): {target.standing}"))
+        to.print(Text(f"  {units} to {target.stripe_object} ({name}): {target.standing}"))
     for note in found.notes:
-        console.print(Text(f"note: {note}"), soft_wrap=True)
+        to.print(Text(f"note: {note}"), soft_wrap=True)
     for problem in found.problems:
-        console.print(Text(f"problem: {problem}", style="bold red"), soft_wrap=True)
+        to.print(Text(f"problem: {problem}", style="bold red"), soft_wrap=True)
     if not found.problems:
-        console.print(Text("no problem found", style="green"))
+        to.print(Text("no problem found", style="green"))

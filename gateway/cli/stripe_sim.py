@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import secrets
 import signal
+from functools import partial
 from pathlib import Path
 
 import click
@@ -16,25 +17,49 @@ from gateway.simulator.journal import SimulatorRefused
 from gateway.simulator.ledger import Limits, Settings
 from gateway.simulator.serving import Simulator, serve_simulator
 from gateway.system import SystemClock
+from gateway.terminal.options import json_option
+from gateway.terminal.output import print_json
 
 
-@click.command("stripe-sim", short_help="Run the Stripe simulator alone.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=12111, show_default=True, help="Port; 0 picks a free one.")
+@click.command("stripe-sim")
+@click.option(
+    "--host",
+    metavar="ADDRESS",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to listen on.",
+)
+@click.option(
+    "--port",
+    metavar="PORT",
+    default=12111,
+    type=int,
+    show_default=True,
+    help="Port; 0 picks a free one.",
+)
 @click.option(
     "--data-dir",
+    metavar="DIR",
     default="data/simulator",
     show_default=True,
     type=click.Path(path_type=Path, file_okay=False),
     help="Where its state lies.",
 )
-@click.option("--seed", default="", help="What chance follows; a new directory makes its own.")
+@click.option(
+    "--seed", metavar="TEXT", default="", help="What chance follows; a new directory makes its own."
+)
 @click.option(
     "--auto-create",
     is_flag=True,
     help="Make customers on first sight, and meters of every event name.",
 )
-@click.option("--meter", "meters", multiple=True, help="Have a `sum` meter of this event name.")
+@click.option(
+    "--meter",
+    "meters",
+    metavar="NAME",
+    multiple=True,
+    help="Have a `sum` meter of this event name.",
+)
 @click.option(
     "--lag",
     default="0",
@@ -43,14 +68,16 @@ from gateway.system import SystemClock
     help="How long usage stays out of summaries, evenly between the two.",
 )
 @click.option("--no-limits", is_flag=True, help="Without Stripe's rate limits.")
-@click.option("--webhook-url", help="Where all webhooks go.")
+@click.option("--webhook-url", metavar="URL", help="Where all webhooks go.")
 @click.option(
     "--webhook-secret",
+    metavar="SECRET",
     envvar="STRIPE_SIM_WEBHOOK_SECRET",
     default="whsec_simulator",
     show_default=True,
     help="What they are signed with.",
 )
+@json_option
 def command(
     *,
     host: str,
@@ -63,6 +90,7 @@ def command(
     no_limits: bool,
     webhook_url: str | None,
     webhook_secret: str,
+    as_json: bool,
 ) -> int:
     r"""Run a Stripe that forgets no money: the part of its API that usage billing touches, with faults on demand.
 
@@ -94,7 +122,7 @@ def command(
         webhook_secret=webhook_secret,
     )
     try:
-        trio.run(_run, data_dir, host, port, settings)
+        trio.run(partial(_run, data_dir, host, port, settings, as_json=as_json))
     except* SimulatorRefused as group:
         refused: BaseException = group
         while isinstance(refused, BaseExceptionGroup):
@@ -115,7 +143,7 @@ def _lag(text: str) -> tuple[float, float]:
     return found
 
 
-async def _run(data_dir: Path, host: str, port: int, settings: Settings) -> None:
+async def _run(data_dir: Path, host: str, port: int, settings: Settings, *, as_json: bool) -> None:
     async with trio.open_nursery() as nursery:
 
         async def serve(task_status: trio.TaskStatus[Simulator]) -> None:
@@ -130,11 +158,18 @@ async def _run(data_dir: Path, host: str, port: int, settings: Settings) -> None
             )
 
         simulator = await nursery.start(serve)
-        click.echo(
-            f"The Stripe simulator is ready on {simulator.base_url} (account {simulator.account}).\n"
-            f"It takes any key and sends nothing to Stripe. Its page: {simulator.base_url}/"
-        )
+        if as_json:
+            print_json({"url": simulator.base_url, "account": simulator.account})
+        else:
+            _show(simulator.base_url, simulator.account)
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
             async for _ in received:
                 nursery.cancel_scope.cancel()
                 break
+
+
+def _show(base_url: str, account: str) -> None:
+    click.echo(
+        f"The Stripe simulator is ready on {base_url} (account {account}).\n"
+        f"It takes any key and sends nothing to Stripe. Its page: {base_url}/"
+    )

@@ -262,7 +262,8 @@ async def test_another_tenants_things_are_never_shown_or_changed(
 @pytest.mark.parametrize("route", OPEN, ids=lambda r: r.path)
 async def test_open_routes_say_nothing_of_a_tenant(server: Served, route: Route) -> None:
     await umbras_things(server)
-    response = await server.client.request(route.method, route.path)
+    path = route.path.replace("{asset}", "docs.js")
+    response = await server.client.request(route.method, path)
     assert response.status_code in (200, 307) or route.takes_raw_body
     words = ("umbra-customer", "cus_umbra", '"umbra"')
     assert not any(word in response.text for word in words)

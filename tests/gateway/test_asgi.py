@@ -259,7 +259,7 @@ async def test_a_defect_of_ingest_is_a_500_and_the_next_request_works(
         raise ZeroDivisionError("a secret of the inside")
 
     with monkeypatch.context() as patched:
-        patched.setattr(server.gateway.meter, "offer", broken)
+        patched.setattr(server.gateway.meter.started.writer, "offer_one", broken)
         response = await server.client.post("/v1/events/ingest", json={"events": [EVENT]})
         assert response.status_code == 500
         assert "secret" not in response.text

@@ -16,7 +16,7 @@ from engine import config
 from engine.errors import SettingsError, StartRefused
 from gateway import doctor
 from gateway.cli import main as cli_main
-from gateway.cli.main import CommandGroup, cli, main
+from gateway.cli.main import cli, main
 from gateway.data_directory import DataDirectory
 from wal.lmdb_log import LmdbLog
 from wal.log import Draft, DraftPart, LogDamaged
@@ -35,7 +35,7 @@ def _outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def commands() -> list[str]:
-    return CommandGroup().list_commands(click.Context(cli))
+    return cli.list_commands(click.Context(cli))
 
 
 def test_help_teaches_with_examples_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:

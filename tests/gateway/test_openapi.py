@@ -18,7 +18,7 @@ from gateway.openapi import TAGS, operation_id
 from gateway.routes import Route
 from gateway.simulator.state import sign
 from gateway.table import ROUTES, openapi_document
-from tests.helpers.json_schema import mismatch
+from tests.helpers.json_schema import described_responses, mismatch
 from tests.helpers.served import WEBHOOK_SECRET, Served, memory_gateway, served, settings_of
 
 DOCUMENT: dict[str, Any] = json.loads(openapi_document())
@@ -43,12 +43,16 @@ def references(node: Any) -> Iterator[str]:
 
 def test_the_document_is_whole() -> None:
     assert DOCUMENT["openapi"] == "3.1.0"
-    for reference in references(DOCUMENT):
-        assert reference.startswith("#/components/schemas/")
-        assert reference.rpartition("/")[2] in SCHEMAS
-    assert set(SCHEMAS) == {reference.rpartition("/")[2] for reference in references(DOCUMENT)}, (
-        "no schema is left over"
-    )
+    used = set(references(DOCUMENT))
+    there = {
+        f"#/components/{kind}/{name}"
+        for kind in ("schemas", "responses", "headers")
+        for name in DOCUMENT["components"][kind]
+    }
+    assert used <= there
+    # No operation answers 405, but every path does.
+    assert there - used <= {"#/components/responses/MethodNotAllowed"}, "nothing is left over"
+    assert all(re.fullmatch(r"[A-Z][A-Za-z0-9]*", name) for name in SCHEMAS), "no module is named"
     ids = [operation_id(route) for route in ROUTES]
     assert len(set(ids)) == len(ids)
     assert {route.tag for route in ROUTES} == set(TAGS)
@@ -59,6 +63,7 @@ def test_every_rule_of_quart_is_described_and_the_other_way_round() -> None:
     rules = {
         (method, re.sub(r"<(?:path:)?(\w+)>", r"{\1}", rule.rule))
         for rule in app.url_map.iter_rules()
+        if rule.endpoint in {f"{route.method} {route.path}" for route in ROUTES}
         for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
     }
     described = {
@@ -87,7 +92,8 @@ def test_every_route_says_what_it_does_takes_and_answers(route: Route) -> None:
         assert {"401", "403"} <= set(found["responses"])
         assert route.scope in found["description"]
         assert ("query", "tenantId") in names, "an identity of all tenants can name one"
-    for status, response in found["responses"].items():
+    responses = described_responses(DOCUMENT, route.path, route.method)
+    for status, response in responses.items():
         assert response["description"]
         own = int(status) in (route.status, *route.other_statuses)
         if not own:
@@ -109,9 +115,8 @@ async def test_what_is_answered_is_what_is_described() -> None:
         seen: set[str] = set()
 
         async def ask(method: str, template: str, path: str = "", **more: Any) -> Any:
-            route = next(r for r in ROUTES if (r.method, r.path) == (method, template))
             response = await server.client.request(method, path or template, **more)
-            described = operation(route)["responses"]
+            described = described_responses(DOCUMENT, template, method)
             assert str(response.status_code) in described, (template, response.text)
             content = described[str(response.status_code)].get("content", {})
             kind = response.headers.get("content-type", "").partition(";")[0]
@@ -170,10 +175,19 @@ async def test_what_is_answered_is_what_is_described() -> None:
         await ask_for_keys(ask, tenant)
         await ask_backfills(ask, tenant)
         await ask_for_keeping(ask, tenant)
-        for path in ("/health", "/health/live", "/health/ready", "/metrics", "/docs", "/"):
-            await ask("GET", path)
-        await ask("GET", "/openapi.json")
+        await ask_system(ask)
         assert seen == {f"{route.method} {route.path}" for route in ROUTES}
+
+
+async def ask_system(ask: Any) -> None:
+    """Every route of health and documentation."""
+    for path in ("/health", "/health/live", "/health/ready", "/metrics", "/"):
+        await ask("GET", path)
+    for path in ("/docs", "/openapi.json"):
+        for tag in ("*", '"another"'):
+            await ask("GET", path, headers={"if-none-match": tag})
+    for asset in ("docs.js", "docs.css", "docs.png"):
+        await ask("GET", "/docs/{asset}", f"/docs/{asset}")
 
 
 async def ask_for_keys(ask: Any, tenant: dict[str, str]) -> None:

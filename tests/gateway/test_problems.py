@@ -67,6 +67,16 @@ async def test_a_405_names_the_methods_that_the_path_takes(server: Served) -> No
     assert (await server.client.get("/v1/events/ingest")).headers["allow"] == "POST"
 
 
+@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "PUT"])
+async def test_a_path_that_also_looks_like_an_id_takes_only_its_own_methods(
+    server: Served, method: str
+) -> None:
+    response = await server.client.request(method, "/v1/adjustments/approve")
+    assert (response.status_code, response.headers["allow"]) == (405, "POST")
+    response = await server.client.request(method, "/v1/reconciliation/summary")
+    assert method in ("GET", "HEAD") or response.headers["allow"] == "GET, HEAD"
+
+
 @pytest.mark.parametrize(
     ("error", "status", "retry"),
     [

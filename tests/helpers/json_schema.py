@@ -9,6 +9,16 @@ INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}(\d{3})?Z")
 _NAMES = {str: "string", bool: "boolean", int: "integer", float: "number", type(None): "null"}
 
 
+def described_responses(document: dict[str, Any], path: str, method: str) -> dict[str, Any]:
+    """What an operation can answer, by status; shared components are put in their places."""
+    components = document["components"]["responses"]
+    found = document["paths"][path][method.lower()]["responses"]
+    return {
+        status: components[one["$ref"].rpartition("/")[2]] if "$ref" in one else one
+        for status, one in found.items()
+    }
+
+
 def mismatch(value: Any, schema: dict[str, Any], schemas: dict[str, Any], where: str) -> str | None:
     """Why a value does not fit a schema; None: it fits. A field that is not described does not fit."""
     if "$ref" in schema:
@@ -23,6 +33,8 @@ def mismatch(value: Any, schema: dict[str, Any], schemas: dict[str, Any], where:
     name = _NAMES.get(type(value), "object" if isinstance(value, dict) else "array")
     if types and name not in types and not (name == "integer" and "number" in types):
         return f"{where}: is {name}, not {types}"
+    if "pattern" in schema and isinstance(value, str) and not re.search(schema["pattern"], value):
+        return f"{where}: {value!r} does not match {schema['pattern']}"
     is_instant = schema.get("format") == "date-time" and isinstance(value, str)
     if is_instant and not INSTANT.fullmatch(value):
         return f"{where}: {value} is no instant"

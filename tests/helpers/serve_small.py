@@ -12,12 +12,12 @@ CLOCK_FILE          a file with microseconds that are added to the wall clock, r
 SMALL_CLOSER_SECONDS  how often it is looked whether a period closes
 SLOW_PHASE          recovery, snapshot, merge or commit: waits SLOW_MS before and after each of its steps, and says so
 PLANT               a fault of `PLANTS`: the tests must find it
+SENDER_PLANT        a fault of the process that speaks with Stripe (tests.helpers.sender_planted)
 """
 
 from __future__ import annotations
 
 import os
-import secrets
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -25,17 +25,18 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import trio
 
 from engine.actors import log_writer, period_closer, recovery
 from engine.actors.group import Group
+from engine.actors.push_connections import Connection
 from engine.actors.push_lanes import LaneRuntime, LaneServer
+from engine.actors.push_recorder import PushRecorder
 from engine.actors.supervisor import MeterOptions
-from engine.core.billing import PushRequest
+from engine.core.billing import Outcome, PushRequest
 from engine.core.push_plan import Close
 from engine.core.push_records import PushIntent
-from engine.drivers.billing import StripeBilling
+from engine.drivers import remote
 from gateway import main as composition
 from gateway import opening
 from gateway.cli.serve import command
@@ -96,20 +97,29 @@ def plant_failing_connection() -> None:
     RepairedH11.handle = fails  # type: ignore[method-assign]
 
 
-def plant_new_identifier() -> None:
-    """Give an intent that is sent again another identifier."""
-    send = StripeBilling.send
-    began = secrets.token_hex(4)
+def plant_early_hand_over() -> None:
+    """Let a request leave before its intent is on disk."""
+    record, send, prove = PushRecorder.record, Connection.send, Connection.prove
+    connected: list[Connection] = []
+    said: dict[str, Outcome] = {}
 
-    async def renamed(
-        driver: StripeBilling, requests: Sequence[PushRequest], attempts: Sequence[int]
-    ) -> Any:
-        changed = [
-            msgspec.structs.replace(one, identifier=f"{one.identifier}-{began}") for one in requests
-        ]
-        return await send(driver, changed, attempts)
+    async def early(recorder: PushRecorder, records: Sequence[Any], *more: Any) -> None:
+        if isinstance(records[0], PushIntent) and connected:
+            request = records[0].request
+            said[request.identifier] = await send(connected[0], request, 0)
+            await trio.sleep(0.1)
+        await record(recorder, records, *more)
 
-    StripeBilling.send = renamed  # type: ignore[method-assign]
+    async def proving(connection: Connection) -> None:
+        await prove(connection)
+        connected.append(connection)
+
+    async def once(connection: Connection, request: PushRequest, stored: int) -> Outcome:
+        known = said.pop(request.identifier, None)
+        return await send(connection, request, stored) if known is None else known
+
+    PushRecorder.record = early  # type: ignore[method-assign,assignment]
+    Connection.send, Connection.prove = once, proving  # type: ignore[method-assign]
 
 
 def plant_early_outcome() -> None:
@@ -122,6 +132,7 @@ def plant_early_outcome() -> None:
         connection = more[0]
         request = intent.request
         await server._delivered(intent, runtime, Close("delivered", "answer"))
+        await trio.sleep(0.05)
         await connection.send(request, 0)
 
     assert send
@@ -130,8 +141,8 @@ def plant_early_outcome() -> None:
 
 PLANTS: dict[str, Callable[[], None]] = {
     "early-answer": plant_early_answer,
+    "early-hand-over": plant_early_hand_over,
     "early-outcome": plant_early_outcome,
-    "new-identifier": plant_new_identifier,
     "deaf-to-errors": plant_deaf_to_errors,
     "failing-connection": plant_failing_connection,
     "forgotten-keys": plant_forgotten_keys,
@@ -198,6 +209,8 @@ def apply(environ: dict[str, str]) -> None:
         recovery._PAGE_BYTES = int(environ["SMALL_PAGE_BYTES"])
     if phase := environ.get("SLOW_PHASE"):
         slow(phase, float(environ.get("SLOW_MS", "5")) / 1000)
+    if "SENDER_PLANT" in environ:
+        remote.MODULE = "tests.helpers.sender_planted"  # type: ignore[misc]
     if plant := environ.get("PLANT"):
         PLANTS[plant]()
 

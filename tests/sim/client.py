@@ -125,7 +125,10 @@ async def send(
         by_tenant.setdefault(sent.tenant, []).append(row)
         order.setdefault(sent.tenant, []).append(sent)
     offers = [
-        meter.offer(tenant, rows, 100 * len(rows), marks) for tenant, rows in by_tenant.items()
+        meter.taking.offer_one(tenant, rows[0], 100)
+        if len(rows) == 1 and marks is None
+        else meter.taking.offer(tenant, rows, 100 * len(rows), marks)
+        for tenant, rows in by_tenant.items()
     ]
     for offer in offers:
         await offer.settled()

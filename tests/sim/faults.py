@@ -40,13 +40,14 @@ def _keys_of_a_failed_group_are_kept(patch: pytest.MonkeyPatch) -> None:
         LEAKED.update(self.keys)
         fail(self, error)
 
-    known = LogWriter._known
+    known, lookup = LogWriter._known, LogWriter._lookup
     patch.setattr(Group, "fail", keep)
     patch.setattr(
         LogWriter,
         "_known",
         lambda self, keys: known(self, keys) | {k: LEAKED[k][:8] for k in keys if k in LEAKED},
     )
+    patch.setattr(LogWriter, "_lookup", lambda self, key: lookup(self, key) or LEAKED.get(key))
     LEAKED.clear()
 
 

@@ -200,7 +200,7 @@ class PushWorld(PushPlace):
         """Send an event; raises EngineError when it has to be sent again."""
         row = accept(use.event, TENANT, None, self.clock.now_us(), EventLimits(4096))
         assert not isinstance(row, Refusal), row
-        offer = meter.offer(TENANT, [row], 100)
+        offer = meter.taking.offer(TENANT, [row], 100)
         await offer.settled()
         use.is_heard = True
 

@@ -64,6 +64,7 @@ def test_with_nothing_set_every_default_is_the_documented_one() -> None:
         stripe_api_base=None,
         stripe_meter_events_base=None,
         simulator="auto",
+        stripe_process="auto",
         push_interval_us=60_000_000,
         anchor=None,
         anchor_interval_us=300_000_000,

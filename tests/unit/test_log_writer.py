@@ -13,13 +13,23 @@ import trio.testing
 from engine.actors import log_writer
 from engine.actors.group import Marks
 from engine.actors.log_writer import ACCEPTED, CONFLICT, DUPLICATE, LogWriter
-from engine.actors.shard import Shard
-from engine.core.configured import Change, Mapping, MappingChange
+from engine.actors.shard import FoldWork, Shard
+from engine.core.configured import Change, CustomerChange, Mapping, MappingChange
+from engine.core.keeping import EraseChange
 from engine.core.partitions import shard_of
+from engine.core.records import (
+    UNCOUNTED,
+    AdjustmentChange,
+    OperationChange,
+    PeriodClosing,
+    ReplayApply,
+    SettingsChange,
+)
 from engine.core.shard_state import ShardState
 from engine.errors import StorageFull, Unavailable
 from engine.limits import PARTITIONS
 from engine.ports import Fatal
+from tests.helpers.pushing import Book, baseline, ended, mapped, view
 from tests.property.test_fold import MONTH_END_US, row
 from wal.key_index import KeyIndex
 from wal.memory_log import FakeDisk, MemoryLog
@@ -306,3 +316,37 @@ async def test_rows_by_column_are_the_same_rows_wherever_they_meet_others(
             found.append((told, [part.data for part in record.parts], b.total()))
     assert found[0] == found[1]
     assert found[0][2] == sum(range(9)) + (repeats != "none")
+
+
+async def test_records_of_pushing_are_done_without_a_shard_and_others_only_with_all() -> None:
+    """No shard runs here: what has to reach one waits in its inbox."""
+    bench = Bench()
+    book = Book(baseline())
+    intent = book.intend(view(5))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(bench.writer.run)
+        with trio.fail_after(5):
+            await bench.writer.append_controls((intent, ended(intent)))
+        assert bench.controls == [intent, ended(intent)]
+        with trio.move_on_after(0.1) as waiting:
+            await bench.writer.append_controls((mapped(),))
+        assert waiting.cancelled_caught, "shards judge later events by it"
+        for shard in bench.shards:
+            [work] = await shard.inbox.take_all()
+            assert isinstance(work, FoldWork)
+            assert [record for record, _sequence in work.controls] == [mapped()]
+        nursery.cancel_scope.cancel()
+
+
+def test_what_shards_are_not_told_of_changes_nothing_about_how_events_count() -> None:
+    book = Book(baseline())
+    intent = book.intend(view(5))
+    for record in (baseline(), intent, ended(intent)):
+        assert type(record) in UNCOUNTED
+        state = ShardState(range(PARTITIONS))
+        before = state.rules.state()
+        state.fold_control(record, sequence=1, received_at_us=0)
+        assert state.rules.state() == before
+    counted = {SettingsChange, MappingChange, CustomerChange, PeriodClosing, AdjustmentChange}
+    counted |= {ReplayApply, OperationChange, EraseChange}
+    assert not counted & UNCOUNTED

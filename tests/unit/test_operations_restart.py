@@ -64,7 +64,7 @@ class Place:
         """How many late rows came of one."""
         now_us = self.clock.now_us()
         made: Any = row("calls", "c", "1", now_us - age_hours * HOUR_US, key, now_us)
-        offer = meter.offer("acme", [made], 100, marks)
+        offer = meter.taking.offer("acme", [made], 100, marks)
         await offer.settled()
         assert offer.own_group is not None
         return len(offer.own_group.late)

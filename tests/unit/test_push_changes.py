@@ -35,6 +35,18 @@ async def test_what_is_fed_after_taking_is_for_the_next_time() -> None:
     assert not those
 
 
+async def test_what_changed_is_folded_when_every_group_before_is_not_the_newest_alone() -> None:
+    those = changes()
+    first, second = group("anna"), group("bert")
+    those.feed(first)
+    those.feed(second)
+    second.done.set()  # its shard was quicker
+    assert those.unfolded() == [first]
+    first.done.set()
+    those.feed(group("carl"))
+    assert len(those.unfolded()) == 1
+
+
 async def test_one_tenants_changes_leave_the_others() -> None:
     those = changes()
     those.feed(group("anna"))

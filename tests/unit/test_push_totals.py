@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from engine.core.billing import Destination, Resolved, Unresolved
+from engine.core.push_ledger import ROWS_FEW, ROWS_US, PushLedger
+from engine.core.push_plan import plan
 from engine.core.push_records import Lane, PushDecision, Target
 from engine.core.shard_state import Series
 from tests.helpers.push_world import ANNA, BOB, World, frozen, shared, use
@@ -18,8 +20,10 @@ from tests.helpers.pushing import (
     NOON,
     SEPTEMBER,
     UNIT,
+    baseline,
     customer,
     mapped,
+    view,
 )
 
 
@@ -311,3 +315,46 @@ def test_what_an_erased_customer_had_used_stays_in_the_target() -> None:
     (july,) = world.totals.targets
     world.fold(PushDecision(kind="keep", actor="k", target=july, micros=str(7 * UNIT)))
     assert world.only().local_micros == 12 * UNIT
+
+
+def test_how_use_was_cut_over_is_forgotten_with_its_period_and_nothing_is_due_by_it() -> None:
+    world = shared(frozen(ANNA, 3 * UNIT), mapped(NOON, "carry", meter_event_name="new"))
+    world.take(ANNA, use(5))
+    new = Target(Lane("acct_1", "test", "mtr_new", "cus_1"), "1", JULY, AUGUST)
+    assert world.view(new).local_micros == 2 * UNIT
+
+    def others(count: int, start_us: int) -> PushDecision:
+        rows = tuple((bytes(8) + n.to_bytes(8, "big"), start_us, "1") for n in range(count))
+        return PushDecision(kind="freeze", actor="k", at_us=NOON, rows=rows)
+
+    later_us = JULY + ROWS_US
+    ledger = world.book.ledger
+    world.fold(others(ROWS_FEW - 1, later_us), at_us=later_us)
+    assert len(ledger.frozen) == ROWS_FEW, "its hundred days are not over"
+    world.fold(others(ROWS_FEW, later_us + DAY_US), at_us=later_us + DAY_US)
+    assert len(ledger.frozen) == 2 * ROWS_FEW - 1, "of July nothing is left"
+    world.take(ANNA, use(5))
+    seen = world.view(new)
+    planned = plan(seen, None, None, now_us=later_us, interval_us=1)
+    assert (seen.is_past, planned.standing, planned.due) == (True, "held", 0)
+    world.take(BOB, use(7, AUGUST))
+    assert not world.view(Target(new.lane, "1", AUGUST, SEPTEMBER)).is_past
+    again = PushLedger.restore(ledger.state())
+    assert (again.frozen, again.rows_from_us) == (ledger.frozen, JULY + DAY_US)
+
+
+def test_what_erased_customers_contributed_is_forgotten_with_its_period() -> None:
+    target = Target(Lane("acct_1", "test", "mtr_calls", "cus_1"), "1", JULY, AUGUST)
+    world = shared(baseline(of=target))
+
+    def keep(count: int, start_us: int) -> PushDecision:
+        rows = tuple((bytes(8) + n.to_bytes(8, "big"), start_us, "1") for n in range(count))
+        return PushDecision(kind="keep", actor="k", target=target, micros="1", rows=rows)
+
+    world.fold(keep(ROWS_FEW, JULY), at_us=NOON)
+    assert not world.book.state(target).is_past
+    later_us = JULY + ROWS_US + 1
+    world.fold(keep(ROWS_FEW, later_us), at_us=later_us)
+    state = world.book.state(target)
+    assert (len(world.book.ledger.kept), state.is_past) == (ROWS_FEW, True)
+    assert plan(view(5), None, state, now_us=later_us, interval_us=1).due == 0

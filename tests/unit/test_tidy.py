@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("engine", "wal", "gateway")
-CODE = (*PACKAGES, "tests", "bench")
+PACKAGES = ("engine", "wal", "gateway", "sdk/python/stripemeter")
+CODE = (*PACKAGES, "sdk/conformance", "tests", "bench")
 FUNCTION_LINES_MAX = 70
 FILE_LINES_MAX = 500
 RULES_FROM_LINES = 60

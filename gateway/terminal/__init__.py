@@ -1,0 +1,1 @@
+"""What all commands of the command line share: options, output, exit codes, errors. It must not know any command."""

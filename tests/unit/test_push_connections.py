@@ -1,0 +1,69 @@
+"""Who waits to ask Stripe about a destination: no longer than there is a reason to."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any
+
+import trio
+import trio.testing
+
+from engine.actors.push_connections import Again, Connection
+from engine.core.billing import Destination, Proven, Resolved, Unresolved
+from engine.core.pace import FAILURES_MAX
+from tests.helpers.push_place import VirtualClock
+
+
+class Billing:
+    """Answers as a test says."""
+
+    def __init__(self, answer: Resolved | Unresolved) -> None:
+        self.answer = answer
+
+    async def resolve(self, _destination: Destination) -> Resolved | Unresolved:
+        return self.answer
+
+
+def connection(answer: Resolved | Unresolved) -> Connection:
+    billing: Any = Billing(answer)
+    made = Connection("main", billing, VirtualClock(), Random(1))
+    made.proven = Proven("acct_1", "test")
+    return made
+
+
+async def seconds_of(made: Connection, again: Again | None) -> float:
+    assert again is not None
+    began = trio.current_time()
+    await made.until(again)
+    return trio.current_time() - began
+
+
+async def test_a_wait_for_a_stripe_that_is_down_ends_soon_after_it_answers_somebody(
+    autojump_clock: trio.testing.MockClock,  # noqa: ARG001 - so that waiting takes no time
+) -> None:
+    made = connection(Unresolved("down", is_temporary=True))
+    breaker = made.pace(None).breaker
+    for _ in range(FAILURES_MAX + 6):
+        breaker.failed(made._clock.now_us(), "down")
+    again = await made.resolve(Destination("meter", event_name="x"))
+    assert again is not None
+    assert again.wait_us > 20_000_000
+    async with trio.open_nursery() as nursery:
+
+        async def answered() -> None:
+            await trio.sleep(5)
+            breaker.succeeded()
+
+        nursery.start_soon(answered)
+        assert 5 <= await seconds_of(made, again) < 6
+
+
+async def test_a_wait_that_stripe_asked_for_is_kept_whole(
+    autojump_clock: trio.testing.MockClock,  # noqa: ARG001 - so that waiting takes no time
+) -> None:
+    made = connection(Unresolved("limit", is_temporary=True, after_us=30_000_000))
+    for _ in range(FAILURES_MAX):
+        made.pace(None).breaker.failed(0, "down")
+    again = await made.resolve(Destination("meter", event_name="x"))
+    made.pace(None).breaker.succeeded()
+    assert 30 <= await seconds_of(made, again) < 30.01
