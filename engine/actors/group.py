@@ -53,6 +53,7 @@ class Group:
         "keys",
         "late",
         "marks",
+        "names",
         "on_done",
         "opened_us",
         "parts",
@@ -62,6 +63,8 @@ class Group:
     )
 
     def __init__(self) -> None:
+        self.names: dict[str, None] = {}
+        """Of its parts, in the order in which each was begun, which is theirs in the log."""
         self.rows: dict[str, list[tuple[Any, ...]]] = {}
         """By the name of the part they will be (`part_name`): the tenant, for all but an operation's rows."""
         self.columns: dict[str, list[list[Any]]] = {}
@@ -98,7 +101,10 @@ class Group:
         """Put rows into a part; the index of the first."""
         columns = self.columns.get(name)
         if columns is None:
-            part = self.rows.setdefault(name, [])
+            part = self.rows.get(name)
+            if part is None:
+                self.names[name] = None
+                part = self.rows[name] = []
             first = len(part)
             part.extend(rows)
             return first
@@ -111,6 +117,7 @@ class Group:
         """Put rows into a part, by column (`Row`'s order). The index of the first."""
         part = self.columns.get(name)
         if part is None:
+            self.names[name] = None
             before = self.rows.pop(name, None)
             part = (
                 [[] for _ in columns]
@@ -126,17 +133,16 @@ class Group:
     def seal(self, received_at_us: int) -> list[TenantEvents]:
         """Fix the group's content and time: its events as columns, one part per tenant."""
         self.received_at_us = received_at_us
-        marks = self.marks
-        self.parts = [
-            columns(name.partition("\0")[0], rows, marks[name].extra if name in marks else {})
-            for name, rows in self.rows.items()
-        ]
-        self.parts += [
-            TenantEvents._make(
-                (name.partition("\0")[0], *part, marks[name].extra if name in marks else {})
+        self.parts = []
+        for name in self.names:
+            tenant = name.partition("\0")[0]
+            marks, rows = self.marks.get(name), self.rows.get(name)
+            extra = {} if marks is None else marks.extra
+            self.parts.append(
+                TenantEvents._make((tenant, *self.columns[name], extra))
+                if rows is None
+                else columns(tenant, rows, extra)
             )
-            for name, part in self.columns.items()
-        ]
         self.rows, self.columns = {}, {}
         return self.parts
 
