@@ -7,6 +7,8 @@ other takes the large ones by column. What they answer and what their logs hold 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -19,6 +21,7 @@ from engine.core.times import format_instant
 from gateway import ingest
 from gateway.auth import ANONYMOUS
 from gateway.ingest import Ingest
+from gateway.ingest_decoding import BodyLimits, Unreadable, read_events
 from gateway.ingest_headers import IngestHeaders
 from gateway.problems import Problem
 from tests.helpers.served import START_US, served
@@ -38,7 +41,7 @@ NASTY: dict[str, list[Any]] = {
            "2026-01-31T09:59:00", "2030-01-01T00:00:00Z", "1970-01-01T00:00:00Z", "0001-01-01T00:00:00+01:00",
            "2026-01-31T09:59:00.123456789Z", "2026-01-31T09:59:00.1234Z"],
     "idempotencyKey": [None, "", "k", "auto:0", "x" * 255, "x" * 256, 'q"uote', "back\\", 'a","b', "\u20ac", "k\0",
-                       "tab\t", "\x7f"],
+                       "tab\t", "\x7f", 'k",', ',"k'],
     "source": ["sdk", "http", "import", "other", "SDK", None],
     "meta": [None, {}, {"b": 2, "a": 1.5}, 5, [], {"a": "x" * 5000}, {"a": {"b": {"c": [1, 2, {"d": None}]}}},
              msgspec.Raw(b' {"a": 1.50, "a": 2}'), msgspec.Raw(b'{"a":' * 70 + b"1" + b"}" * 70)],
@@ -117,13 +120,26 @@ def requests_of(seed: int) -> list[list[tuple[bytes, Any, IngestHeaders]]]:
     return turns
 
 
-async def story(seed: int) -> dict[str, Any]:
+def odd_requests() -> Iterator[list[tuple[bytes, Any, IngestHeaders]]]:
+    """One odd value in each, the others plain."""
+    at = random.Random(1)
+    given = dict.fromkeys(("tenantId", "ts", "idempotencyKey"), 1.0)
+    given |= dict.fromkeys(("resourceId", "source", "meta"), 0.5)
+    for name, values in NASTY.items():
+        for which, value in enumerate(values):
+            events = [made_up(at, number, f"{name}-{which}", given) for number in range(20)]
+            events[11][name] = value
+            headers = IngestHeaders(JSON, None, None, None, f"req_{name}_{which}")
+            yield [(msgspec.json.encode({"events": events}), ANONYMOUS, headers)]
+
+
+async def story(turns: Iterable[list[tuple[bytes, Any, IngestHeaders]]]) -> dict[str, Any]:
     """All that can be seen of a server after these requests."""
     answers: list[Any] = []
     async with served() as server:
         gateway = server.gateway
         way_in = Ingest(gateway)
-        for requests in requests_of(seed):
+        for requests in turns:
             begun = [way_in.begin(*request) for request in requests]
             for one in begun:
                 if not isinstance(one, bytes | Problem):
@@ -149,9 +165,9 @@ async def story(seed: int) -> dict[str, Any]:
     return {"answers": answers, "records": records, "counters": counters, "metrics": metrics}
 
 
-async def test_requests_by_column_are_requests_event_by_event(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Events that the quick way sent back, and those it took."""
     taken = [0, 0]
     take = EventTaker.take
 
@@ -161,19 +177,52 @@ async def test_requests_by_column_are_requests_event_by_event(
         return found
 
     monkeypatch.setattr(EventTaker, "take", counting)
+    return taken
+
+
+async def assert_alike(
+    requests: Callable[[], Iterable[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(ingest, "_BULK_EVENTS_MIN", 1 << 30)
+        long = await story(requests())
+    quick = await story(requests())
+    for name, expected in long.items():
+        assert quick[name] == expected, name
+
+
+async def test_requests_by_column_are_requests_event_by_event(
+    taken: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     for seed in SEEDS:
         print(f"seed {seed}")
-        with monkeypatch.context() as patch:
-            patch.setattr(ingest, "_BULK_EVENTS_MIN", 1 << 30)
-            long = await story(seed)
-        before = sum(taken)
-        quick = await story(seed)
-        assert sum(taken) > before, "no request was large enough"
-        for name, expected in long.items():
-            assert quick[name] == expected, f"seed {seed}: {name}"
+        await assert_alike(partial(requests_of, seed), monkeypatch)
     # A test of the quick way in which nothing goes it would show nothing; nor one in which nothing is sent back.
     assert taken[True] > sum(taken) // 4, taken
     assert taken[False] > 0, taken
+
+
+async def test_one_odd_event_in_a_request_is_answered_as_event_by_event(
+    taken: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await assert_alike(odd_requests, monkeypatch)
+    assert min(taken) > 0, taken
+
+
+@pytest.mark.parametrize("opened", ["[", '{"a":'])
+def test_a_large_body_that_nests_deep_is_refused_like_a_small_one(opened: str) -> None:
+    closed = "]" if opened == "[" else "}"
+    for padding in (0, 10_000):
+        for depth in (60, 61, 62):
+            meta = '{"a":' + opened * (depth - 1) + "1" + closed * (depth - 1) + "}"
+            event = f'{{"metric":"m","customerRef":"{"c" * 9}","quantity":1,"meta":{meta}}}'
+            body = f'{{"events":[{event}]{" " * padding}}}'.encode()
+            limits = BodyLimits(1 << 20, 1000, 64)
+            if depth + 3 > 64:
+                with pytest.raises(Unreadable, match="nests deeper"):
+                    read_events(body, JSON, limits)
+            else:
+                assert len(read_events(body, JSON, limits).events) == 1
 
 
 def test_one_odd_event_among_plain_ones_is_what_it_is_alone() -> None:
