@@ -20,7 +20,7 @@ from engine.core.events_in_bulk import EventTaker, Said
 from engine.core.times import format_instant
 from gateway import ingest
 from gateway.auth import ANONYMOUS
-from gateway.ingest import Ingest
+from gateway.ingest import Ingest, IngestResponse
 from gateway.ingest_decoding import BodyLimits, Unreadable, read_events
 from gateway.ingest_headers import IngestHeaders
 from gateway.problems import Problem
@@ -47,6 +47,8 @@ NASTY: dict[str, list[Any]] = {
              msgspec.Raw(b' {"a": 1.50, "a": 2}'), msgspec.Raw(b'{"a":' * 70 + b"1" + b"}" * 70)],
     "more": [1, {"deep": [[]]}],
 }  # fmt: skip
+
+decode_answer = msgspec.json.Decoder(IngestResponse).decode
 
 
 def made_up(at: random.Random, number: int, run: str, given: dict[str, float]) -> dict[str, Any]:
@@ -146,6 +148,9 @@ async def story(turns: Iterable[list[tuple[bytes, Any, IngestHeaders]]]) -> dict
                     for group in one.groups:
                         await group.done.wait()
                     one = way_in.finish(one)  # noqa: PLW2901 - what became of it
+                if isinstance(one, bytes):
+                    # However an answer is put together, it is an encoded answer.
+                    assert msgspec.json.encode(decode_answer(one)) == one
                 answers.append(one if isinstance(one, bytes) else (one.status, one.detail))
         records = [
             (record.envelope.received_at_us, [part.data for part in record.parts])
