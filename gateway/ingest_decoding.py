@@ -23,7 +23,7 @@ CLOUD_EVENT: Final = "application/cloudevents+json"
 CLOUD_EVENT_BATCH: Final = "application/cloudevents-batch+json"
 _GZIP_WINDOW: Final = 31
 _CHUNK_BYTES: Final = 64 << 10
-_NUMPY_BYTES_MIN: Final = 4_096
+_NUMPY_BYTES_MIN: Final = 8_192
 """Of less numpy's start costs more than it saves."""
 
 

@@ -107,23 +107,29 @@ class _Customers(dict[str, tuple[str, int, bytes]]):
     A hash that has taken that text in would save 15 ns a row and cost 520 bytes a customer.
     """
 
-    def __init__(self, tenant: str) -> None:
+    def __init__(self, tenant: str, of: _Tenants) -> None:
         super().__init__()
         self._tenant = tenant
+        self._of = of
 
     def __missing__(self, name: str) -> tuple[str, int, bytes]:
         if not 1 <= len(name) <= NAME_CHARS_MAX:
             raise Unusual
         prefix = f"{self._tenant}\0{name}\0".encode()
         made = self[name] = (name, partition_of(self._tenant, name), prefix)
+        self._of.held += 1
         return made
 
 
 class _Tenants(dict[str, _Customers]):
+    held = 0
+    """Tenants and customers: counted, since there may be as many tenants as customers."""
+
     def __missing__(self, name: str) -> _Customers:
         if not 1 <= len(name) <= NAME_CHARS_MAX:
             raise Unusual
-        made = self[name] = _Customers(name)
+        made = self[name] = _Customers(name, self)
+        self.held += 1
         return made
 
 
@@ -137,8 +143,9 @@ class Remembered:
 
     def forget(self) -> None:
         """Keep the tables within their bounds: what is needed again comes again."""
-        if sum(map(len, self.tenants.values())) + len(self.tenants) > CUSTOMERS_REMEMBERED_MAX:
-            self.tenants.clear()
+        if self.tenants.held > CUSTOMERS_REMEMBERED_MAX:
+            self.tenants.clear()  # and not another one: they know each other, and only the collector would free them
+            self.tenants.held = 0
         for table in (self.metrics, self.quantities):
             if len(table) > TEXTS_REMEMBERED_MAX:
                 table.clear()

@@ -294,3 +294,4 @@ def test_what_is_remembered_of_requests_stays_within_its_bounds(
         taker.take(events, Said(None, None, None, 0), START_US, EventLimits(4096))
         held = [sum(map(len, known.tenants.values())), len(known.metrics), len(known.quantities)]
         assert max(held) <= 50, held
+        assert known.tenants.held == held[0] + len(known.tenants)
