@@ -117,6 +117,8 @@ _decode_loose_lines = msgspec.json.Decoder(_LooseRow).decode_lines
 _decode_loose = msgspec.json.Decoder(_LooseRow).decode
 _decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _encode = msgspec.json.Encoder().encode
+_check_value = msgspec.json.Decoder(float_hook=len).decode
+"""For what it raises: a cell is put into the row as it is, and one that ended its value would set other fields."""
 _UNREADABLE: Final = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
 
 
@@ -322,7 +324,12 @@ def row_of_cells(columns: Sequence[str], cells: Sequence[str]) -> SentEvent | Re
         if name and cell != ""
     }
     if "meta" in fields:
-        fields["meta"] = msgspec.Raw(fields["meta"].encode())
+        meta = fields["meta"].encode()
+        try:
+            _check_value(meta)
+        except _UNREADABLE as error:
+            return Refusal(fields.get("idempotencyKey"), f"meta: is no JSON value: {_words(error)}")
+        fields["meta"] = msgspec.Raw(meta)
     for name in ("quantity", "ts"):
         if name in fields:
             fields[name] = fields[name].strip()

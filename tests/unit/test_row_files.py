@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.core.events import EventLimits, Refusal
+from engine.core.events import EventLimits, Refusal, SentEvent
 from engine.core.rows_in_bulk import Taker
 from engine.core.sent_rows import (
     SOURCE_OF_IMPORT,
@@ -225,3 +225,20 @@ def test_what_can_not_be_read_is_refused_in_one_line(tmp_path: Path) -> None:
         with pytest.raises(FileRefused, match=words):
             list(file.chunks(Cursor()))
         file.close()
+
+
+@pytest.mark.parametrize(
+    "cell",
+    ['{}, "quantity": "7"', '{}, "tenantId": "other"', '{"a":1}}', '{"a":', "", "1 2", "nul"],
+)
+def test_a_meta_cell_sets_no_other_field(cell: str) -> None:
+    quoted = cell.replace('"', '""')
+    lines = ["metric,customerRef,quantity,meta,key\n".replace("key", "id"), f'm,c,5,"{quoted}",k\n']
+    (row,) = rows_of_csv(lines)
+    if not cell:
+        assert isinstance(row.event, SentEvent)
+        assert bytes(row.event.quantity) == b'"5"'
+        return
+    assert isinstance(row.event, Refusal)
+    assert row.event.error.startswith("meta: is no JSON value: ")
+    assert row.event.idempotency_key == "k"
