@@ -72,7 +72,7 @@ def make_group(rng: Random, customers: int, number: int, span_us: int) -> Group:
                 '{"region":"eu-west-1"}',
             )
         )
-    group.rows["acme"] = rows
+    group.add_rows("acme", rows)
     group.events = len(rows)
     group.seal(now_us)
     return group

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import Counter as Tally
 from collections.abc import Mapping, Sequence
-from operator import itemgetter
 from typing import Any, Final
 
 import msgspec
@@ -27,6 +26,7 @@ from engine.core.events import (
     accept,
     holds_nul,
 )
+from engine.core.events_in_bulk import EventTaker, Said
 from engine.core.sent_rows import SOURCE_OF_IMPORT
 from engine.errors import EngineError
 from gateway.asgi_types import Receive, Scope, Send
@@ -49,8 +49,10 @@ BODY_SECONDS_MAX: Final = 10.0
 _SCOPE: Final = "events:write"
 _JSON_HEADER: Final = (b"content-type", b"application/json")
 _NO_TENANT: Final = "tenantId: is missing; name the tenant the event counts for"
-_metric_of = itemgetter(0)
-_key_text_of = itemgetter(8)
+_METRIC: Final = 0
+_KEY_TEXT: Final = 8  # columns of engine.core.records.Row
+_BULK_EVENTS_MIN: Final = 16
+"""Fewer are taken sooner one by one."""
 
 
 class Result(msgspec.Struct, rename="camel", omit_defaults=True, gc=False):
@@ -83,11 +85,19 @@ class IngestResponse(msgspec.Struct, rename="camel", gc=False):
 class _TenantRows:
     """A tenant's accepted rows of the request, with the index of each in the request."""
 
-    __slots__ = ("indexes", "rows")
+    __slots__ = ("columns", "indexes", "rows")
 
-    def __init__(self) -> None:
+    def __init__(
+        self, columns: Sequence[Sequence[Any]] | None = None, indexes: Sequence[int] = ()
+    ) -> None:
         self.rows: list[tuple[Any, ...]] = []
-        self.indexes: list[int] = []
+        """Empty if there are `columns`."""
+        self.columns = columns
+        self.indexes = list(indexes)
+
+    def column(self, at: int) -> Sequence[Any]:
+        """One of `Row`'s fields, of all rows."""
+        return [row[at] for row in self.rows] if self.columns is None else self.columns[at]
 
 
 class Counting:
@@ -123,9 +133,9 @@ class Counting:
 
 
 _encode = msgspec.json.Encoder().encode
-_ACCEPTED_START: Final = '{"idempotencyKey":"'
-_ACCEPTED_END: Final = '","status":"accepted"}'
-_ACCEPTED_BETWEEN: Final = f"{_ACCEPTED_END},{_ACCEPTED_START}"
+_ACCEPTED_START: Final = b'{"idempotencyKey":"'
+_ACCEPTED_END: Final = b'","status":"accepted"}'
+_ACCEPTED_BETWEEN: Final = _ACCEPTED_END + b"," + _ACCEPTED_START
 
 
 class Ingest:
@@ -138,6 +148,7 @@ class Ingest:
             settings.max_body_bytes, settings.max_batch, settings.max_json_depth
         )
         self._event_limits = EventLimits(settings.max_meta_bytes)
+        self._taker = EventTaker()
 
     async def answer(
         self, body: bytes, identity: Identity, headers: IngestHeaders
@@ -206,8 +217,13 @@ class Ingest:
                 return limited
         size_bytes = len(body)
         try:
-            offer = self._gateway.meter.taking.offer
-            offers = [offer(tenant, of.rows, size_bytes, marks) for tenant, of in tenants.items()]
+            taking = self._gateway.meter.taking
+            offers = [
+                taking.offer(tenant, of.rows, size_bytes, marks)
+                if of.columns is None
+                else taking.offer_columns(tenant, of.columns, size_bytes, marks)
+                for tenant, of in tenants.items()
+            ]
         except EngineError as error:
             return problem_for(error)
         counting = Counting(tenants, offers, refused, headers.request_id, started_us)
@@ -278,6 +294,11 @@ class Ingest:
         now_us = self._gateway.clock.now_us()
         limits = self._limits()
         source = 0 if headers.operation is None else SOURCE_OF_IMPORT
+        if len(events) >= _BULK_EVENTS_MIN and not nul:
+            said = Said(own, default, header_key, source)
+            bulk = self._taker.take(events, said, now_us, limits)
+            if bulk is not None:
+                return {name: _TenantRows(of.columns, of.indexes) for name, of in bulk.items()}
         last_tenant, last = "", None
         for index, sent in enumerate(events):
             if isinstance(sent, Refusal):
@@ -309,7 +330,7 @@ class Ingest:
         assert limiter is not None
         now_us = self._gateway.clock.monotonic_us()
         for tenant, of in tenants.items():
-            wait_seconds = limiter.take(tenant, len(of.rows), now_us)
+            wait_seconds = limiter.take(tenant, len(of.indexes), now_us)
             if wait_seconds is not None:
                 detail = "the tenant's rate limit is reached; retry after the time in Retry-After"
                 return Problem(429, detail, retry_after_seconds=wait_seconds)
@@ -324,14 +345,14 @@ class Ingest:
     ) -> None:
         metrics = self._gateway.metrics
         for of, offer in zip(tenants.values(), offers, strict=True):
-            accepted = of.rows
+            accepted = of.column(_METRIC)
             if isinstance(offer.verdicts, list):
-                pairs = zip(of.rows, offer.verdicts, strict=True)
-                accepted = [row for row, verdict in pairs if verdict == ACCEPTED]
+                pairs = zip(accepted, offer.verdicts, strict=True)
+                accepted = [metric for metric, verdict in pairs if verdict == ACCEPTED]
             if len(accepted) == 1:
-                metrics.ingested(accepted[0][0], 1)
+                metrics.ingested(accepted[0], 1)
             else:
-                for metric, count in Tally(map(_metric_of, accepted)).items():
+                for metric, count in Tally(accepted).items():
                     metrics.ingested(metric, count)
             if offer.own_group is not None and offer.own_group.late:
                 held = offer.own_group.late
@@ -421,15 +442,16 @@ def _plain_response(counting: Counting) -> bytes | None:
     (offer,), (of,) = counting.offers, counting.tenants.values()
     if offer.own_group is None or offer.own_group.late or any(offer.verdicts):
         return None
-    keys = [row[8] for row in of.rows]
-    text = ",".join(keys)
-    if not (text.isascii() and text.isprintable()) or '"' in text or "\\" in text:
+    keys = _encode(of.column(_KEY_TEXT))
+    if b"\\" in keys:  # then a quote, a comma and a quote may stand within a key
         return None
-    results = _ACCEPTED_BETWEEN.join(keys)
-    return (
-        f'{{"accepted":{len(keys)},"duplicates":0,"requestId":"{counting.request_id}",'
-        f'"results":[{_ACCEPTED_START}{results}{_ACCEPTED_END}],"errors":[]}}'
-    ).encode()
+    return b'{"accepted":%d,"duplicates":0,"requestId":"%b","results":[%b%b%b],"errors":[]}' % (
+        len(of.indexes),
+        counting.request_id.encode(),
+        _ACCEPTED_START,
+        keys[2:-2].replace(b'","', _ACCEPTED_BETWEEN),
+        _ACCEPTED_END,
+    )
 
 
 def _fill_results(
@@ -439,12 +461,13 @@ def _fill_results(
     duplicates = 0
     for of, offer in zip(tenants.values(), offers, strict=True):
         late = offer.own_group.late if offer.own_group is not None else {}
+        key_texts = of.column(_KEY_TEXT)
         if not late and not any(offer.verdicts):  # nearly always: all accepted, all in time
-            for index, row in zip(of.indexes, of.rows, strict=True):
-                results[index] = Result(row[8], "accepted")
+            for index, key_text in zip(of.indexes, key_texts, strict=True):
+                results[index] = Result(key_text, "accepted")
             continue
         for at, index in enumerate(of.indexes):
-            key_text = of.rows[at][8]
+            key_text = key_texts[at]
             verdict = offer.verdicts[at]
             if verdict == ACCEPTED:
                 result = Result(key_text, "accepted")

@@ -13,6 +13,7 @@ from hashlib import blake2b
 from typing import Final, NamedTuple
 
 import msgspec
+import numpy as np
 
 from engine.core.events import Refusal, SentEvent
 from engine.core.json_depth import deeper_than
@@ -22,6 +23,8 @@ CLOUD_EVENT: Final = "application/cloudevents+json"
 CLOUD_EVENT_BATCH: Final = "application/cloudevents-batch+json"
 _GZIP_WINDOW: Final = 31
 _CHUNK_BYTES: Final = 64 << 10
+_NUMPY_BYTES_MIN: Final = 8_192
+"""Of less numpy's start costs more than it saves."""
 
 
 class BodyLimits(NamedTuple):
@@ -142,10 +145,18 @@ def _check_length(count: int, limits: BodyLimits) -> None:
 
 def _checked(body: bytes, events: Sequence[SentEvent | Refusal], limits: BodyLimits) -> Sent:
     # A flat batch has a brace for itself, its list and each event and meta. Only more of them can be deep.
-    brackets = body.count(b"{") + body.count(b"[")
-    if brackets > 2 + 2 * len(events) and deeper_than(body, limits.json_depth_max):
+    if _brackets(body) > 2 + 2 * len(events) and deeper_than(body, limits.json_depth_max):
         raise Unreadable(400, f"the body nests deeper than {limits.json_depth_max} levels")
-    return Sent(events, b"\\u0000" in body)
+    return Sent(events, b"\\" in body and b"\\u0000" in body)
+
+
+def _brackets(body: bytes) -> int:
+    """How many open an array or an object, in the whole body."""
+    if len(body) < _NUMPY_BYTES_MIN:
+        return body.count(b"{") + body.count(b"[")
+    # The bit of lower case makes one character of the two (and of no third): one pass, a sixth of the cost.
+    lower = np.frombuffer(body, np.uint8) | np.uint8(0x20)
+    return int(np.count_nonzero(lower == np.uint8(ord("{"))))
 
 
 def _one_by_one(body: bytes, limits: BodyLimits) -> list[SentEvent | Refusal]:

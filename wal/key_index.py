@@ -24,7 +24,7 @@ million; all keys in a dict cost 170 bytes each.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from typing import Final, NamedTuple
 
 from wal.key_filter import KeyFilter
@@ -216,14 +216,18 @@ class KeyIndex:
         """
         return self._filter.suspects(keys) if self._filter is not None else []
 
-    def known(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+    def known(self, keys: Collection[bytes]) -> dict[bytes, bytes]:
         """Of many keys those that were added, with their fingerprints. Raises IndexDamaged."""
         found: dict[bytes, bytes] = {}
         for memory in (self._sealed, self._recent):
-            if memory:
+            if memory and not memory.keys().isdisjoint(keys):
                 found.update((key, memory[key]) for key in memory.keys() & keys)
-        for at in self.suspects(b"".join(keys)):
-            key = keys[at]
+        suspects = self.suspects(b"".join(keys))
+        if not suspects:
+            return found
+        in_order = list(keys)
+        for at in suspects:
+            key = in_order[at]
             if key not in found and (stored := self._lookup_stored(key)) is not None:
                 found[key] = stored
         return found
@@ -233,7 +237,10 @@ class KeyIndex:
         keys_to_fingerprints: Mapping[bytes, bytes] | Iterable[tuple[bytes, bytes]],
         next_position: int,
     ) -> None:
-        """Take in the keys of records that are durable in the log up to `next_position`."""
+        """Take in the keys of records that are durable in the log up to `next_position`.
+
+        Of a fingerprint the runs keep the first FINGERPRINT_BYTES, so that a lookup may give all of it or those.
+        """
         assert next_position >= self._position, "the log only grows"
         self._recent.update(keys_to_fingerprints)
         self._position = next_position

@@ -18,6 +18,7 @@ from itertools import islice
 from typing import Final, NamedTuple, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from wal.key_filter import ENTRY, Entries, KeyFilter
 from wal.run_blocks import (
@@ -215,14 +216,23 @@ def take_entries(keys_to_fingerprints: Mapping[bytes, bytes]) -> Iterator[Entrie
         for at in range(0, len(part), JOIN_KEYS_MAX):
             count = min(JOIN_KEYS_MAX, len(part) - at)
             joined_keys = b"".join(islice(keys, count))
-            joined_fingerprints = b"".join(islice(fingerprints, count))
             assert len(joined_keys) == count * KEY_BYTES
-            assert len(joined_fingerprints) == count * FINGERPRINT_BYTES
             rows = part[at : at + count]
             rows[:, :KEY_BYTES] = np.frombuffer(joined_keys, np.uint8).reshape(count, -1)
-            rows[:, KEY_BYTES:] = np.frombuffer(joined_fingerprints, np.uint8).reshape(count, -1)
+            rows[:, KEY_BYTES:] = _first_bytes(list(islice(fingerprints, count)))
         left -= len(part)
         yield sort_entries(part.reshape(-1).view(ENTRY))
+
+
+def _first_bytes(fingerprints: list[bytes]) -> npt.NDArray[np.uint8]:
+    """What the runs keep of each fingerprint. Nearly always all are of one length: live ones, or recovery's."""
+    lengths = set(map(len, fingerprints))
+    width = lengths.pop() if len(lengths) == 1 else FINGERPRINT_BYTES
+    if lengths:
+        fingerprints = [one[:FINGERPRINT_BYTES] for one in fingerprints]
+    table = np.frombuffer(b"".join(fingerprints), np.uint8).reshape(len(fingerprints), width)
+    assert width >= FINGERPRINT_BYTES
+    return table[:, :FINGERPRINT_BYTES]
 
 
 def flush_steps(

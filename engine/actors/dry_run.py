@@ -12,7 +12,8 @@ from typing import Final, Literal, NamedTuple
 
 from engine.actors.supervisor import Meter
 from engine.core.events import KEY_REUSED, EventLimits, Refusal
-from engine.core.rows_in_bulk import Taker, TenantRows
+from engine.core.row_columns import TenantRows
+from engine.core.rows_in_bulk import Taker
 from engine.core.rules import Scope
 from engine.core.sent_rows import Meant, SentRow, taken
 

@@ -53,6 +53,7 @@ class Group:
         "keys",
         "late",
         "marks",
+        "names",
         "on_done",
         "opened_us",
         "parts",
@@ -62,10 +63,12 @@ class Group:
     )
 
     def __init__(self) -> None:
+        self.names: dict[str, None] = {}
+        """Of its parts, in the order in which each was begun, which is theirs in the log."""
         self.rows: dict[str, list[tuple[Any, ...]]] = {}
         """By the name of the part they will be (`part_name`): the tenant, for all but an operation's rows."""
         self.columns: dict[str, list[list[Any]]] = {}
-        """Parts of operations whose rows came by column; a part is either here or in `rows`."""
+        """Parts whose rows came by column; a part is either here or in `rows`."""
         self.marks: dict[str, Marks] = {}
         """What the parts that have marks are marked with, by name."""
         self.keys: dict[bytes, bytes] = {}
@@ -98,7 +101,10 @@ class Group:
         """Put rows into a part; the index of the first."""
         columns = self.columns.get(name)
         if columns is None:
-            part = self.rows.setdefault(name, [])
+            part = self.rows.get(name)
+            if part is None:
+                self.names[name] = None
+                part = self.rows[name] = []
             first = len(part)
             part.extend(rows)
             return first
@@ -107,14 +113,18 @@ class Group:
             column.extend(values)
         return first
 
-    def add_columns(self, name: str, columns: Sequence[list[Any]]) -> int:
-        """Put rows into a part, by column (`Row`'s order); they are the group's from now on. The index of the first."""
-        if name in self.rows:
-            return self.add_rows(name, list(zip(*columns, strict=True)))
+    def add_columns(self, name: str, columns: Sequence[Sequence[Any]]) -> int:
+        """Put rows into a part, by column (`Row`'s order). The index of the first."""
         part = self.columns.get(name)
         if part is None:
-            self.columns[name] = list(columns)
-            return 0
+            self.names[name] = None
+            before = self.rows.pop(name, None)
+            part = (
+                [[] for _ in columns]
+                if before is None
+                else list(map(list, zip(*before, strict=True)))
+            )
+            self.columns[name] = part
         first = len(part[0])
         for column, values in zip(part, columns, strict=True):
             column.extend(values)
@@ -123,15 +133,16 @@ class Group:
     def seal(self, received_at_us: int) -> list[TenantEvents]:
         """Fix the group's content and time: its events as columns, one part per tenant."""
         self.received_at_us = received_at_us
-        marks = self.marks
-        self.parts = [
-            columns(name.partition("\0")[0], rows, marks[name].extra if name in marks else {})
-            for name, rows in self.rows.items()
-        ]
-        self.parts += [
-            TenantEvents._make((name.partition("\0")[0], *part, marks[name].extra))
-            for name, part in self.columns.items()
-        ]
+        self.parts = []
+        for name in self.names:
+            tenant = name.partition("\0")[0]
+            marks, rows = self.marks.get(name), self.rows.get(name)
+            extra = {} if marks is None else marks.extra
+            self.parts.append(
+                TenantEvents._make((tenant, *self.columns[name], extra))
+                if rows is None
+                else columns(tenant, rows, extra)
+            )
         self.rows, self.columns = {}, {}
         return self.parts
 

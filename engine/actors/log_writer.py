@@ -11,10 +11,9 @@ It must not know HTTP, nor which log is behind the port.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from operator import itemgetter
 from typing import Any
 
 import msgspec
@@ -52,12 +51,9 @@ from wal.runs import IndexDamaged
 
 ACCEPTED, DUPLICATE, CONFLICT = 0, 1, 2
 _KEY, _FINGERPRINT = 5, 6  # columns of engine.core.records.Row
-_INDEX_FINGERPRINT_BYTES = 8
-"""The key index keeps the first half of a fingerprint: enough to tell a reused key from a retry."""
 
 
 _ONE_ACCEPTED = bytes((ACCEPTED,))
-_first_half = itemgetter(slice(_INDEX_FINGERPRINT_BYTES))
 
 
 @dataclass(slots=True)
@@ -151,7 +147,7 @@ class LogWriter:
             raise Unavailable("the key index can't keep up with its disk; see /health/ready")
         return group
 
-    def _known(self, keys: list[bytes]) -> dict[bytes, bytes]:
+    def _known(self, keys: Collection[bytes]) -> dict[bytes, bytes]:
         try:
             return self.keys.known(keys)
         except IndexDamaged as error:
@@ -208,16 +204,19 @@ class LogWriter:
         return Offer(tenant, _ONE_ACCEPTED, (first,), group, [group])
 
     def offer_columns(
-        self, tenant: str, columns: Sequence[list[Any]], size_bytes: int, marks: Marks
+        self,
+        tenant: str,
+        columns: Sequence[Sequence[Any]],
+        size_bytes: int,
+        marks: Marks | None = None,
     ) -> Offer:
-        """`offer` for an operation's rows by column (`Row`'s order), which are the writer's from now on.
-
-        If all keys are new, no object is made for any of the rows.
-        """
+        """`offer` for rows by column (`Row`'s order). If all keys are new, no object is made for any of the rows."""
         count = len(columns[_KEY])
         group = self._admit(count, size_bytes)
-        name = part_name(tenant, marks.operation)
-        group.marks[name] = marks
+        name = tenant
+        if marks is not None:
+            name = part_name(tenant, marks.operation)
+            group.marks[name] = marks
         fresh = dict(zip(columns[_KEY], columns[_FINGERPRINT], strict=True))
         if len(fresh) == count and self.are_all_new(fresh):
             first = group.add_columns(name, columns)
@@ -243,7 +242,7 @@ class LogWriter:
         return (
             self._filling.keys.keys().isdisjoint(fresh)
             and (committing is None or committing.keys.keys().isdisjoint(fresh))
-            and not self._known(list(fresh))
+            and not self._known(fresh)
         )
 
     def _offer_one_by_one(
@@ -286,7 +285,7 @@ class LogWriter:
             found = self._committing.keys.get(key)
             if found is not None:
                 return found, self._committing
-        found = self._known([key]).get(key)
+        found = self._lookup(key)
         if found is not None:
             # Durable, but perhaps not counted yet: whoever is told "duplicate" must find it in the usage.
             for group in self._unfolded:
@@ -378,8 +377,7 @@ class LogWriter:
         # From here to the shards' inboxes nothing may fail half-way: the events are durable.
         self.last_error = None
         next_sequence = envelopes[-1].sequence + envelopes[-1].item_count
-        halves = map(_first_half, group.keys.values())
-        self.keys.add(zip(group.keys, halves, strict=True), next_sequence)
+        self.keys.add(group.keys, next_sequence)
         self._committing = None
         self._unfolded.append(group)
         for record, envelope in zip(group.controls, envelopes, strict=False):

@@ -171,16 +171,15 @@ class ShardState:
                 judged_by = None if is_historic else scope
                 counter = self._counter_at(partition, series, counter, ts_us, judged_by)
             if counter is None:
-                is_late = True
+                is_late, watermark_us = True, ts_us
             else:
-                is_late = (
-                    counter.end_us <= closed_until_us or ts_us < counter.watermark_us - lateness_us
-                )
+                watermark_us = counter.watermark_us
+                is_late = counter.end_us <= closed_until_us or ts_us < watermark_us - lateness_us
                 if is_late and is_marked:
                     # Watermarks only grow: what the present one lets pass, the one at the start does too.
-                    watermark_us = self._watermark(partition, series, counter, operation)
+                    at_start_us = self._watermark(partition, series, counter, operation)
                     is_closed = counter.end_us <= closed_until_us
-                    is_late = not is_historic and (is_closed or ts_us < watermark_us - lateness_us)
+                    is_late = not is_historic and (is_closed or ts_us < at_start_us - lateness_us)
             if is_late or counter is None:
                 event = LateEvent(first_sequence + index, micros, ts_us)
                 held = self._hold(partition, series, event, received_at_us, operation)
@@ -189,7 +188,7 @@ class ShardState:
             if is_historic and counter.end_us <= closed_until_us:
                 self._note_historic(partition, (*series, counter.start_us), micros)
             # No min() and max() here: each costs as much as finding the counter.
-            if counter.count == 0 or micros > counter.max:
+            if micros > counter.max or counter.count == 0:
                 counter.max = micros
             if ts_us >= counter.last_ts_us:
                 counter.last = micros
@@ -197,7 +196,7 @@ class ShardState:
             counter.sum += micros
             counter.count += 1
             seen_us = ts_us if ts_us < received_at_us else received_at_us  # noqa: FURB136
-            if seen_us > counter.watermark_us:
+            if seen_us > watermark_us:
                 if self.operations:
                     self._remember(partition, (*series, counter.start_us), counter)
                 counter.watermark_us = seen_us

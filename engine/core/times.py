@@ -18,6 +18,7 @@ Days are remembered, bounded: there are few of them in any traffic.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final
 
@@ -58,6 +59,9 @@ _MINUTES_US: Final = {text: number * MINUTE_US for number, text in enumerate(_MI
 _SECONDS_US: Final = {f":{second:02d}": second * SECOND_US for second in range(60)}
 _MILLISECONDS_US: Final = {f".{number:03d}": number * 1_000 for number in range(1_000)}
 _MICROSECONDS_US: Final = {"": 0} | {f"{number:03d}": number for number in range(1_000)}
+_UTC_MICROSECONDS_US: Final = {
+    f"{text}{z}": us for text, us in _MICROSECONDS_US.items() for z in "Zz"
+}
 _SECOND_TEXTS: Final = tuple(_SECONDS_US)
 _MILLISECOND_TEXTS: Final = tuple(_MILLISECONDS_US)
 
@@ -154,6 +158,22 @@ def parse_instant(text: str) -> int:
     if not INSTANT_US_MIN <= us < INSTANT_US_END:
         raise TimeError(_OUT_OF_RANGE)
     return us
+
+
+def parse_some(texts: Sequence[str]) -> list[int]:
+    """`parse_instant` of each text, at half the cost if all are in UTC and have three or six digits after the dot.
+
+    `texts` must not be empty.
+    """
+    try:
+        found = [
+            _second_us(text[:19]) + _MILLISECONDS_US[text[19:23]] + _UTC_MICROSECONDS_US[text[23:]]
+            for text in texts
+        ]
+    except (TimeError, KeyError):
+        return list(map(parse_instant, texts))
+    # Year 0 passes up to here; year 10000 can't be written.
+    return found if min(found) >= INSTANT_US_MIN else list(map(parse_instant, texts))
 
 
 @lru_cache(maxsize=_SECONDS_CACHED_MAX)

@@ -68,21 +68,20 @@ class EventLog:
         for number, sent in enumerate(events):
             key_text = f"key-{len(self.logged) + number}"
             key_texts.setdefault(sent.tenant, []).append(key_text)
-            group.rows.setdefault(sent.tenant, []).append(
-                (
-                    sent.metric,
-                    sent.customer,
-                    sent.micros,
-                    sent.ts_us,
-                    partition_of(sent.tenant, sent.customer),
-                    key_hash(sent.tenant, sent.customer, key_text),
-                    fingerprint_of(sent.metric, None, sent.micros, None, sent.source, None),
-                    sent.source,
-                    key_text,
-                    sent.resource,
-                    sent.meta,
-                )
+            row = (
+                sent.metric,
+                sent.customer,
+                sent.micros,
+                sent.ts_us,
+                partition_of(sent.tenant, sent.customer),
+                key_hash(sent.tenant, sent.customer, key_text),
+                fingerprint_of(sent.metric, None, sent.micros, None, sent.source, None),
+                sent.source,
+                key_text,
+                sent.resource,
+                sent.meta,
             )
+            group.add_rows(sent.tenant, (row,))
             group.events += 1
         parts = []
         for part in group.seal(received_at_us):

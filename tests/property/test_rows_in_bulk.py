@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from engine.core import rows_in_bulk
+from engine.core import row_columns, rows_in_bulk, times_in_bulk
 from engine.core.events import EventLimits, Refusal
 from engine.core.rows_in_bulk import Taker
 from engine.core.sent_rows import (
@@ -44,7 +44,7 @@ TIMES = [
     "2026-01-01T24:00:00Z", "2026-01-01T00:60:00Z", "2026-01-01T00:00:00", "2026-01-01T00:00:00 01:00",
     "2026-01-01T00:00:00+24:00", "2026-01-01T00:00:00,5Z", "2026-01-01", "", " 2026-01-01T00:00:00Z", "now",
     "2030-01-01T00:00:00Z", "1970-01-01T00:00:00Z", "0001-01-01T00:00:00+01:00", "0000-12-31T23:59:59-01:00",
-    "9999-12-31T23:59:59-01:00", "0000-12-31T23:59:59Z", "\uff12026-01-01T00:00:00Z", "2026-1-001T00:00:00Z",
+    "9999-12-31T23:59:59-01:00", "0000-12-31T23:59:59Z", "0000-12-31T23:59:59.123Z", "\uff12026-01-01T00:00:00Z", "2026-1-001T00:00:00Z",
     "2026-01-01T00-00:00Z", "2026/01/01T00:00:00Z", "2026-01-01X00:00:00Z", "2026-01-01T00:00:00A",
     "2026-01-01T0000:00:Z", "-026-01-01T00:00:00Z", "2026-01-01T00:00:00.Z", "2026-01-01T00:00:00\u00b2Z",
 ]  # fmt: skip
@@ -169,16 +169,17 @@ def lines_as_read(data: bytes) -> list[str]:
 def quick_rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Small pieces and blocks; how many rows went the quick way since."""
     monkeypatch.setattr(rows_in_bulk, "PIECE_ROWS", 40)
+    monkeypatch.setattr(times_in_bulk, "ROWS_MIN", 38)
     monkeypatch.setattr(row_files, "CHUNK_BYTES", 4_000)
     monkeypatch.setattr(row_files, "CSV_CHUNK_ROWS", 30)
     counted = [0]
-    put: Callable[..., None] = rows_in_bulk._put
+    put: Callable[..., None] = rows_in_bulk.put
 
     def counting(*parts: Any) -> None:
         counted[0] += len(parts[4])
         put(*parts)
 
-    monkeypatch.setattr(rows_in_bulk, "_put", counting)
+    monkeypatch.setattr(rows_in_bulk, "put", counting)
     return counted
 
 
@@ -280,7 +281,7 @@ def times_of(at: random.Random) -> list[str]:
     zone = at.choice(["Z", "Z", "z", "+01:00", "-23:59"])
     digits = at.choice([None, None, 0, 1, 3, 6, 9])
     texts = []
-    for _ in range(at.choice([3, 40, 200])):
+    for _ in range(at.choice([3, 40, 300])):
         us = NOW_US - at.randrange(span_us) * at.choice([1, 1000])
         text = format_instant(us)
         if digits is not None:
@@ -307,9 +308,13 @@ def test_many_times_at_once_are_each_what_it_is_alone(seed: int) -> None:
 @pytest.mark.parametrize("odd", TIMES)
 def test_an_odd_time_among_many_is_what_it_is_alone(odd: str) -> None:
     for texts in (
+        [odd],
         [odd] * 50,
-        ["2026-01-01T00:00:00Z"] * 40 + [odd],
-        [odd, *["2026-01-01T00:00:00.5Z"] * 40],
+        ["2026-01-01T00:00:00.123Z"] * 40 + [odd],
+        [odd, *["2026-01-01T00:00:00.123456z"] * 40],
+        [odd] * 300,
+        ["2026-01-01T00:00:00Z"] * 300 + [odd],
+        [odd, *["2026-01-01T00:00:00.5Z"] * 300],
     ):
         try:
             alone = list(map(parse_instant, texts))
@@ -321,8 +326,8 @@ def test_an_odd_time_among_many_is_what_it_is_alone(odd: str) -> None:
 
 
 def test_what_is_remembered_stays_within_its_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rows_in_bulk, "CUSTOMERS_REMEMBERED_MAX", 100)
-    monkeypatch.setattr(rows_in_bulk, "TEXTS_REMEMBERED_MAX", 100)
+    monkeypatch.setattr(row_columns, "CUSTOMERS_REMEMBERED_MAX", 100)
+    monkeypatch.setattr(row_columns, "TEXTS_REMEMBERED_MAX", 100)
     monkeypatch.setattr(rows_in_bulk, "PIECE_ROWS", 50)
     taker = Taker(Meant(None, SOURCE_OF_IMPORT), LIMITS)
     line = b'{"tenantId":"t%d","metric":"m%d","customerRef":"c%d","quantity":%d,"idempotencyKey":"k%d"}\n'
@@ -331,6 +336,7 @@ def test_what_is_remembered_stays_within_its_bounds(monkeypatch: pytest.MonkeyPa
     tenants, refused = taker.take(rows, NOW_US, nul=False)
     assert not refused
     assert sum(len(of.lines) for of in tenants.values()) == 1000
-    held = [sum(map(len, taker._tenants.values())), len(taker._metrics), len(taker._quantities)]
+    known = taker._remembered
+    held = [sum(map(len, known.tenants.values())), len(known.metrics), len(known.quantities)]
     assert max(held) <= 100, held
     assert not isinstance(rows[999].event, Refusal)

@@ -302,3 +302,17 @@ def test_a_run_is_read_back_in_order_in_bounded_parts(rng: random.Random) -> Non
         assert len(entries) <= 2 * BLOCK_ENTRIES_MAX
         read += [entry.tobytes() for entry in entries]
     assert read == sorted(key + fingerprint for key, fingerprint in expected.items())
+
+
+def test_of_a_whole_fingerprint_the_runs_keep_its_first_half() -> None:
+    rng = random.Random(1)
+    halves = {rng.randbytes(16): rng.randbytes(8) for _ in range(50)}
+    whole = {rng.randbytes(16): rng.randbytes(16) for _ in range(50)}
+    for added in (whole, whole | halves, halves | whole):
+        index = open_index(MemoryRuns())
+        index.add(added, 100)
+        assert index.known([*added]) == added
+        assert index.seal()
+        index.settle()
+        assert index.recent_keys == 0
+        assert index.known([*added]) == {key: value[:8] for key, value in added.items()}
