@@ -8,7 +8,7 @@ keys or the engine's state.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from typing import Final, NamedTuple
 
@@ -17,6 +17,8 @@ import numpy as np
 
 from engine.core.events import Refusal, SentEvent
 from engine.core.json_depth import deeper_than
+from gateway import surrogates
+from gateway.surrogates import Value
 
 JSON: Final = "application/json"
 CLOUD_EVENT: Final = "application/cloudevents+json"
@@ -119,12 +121,9 @@ def read_events(body: bytes, content_type: str, limits: BodyLimits) -> Sent:
     if content_type == CLOUD_EVENT:
         return _checked(body, [_cloud_event(body, whole=True)], limits)
     if content_type == CLOUD_EVENT_BATCH:
-        try:
-            raws = _decode_raw_list(body)
-        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-            raise Unreadable(400, _unreadable(error)) from error
-        _check_length(len(raws), limits)
-        return _checked(body, [_cloud_event(bytes(raw)) for raw in raws], limits)
+        values = _values(body, _decode_raw_list)
+        _check_length(len(values), limits)
+        return _checked(body, [_read_cloud_event(value) for value in values], limits)
     try:
         events: Sequence[SentEvent | Refusal] = _decode_batch(body).events
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
@@ -161,25 +160,39 @@ def _brackets(body: bytes) -> int:
 
 def _one_by_one(body: bytes, limits: BodyLimits) -> list[SentEvent | Refusal]:
     """Decode each event alone, since the batch did not decode: the good ones count, the bad ones say why."""
+    values = _values(body, lambda data: _decode_raw_batch(data).events)
+    _check_length(len(values), limits)
+    return [_read_event(value) for value in values]
+
+
+def _read_event(value: Value) -> SentEvent | Refusal:
     try:
-        raws = _decode_raw_batch(body).events
+        if not value.has_half:
+            return _decode_event(value.data)
+        error: Exception = ValueError(surrogates.REFUSED)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as refused:
+        error = refused
+    return Refusal(_key_of(value), _event_error(error))
+
+
+def _values(body: bytes, decode: Callable[[bytes], Sequence[msgspec.Raw]]) -> list[Value]:
+    """The values of a body's list, each still to be decoded. Raises Unreadable."""
+    try:
+        return [Value(bytes(raw), has_half=False) for raw in decode(body)]
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        raise Unreadable(400, _unreadable(error)) from error
-    _check_length(len(raws), limits)
-    events: list[SentEvent | Refusal] = []
-    for raw in raws:
-        data = bytes(raw)
-        try:
-            events.append(_decode_event(data))
-        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-            events.append(Refusal(_key_of(data), _event_error(error)))
-    return events
+        values = surrogates.values_of(body, decode)
+        if values is None:
+            raise Unreadable(400, _unreadable(error)) from error
+        return values
 
 
-def _key_of(data: bytes) -> str | None:
+def _key_of(value: Value) -> str | None:
     """The idempotency key of an event that did not decode, if it can be told."""
     try:
-        return msgspec.json.decode(_decode_key(data)["idempotencyKey"], type=str)
+        key = _decode_key(value.data)["idempotencyKey"]
+        if value.holds_half(bytes(key)):
+            return None
+        return msgspec.json.decode(key, type=str)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, KeyError):
         return None
 
@@ -201,6 +214,10 @@ def _event_error(error: Exception) -> str:
     if found:
         return f"{path.rstrip('`')}: {message[:1].lower()}{message[1:]}"
     return text
+
+
+def _read_cloud_event(value: Value) -> SentEvent | Refusal:
+    return Refusal(None, surrogates.REFUSED) if value.has_half else _cloud_event(value.data)
 
 
 def _cloud_event(data: bytes, *, whole: bool = False) -> SentEvent | Refusal:
