@@ -16,6 +16,7 @@ import click
 from gateway.cli.main import cli
 from gateway.terminal.exits import EXIT_CODES
 from gateway.terminal.family import SECTIONS, walk
+from gateway.terminal.help_text import FittingContext
 
 PAGE: Final = Path(__file__).parents[1] / "docs" / "command-line.md"
 WIDTH: Final = 100
@@ -69,7 +70,7 @@ def _parts() -> Iterator[str]:
     for one in EXIT_CODES:
         yield f"| {one.code} | {one.meaning} |\n"
     yield COMPLETION
-    top = click.Context(cli, info_name="stripemeter", **_context())
+    top = FittingContext(cli, info_name="stripemeter", **_context())
     yield _help("stripemeter", top)
     for title, listed in SECTIONS:
         yield f"\n## {title}\n"
@@ -94,8 +95,8 @@ def _context_of(top: click.Context, path: str, command: click.Command) -> click.
         assert isinstance(group, click.Group), f"{name} is within a group"
         below = group.get_command(parent, name)
         assert below is not None, f"{name} is a group"
-        parent = click.Context(below, info_name=name, parent=parent, **_context())
-    return click.Context(command, info_name=last, parent=parent, **_context())
+        parent = FittingContext(below, info_name=name, parent=parent, **_context())
+    return FittingContext(command, info_name=last, parent=parent, **_context())
 
 
 def _help(path: str, ctx: click.Context) -> str:

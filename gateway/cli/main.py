@@ -28,11 +28,11 @@ at a stopped one's directory. None of them changes a number that was acknowledge
 
 \b
 Examples:
-  stripemeter serve                         on http://127.0.0.1:3000, data in ./data
+  stripemeter serve                         with its data in ./data
   stripemeter send api_calls cus_anna 3 --tenant acme
   stripemeter usage cus_anna --tenant acme --history day
   stripemeter tail --tenant acme            events as they come
-  stripemeter doctor                        settings, directory, versions: what is wrong here?
+  stripemeter doctor                        what is wrong here?
 
 \b
 Exit codes:

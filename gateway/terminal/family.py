@@ -16,6 +16,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from gateway.terminal.colour import without_colour
+from gateway.terminal.help_text import FittingContext
 
 
 class Listed(NamedTuple):
@@ -104,6 +105,8 @@ class Family(click.Group):
 class LazyFamily(Family):
     """The top group: its commands are the modules of `gateway.cli` that are listed above."""
 
+    context_class: type[click.Context] = FittingContext
+
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         """The names of all commands, in the order in which help shows them."""
         return [one.name for _, listed in SECTIONS for one in listed]
@@ -177,6 +180,7 @@ def walk(command: click.Command, path: str) -> Iterator[tuple[str, click.Command
 def _finish(command: click.Command) -> None:
     """What every command has, and docstrings cannot say."""
     for _, one in walk(command, ""):
+        one.context_class = FittingContext
         if one.help is not None:
             # Docstrings are raw strings, so click's mark of a paragraph to keep is two characters there.
             one.help = one.help.replace("\\b\n", "\b\n")

@@ -390,3 +390,20 @@ def test_a_name_can_not_move_the_cursor_of_whoever_reads_it(
     assert raw_text(msgspec.Raw(b'"a\\"b\\u001b"')) == 'a"b\x1b'
     assert raw_text(msgspec.Raw(b"0.100000")) == "0.100000"
     assert raw_text(msgspec.Raw(b"null")) == ""
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_help_fits_its_terminal_and_its_examples_can_still_be_pasted(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    for path, command in commands():
+        assert main([*path.split(), "--help"]) == 0
+        text = capsys.readouterr().out
+        # A word or an address may be longer than a line of a very narrow terminal.
+        too_long = [line for line in text.splitlines() if len(line) > width >= 80]
+        assert too_long == [], path
+        pasted = re.sub(r" \\\n +", " ", text)
+        for block in re.findall(r"Examples:\n(.*?)(?:\n\s*\n|\Z)", command.help or "", re.DOTALL):
+            for line in block.splitlines():
+                assert line.strip() in pasted, f"{path}: {line}"
