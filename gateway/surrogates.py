@@ -2,7 +2,7 @@ r"""JSON that spells half of a surrogate pair: which values of a list hold one, 
 
 The grammar of JSON allows the escape "\ud83d" alone, and encoders of languages with 16-bit characters write it for a text
 that was cut in two (RFC 8259, section 8.2); no text can hold it. Rules it keeps: nothing is guessed or replaced in what is
-counted, the value that holds it is refused and its neighbours are as they were. Pure: bytes in, bytes out.
+counted, the value that holds it is refused and its neighbours are as they were. Pure: bytes in, bytes out. It must not know events.
 """
 
 from __future__ import annotations
