@@ -36,7 +36,8 @@ takes long; elsewhere there is neither, and tables are as wide as they need. `--
 that does not fit its terminal becomes one block of lines per row: a number is never cut or folded.
 
 **For machines.** Every command takes `--json`. Its fields are those of the API (`stripemeter openapi`). An error is then one
-line of JSON on stderr: a problem object (RFC 9457) with `detail`, as the server sent it if it came from there, and `exitCode`.
+line of JSON on stderr: a problem object (RFC 9457) with `detail`, as the server sent it if it came from there, and `exitCode`;
+a note there is `{"note": ...}`.
 
 **Repeating.** `send` and `adjustments add` print a key. The same command with `--key` and that key counts nothing twice,
 whatever became of the first one.

@@ -28,6 +28,7 @@ from gateway.terminal.options import (
 from gateway.terminal.output import (
     Column,
     Row,
+    is_confirmed,
     note,
     number_columns,
     print_json,
@@ -244,9 +245,8 @@ def _decide(
             click.echo("none would change")
             return 0
         late = f", with {found.late_events:,} late events" if found.late_events else ""
-        click.confirm(
-            f"{action.capitalize()} {found.changed:,} adjustments{late}?", abort=True, err=True
-        )
+        if not is_confirmed(f"{action.capitalize()} {found.changed:,} adjustments{late}?"):
+            return 1
     raw = client.ask("POST", f"{PATH}/{action}", msgspec.Raw, body)
     if as_json:
         print_json(raw)

@@ -28,7 +28,7 @@ from gateway.terminal.options import (
     settings_for,
     yes_option,
 )
-from gateway.terminal.output import print_json
+from gateway.terminal.output import is_confirmed, note, print_json
 
 _ACTOR = "cli"
 _POLL_SECONDS = 0.2
@@ -79,8 +79,8 @@ def command(
     if everyone == (customer is not None):
         raise click.UsageError("give --customer, or --all")
     who = f"customer {customer!r}" if customer is not None else "every customer"
-    if not yes:
-        click.confirm(f"Erase {who} of tenant {tenant!r} for good?", abort=True, err=True)
+    if not yes and not is_confirmed(f"Erase {who} of tenant {tenant!r} for good?"):
+        return 1
     settings = settings_for(data_dir)
     url = chosen_url(url, data_dir)
     directory = DataDirectory(settings.data_path)
@@ -103,7 +103,7 @@ def command(
                 )
             time.sleep(_POLL_SECONDS)
     _show(Erased(begun.customers or 0, begun.pseudonym), as_json=as_json)
-    click.echo("free pages of the log's file are cleared at the server's next start", err=True)
+    note("free pages of the log's file are cleared at the server's next start")
     return 0
 
 

@@ -74,8 +74,26 @@ def print_json(value: object) -> None:
 
 
 def note(message: str) -> None:
-    """One line on stderr for a person who reads along; not an error."""
-    click.secho(message, err=True, fg="yellow")
+    """One line on stderr for who reads along, a JSON object where JSON is asked for; not an error."""
+    ctx = click.get_current_context(silent=True)
+    if ctx is not None and ctx.params.get("as_json"):
+        click.echo(msgspec.json.encode({"note": message}).decode(), err=True)
+    else:
+        click.secho(printable(message), err=True, fg="yellow")
+
+
+def is_confirmed(question: str) -> bool:
+    """Whether a person says yes. Raises UsageError when nobody is there to ask."""
+    try:
+        is_yes = click.confirm(question, err=True)
+    except click.Abort:
+        if sys.stdin.isatty():
+            raise
+        ctx = click.get_current_context(silent=True)
+        raise click.UsageError("it asks first, and nobody answers: give --yes", ctx) from None
+    if not is_yes:
+        note("nothing was changed")
+    return is_yes
 
 
 @contextmanager

@@ -407,3 +407,14 @@ def test_help_fits_its_terminal_and_its_examples_can_still_be_pasted(
         for block in re.findall(r"Examples:\n(.*?)(?:\n\s*\n|\Z)", command.help or "", re.DOTALL):
             for line in block.splitlines():
                 assert line.strip() in pasted, f"{path}: {line}"
+
+
+@pytest.mark.parametrize(("answer", "code"), [("n\n", 1), ("", 2)])
+def test_what_can_not_be_undone_asks_first(
+    answer: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(answer))
+    assert main(["erase", "--tenant", "acme", "--customer", "anna"]) == code
+    said = capsys.readouterr().err
+    assert "Erase customer 'anna' of tenant 'acme' for good?" in said
+    assert ("nothing was changed" if code == 1 else "give --yes") in said

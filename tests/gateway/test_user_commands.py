@@ -110,6 +110,9 @@ def test_a_file_is_sent_and_sent_again_and_what_is_wrong_is_named_by_its_line(
     lines[1200] = "no event"
     (tmp_path / "events.jsonl").write_text("\n".join(lines))
     first = found(capsys, "send", "--file", "events.jsonl", "--key", "batch", code=1)
+    assert main(["send", "--file", "events.jsonl", "--key", "batch", "--json"]) == 1
+    notes = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [list(one) for one in notes] == [["note"]], "stderr too is JSON alone"
     assert (first["events"], first["accepted"], first["failed"]) == (1500, 1498, 2)
     assert sorted(one["line"] for one in first["errors"]) == [100, 1201]
     again = found(capsys, "send", "--file", "events.jsonl", "--key", "batch", code=1)
