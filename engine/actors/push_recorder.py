@@ -19,6 +19,10 @@ from engine.errors import EngineError
 RECORDS_PER_APPEND_MAX: Final = 16
 """They are folded in one turn of the loop: a quarter of a millisecond. A commit takes longer, so no push waits for it."""
 
+GATHER_SECONDS: Final = 0.01
+"""Between two appends that leave little waiting: a commit costs half a millisecond of the core that counts, and a push has
+time."""
+
 
 class Outdated(EngineError):
     """What the records were planned by changed before they could be recorded: plan again."""
@@ -76,6 +80,8 @@ class PushRecorder:
                 each.done.set()
                 # Whoever goes on now has a request to make: one at a time, so that ingest comes in between.
                 await trio.lowlevel.checkpoint()
+            if len(self._queue) < RECORDS_PER_APPEND_MAX:
+                await trio.sleep(GATHER_SECONDS)
 
     async def _append_all(self, taken: list[_Waiting]) -> None:
         good = [each for each in taken if each.holds()]

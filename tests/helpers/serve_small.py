@@ -41,6 +41,8 @@ from gateway import main as composition
 from gateway import opening
 from gateway.cli.serve import command
 from gateway.hypercorn_repairs import RepairedH11
+from gateway.ingest import Counting
+from gateway.ingest_lone import LoneCounting
 from gateway.system import SystemClock
 from wal import snapshot
 from wal.key_index import KeyIndex, MergePlan
@@ -49,18 +51,15 @@ from wal.lmdb_log import LmdbLog
 
 def plant_early_answer() -> None:
     """Acknowledge what is not on disk yet."""
-
-    async def settled(_offer: log_writer.Offer) -> None:
-        await trio.lowlevel.checkpoint()
-
-    log_writer.Offer.settled = settled  # type: ignore[method-assign]
+    for counting in (Counting, LoneCounting):
+        counting.groups = property(lambda _: [])  # type: ignore[assignment]
 
 
 def plant_deaf_to_errors() -> None:
     """Acknowledge what the disk refused."""
 
     def fail(group: Group, _error: Exception) -> None:
-        group.done.set()
+        group.finish()
 
     Group.fail = fail  # type: ignore[assignment,method-assign]
 
@@ -68,6 +67,7 @@ def plant_deaf_to_errors() -> None:
 def plant_forgotten_keys() -> None:
     """Know no key that was stored before the start: a retry counts twice."""
     KeyIndex.known = lambda *_: {}  # type: ignore[method-assign,assignment]
+    KeyIndex.lookup = lambda *_: None  # type: ignore[method-assign]
 
 
 def plant_lost_merge() -> None:

@@ -23,6 +23,8 @@ class FakeMeter(httpx.BaseTransport, httpx.AsyncBaseTransport):
     def __init__(self, *failures: Any, gate: threading.Event | None = None) -> None:
         self.failures = list(failures)
         self.gate = gate
+        self.reached = threading.Event()
+        """Set when a request has come as far as the gate."""
         self.counted: dict[str, Decimal] = {}
         self.events: list[dict[str, Any]] = []
         self.requests: list[httpx.Request] = []
@@ -44,6 +46,7 @@ class FakeMeter(httpx.BaseTransport, httpx.AsyncBaseTransport):
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         if self.gate is not None:
+            self.reached.set()
             assert self.gate.wait(10)
         with self._lock:
             self.requests.append(request)

@@ -157,11 +157,13 @@ def test_a_queue_is_bounded_by_bytes_too() -> None:
     gate = threading.Event()
     told: list[Failure] = []
     meter = FakeMeter(gate=gate)
-    sdk = client(meter, queue_bytes_max=100_000, on_error=told.append)
+    sdk = client(meter, queue_bytes_max=100_000, batch_events_max=1, on_error=told.append)
+    sdk.track("calls", "cora", 1)
+    assert meter.reached.wait(10), "what is on its way is not in the queue"
     for _ in range(50):
         sdk.track("calls", "cora", 1, meta={"text": "x" * 10_000})
     assert sdk.statistics().queued <= 11
-    assert sdk.statistics().dropped == len(told) == 50 - sdk.statistics().queued
+    assert sdk.statistics().dropped == len(told) == 51 - sdk.statistics().queued
     gate.set()
     assert sdk.close()
 
