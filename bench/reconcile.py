@@ -36,6 +36,8 @@ from server import Server
 
 STRIPES_READS_PER_SECOND: Final = 18
 RUN_SECONDS_MAX: Final = 1_200
+POLL_SECONDS: Final = 3.0
+"""Between two questions for the job: each is a request by way of Quart, milliseconds that are not the run's."""
 
 
 def run(server: Server) -> dict[str, Any]:
@@ -45,7 +47,7 @@ def run(server: Server) -> dict[str, Any]:
     while job["status"] in ("pending", "running"):
         if time.perf_counter() - began > RUN_SECONDS_MAX:
             raise RuntimeError(f"a run does not end: {job}")
-        time.sleep(0.2)
+        time.sleep(POLL_SECONDS)
         path = f"/v1/reconciliation/jobs/{job['jobId']}?tenantId={TENANT}"
         job = json.loads(server.get(path))
     if job["status"] != "completed" or job["unread"]:
