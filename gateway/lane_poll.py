@@ -41,6 +41,8 @@ _WITH_DATA: Final = (
     0 if not hasattr(select, "epoll") else select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
 )
 """Told once for all that has arrived, so that a request costs no change of the kernel's interest."""
+_WITHOUT_DATA: Final = 0 if not hasattr(select, "epoll") else select.EPOLLET
+"""A reset is told whatever one asks for: once, and not for as long as the connection stands."""
 
 
 class Unsent(NamedTuple):
@@ -135,7 +137,7 @@ class LanePoll:
 
         left: Left = await trio.lowlevel.wait_task_rescheduled(abort)
         # Not heard until it parks again: its own task reads meanwhile.
-        self._epoll.modify(place.descriptor, 0)
+        self._epoll.modify(place.descriptor, _WITHOUT_DATA)
         return left
 
     def _listen(self, connection: Polled) -> None:

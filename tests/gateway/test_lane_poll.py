@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import select
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -229,3 +230,31 @@ async def test_without_epoll_every_connection_reads_for_itself(
         await stream.send_all(BYE)
         assert statuses(await collect(stream)) == (200,)
     assert bool(polled) is not missing
+
+
+async def test_a_reset_of_a_connection_that_its_own_task_serves_does_not_keep_the_poll_awake(
+    held: Callable[[], trio.Event], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits = 0
+    wait_readable = trio.lowlevel.wait_readable
+
+    async def counted(what: Any) -> None:
+        nonlocal waits
+        waits += 1
+        await wait_readable(what)
+
+    async with listening("on") as server:
+        stream = await server.connect()
+        await trio.sleep(0.05)
+        go = held()
+        request = post([event("halves")])
+        await stream.send_all(request[:-5])
+        await trio.sleep(0.05)
+        await stream.send_all(request[-5:])
+        await trio.sleep(0.05)
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        await stream.aclose()
+        monkeypatch.setattr(trio.lowlevel, "wait_readable", counted)
+        await trio.sleep(0.2)
+        assert waits < 20, "the kernel tells of a reset again and again to whoever listens by level"
+        go.set()
