@@ -16,6 +16,7 @@ import structlog
 from quart import Request, Response, request
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
+from werkzeug.routing import BaseConverter
 
 from gateway.answering import Asked, answer_route, rendered
 from gateway.context import Gateway
@@ -32,6 +33,14 @@ ROUTE_KEY: Final = "stripemeter.route"
 _logger = structlog.get_logger("stripemeter.http")
 
 
+class NameConverter(BaseConverter):
+    """A name at a path's end: free text. Werkzeug's own `path` takes no line feed, and no slash in front."""
+
+    regex = r"[\s\S]+"
+    part_isolating = False
+    weight = 200
+
+
 def create_app(gateway: Gateway) -> QuartTrio:
     """The application over one gateway."""
     app = QuartTrio(__name__, static_folder=None)
@@ -41,6 +50,7 @@ def create_app(gateway: Gateway) -> QuartTrio:
     # A redirect to another spelling would hide a client's mistake, and lose a POST's body.
     app.url_map.strict_slashes = True
     app.url_map.merge_slashes = False
+    app.url_map.converters["name"] = NameConverter
     for route in ROUTES:
         app.add_url_rule(
             route.quart_path,

@@ -107,10 +107,10 @@ class Route:
 
     @property
     def quart_path(self) -> str:
-        """The path as Quart's rules have it. The last part may hold slashes: names are free text."""
+        """The path as Quart's rules have it (`name`: gateway.app). The last part may hold slashes: names are free text."""
         parts = self.path.split("/")
         converted = [
-            f"<path:{part[1:-1]}>"
+            f"<name:{part[1:-1]}>"
             if part == "{customerRef}" and index == len(parts) - 1
             else part.replace("{", "<").replace("}", ">")
             for index, part in enumerate(parts)

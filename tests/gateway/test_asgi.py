@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import structlog
@@ -275,3 +276,12 @@ async def test_a_websocket_is_closed(server: Served) -> None:
     app: Any = create_asgi(server.gateway)
     await app({"type": "websocket", "path": "/", "headers": []}, None, send)
     assert [message["type"] for message in sent] == ["websocket.close"]
+
+
+@pytest.mark.parametrize("name", ["a\nb", "\n", "/a", "a//b", "a/", "/", "·\r\x85"])
+async def test_a_customer_may_have_any_name_in_its_path(server: Served, name: str) -> None:
+    path = f"/v1/customers/{quote(name, safe='')}"
+    made = await server.client.put(path, json={"tenantId": "acme"})
+    assert made.status_code == 201, made.text
+    found = await server.client.get(path, params={"tenantId": "acme"})
+    assert (found.status_code, found.json()["customerRef"]) == (200, name)

@@ -61,7 +61,7 @@ def test_the_document_is_whole() -> None:
 def test_every_rule_of_quart_is_described_and_the_other_way_round() -> None:
     app = create_app(memory_gateway(settings_of())[0])
     rules = {
-        (method, re.sub(r"<(?:path:)?(\w+)>", r"{\1}", rule.rule))
+        (method, re.sub(r"<(?:name:)?(\w+)>", r"{\1}", rule.rule))
         for rule in app.url_map.iter_rules()
         if rule.endpoint in {f"{route.method} {route.path}" for route in ROUTES}
         for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
