@@ -26,17 +26,26 @@ class Mailbox(Generic[MessageT]):
     def __len__(self) -> int:
         return len(self._messages)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether a message would have to wait."""
+        return len(self._messages) >= self._messages_max
+
+    async def room(self) -> None:
+        """Wait until it is not full. A checkpoint only if it waits."""
+        while self.is_full:
+            await self._emptied.wait()
+
     async def put(self, message: MessageT) -> None:
         """Add a message, after waiting for space if the box is full. A checkpoint only if it waits."""
-        while len(self._messages) >= self._messages_max:
-            await self._emptied.wait()
+        await self.room()
         assert not self._closed, "nobody reads a closed mailbox"
         self._messages.append(message)
         self._filled.set()
 
     def put_nowait(self, message: MessageT) -> bool:
         """Add a message if there is space; whether it was added."""
-        if self._closed or len(self._messages) >= self._messages_max:
+        if self._closed or self.is_full:
             return False
         self._messages.append(message)
         self._filled.set()

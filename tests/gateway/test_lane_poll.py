@@ -15,6 +15,7 @@ from gateway import lane_poll
 from tests.gateway.test_lane import BYE, collect, event, get, post, requests
 from tests.helpers.listening import listening, normalised, statuses
 from tests.helpers.served import ADMIN_KEY
+from wal.log import Envelope
 
 CURRENT = b"/v1/usage/current?tenantId=a&customerRef=c"
 
@@ -54,16 +55,16 @@ def polled(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
 
 @pytest.fixture
 def held(monkeypatch: pytest.MonkeyPatch) -> Callable[[], trio.Event]:
-    """From its call on commits wait for the event."""
+    """From its call on what was committed waits for the event."""
 
     def hold() -> trio.Event:
-        commit, go = log_writer.LogWriter._commit_one, trio.Event()
+        commit, go = log_writer.LogWriter._landed, trio.Event()
 
-        async def slow(writer: log_writer.LogWriter) -> None:
+        async def slow(writer: log_writer.LogWriter, envelopes: tuple[Envelope, ...]) -> None:
             await go.wait()
-            await commit(writer)
+            await commit(writer, envelopes)
 
-        monkeypatch.setattr(log_writer.LogWriter, "_commit_one", slow)
+        monkeypatch.setattr(log_writer.LogWriter, "_landed", slow)
         return go
 
     return hold
