@@ -1,6 +1,7 @@
 """The real clock, threads and randomness, behind the engine's ports.
 
 The only place, beside the data directory's secrets, that asks the operating system for time or random bytes.
+It must not know what they are for.
 """
 
 from __future__ import annotations

@@ -106,8 +106,7 @@ class LogWriter:
         """There is something for `_start_due` to do."""
         self._writing = trio.Semaphore(1)
         """Taken while the log is written to: it takes one writer at a time. Given from one to the next in order."""
-        self.is_gathering = False
-        """Somebody offers several things, and calls `commit_now` in the same turn of the loop."""
+        self._is_gathering = False
         self._closing = False
         self._is_idle = True
         """No commit is under way, and all that was committed is with the shards."""
@@ -298,7 +297,7 @@ class LogWriter:
 
     def _wake(self) -> None:
         """There is something to commit. While a commit is under way its end sees to that."""
-        if self._committing is None and not self.is_gathering:
+        if self._committing is None and not self._is_gathering:
             self._due.set()
 
     async def append_control(self, record: ControlRecord) -> Group:
@@ -368,9 +367,14 @@ class LogWriter:
             self._due = trio.Event()
             await self._due.wait()
 
+    def gather(self) -> LogWriter:
+        """Several things are offered in this turn of the loop, and `commit_now` is called at its end. Itself."""
+        self._is_gathering = True
+        return self
+
     def commit_now(self) -> None:
         """Start the commit of what is gathered, unless one is under way or somebody else writes to the log."""
-        self.is_gathering = False
+        self._is_gathering = False
         if self._committing is not None or self._filling.empty:
             return
         try:

@@ -2,6 +2,7 @@
 
 Rules it keeps: bounded; order is kept; taking all at once costs one wake-up however much waits (a trio channel costs
 8 to 10 µs a message, this a few tenths). Rejected: a memory channel per actor, for that reason.
+It must not know what a message says.
 """
 
 from __future__ import annotations

@@ -132,7 +132,7 @@ class Meter:
         self._started: _Started | None = None
 
     def connect(self, billing: Mapping[Role, Billing]) -> None:
-        """Before `run`: the ways to Stripe, live or simulated, and to the shadow account. Else nothing is pushed."""
+        """Before `run`: the ways to Stripe, live or simulated, and the shadow account. Else nothing is pushed."""
         self._billing = billing
 
     # The tree.
@@ -445,10 +445,7 @@ class Meter:
 
     def gather(self) -> LogWriter | None:
         """Several events are offered in this turn of the loop; call its `commit_now` at the end. None: not started."""
-        if self._started is None:
-            return None
-        self._started.writer.is_gathering = True
-        return self._started.writer
+        return None if self._started is None else self._started.writer.gather()
 
     async def append_control(self, record: ControlRecord) -> None:
         """Make a control record durable and fold it. Hold `change_lock` from the check that allows it."""

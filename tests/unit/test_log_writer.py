@@ -289,7 +289,7 @@ async def test_usage_that_is_being_committed_is_on_its_way() -> None:
 async def test_what_is_gathered_in_a_turn_is_one_commit_and_starts_in_that_turn() -> None:
     async with bench() as b:
         await trio.testing.wait_all_tasks_blocked()
-        b.writer.is_gathering = True
+        b.writer.gather()
         offers = [b.writer.offer_one("t", one(key), 10) for key in "abc"]
         b.writer.commit_now()
         assert b.writer.queued == (0, 0), "under way before anybody else has a turn"
@@ -314,9 +314,10 @@ async def test_what_is_gathered_while_somebody_is_alone_with_the_log_waits_for_t
         async with trio.open_nursery() as nursery:
             nursery.start_soon(alone)
             await b.gate.waiting.wait()
-            b.writer.is_gathering = True
+            b.writer.gather()
             offer = b.writer.offer_one("t", one("a"), 10)
             b.writer.commit_now()
+            await trio.testing.wait_all_tasks_blocked()
             nursery.start_soon(alone)
             assert await is_blocked(offer.settled)
             b.gate.open()
