@@ -11,7 +11,7 @@ import trio
 import trio.testing
 
 from engine.actors import log_writer
-from engine.actors.group import Marks
+from engine.actors.group import Group, Marks
 from engine.actors.log_writer import ACCEPTED, CONFLICT, DUPLICATE, LogWriter
 from engine.actors.shard import FoldWork, Shard
 from engine.core.configured import Change, CustomerChange, Mapping, MappingChange
@@ -317,6 +317,7 @@ async def test_what_is_gathered_while_somebody_is_alone_with_the_log_waits_for_t
             b.writer.gather()
             offer = b.writer.offer_one("t", one("a"), 10)
             b.writer.commit_now()
+            assert b.writer.queued == (1, 10), "the log is somebody else's just now"
             await trio.testing.wait_all_tasks_blocked()
             nursery.start_soon(alone)
             assert await is_blocked(offer.settled)
@@ -403,6 +404,28 @@ async def test_rows_by_column_are_the_same_rows_wherever_they_meet_others(
             found.append((told, [part.data for part in record.parts], b.total()))
     assert found[0] == found[1]
     assert found[0][2] == sum(range(9)) + (repeats != "none")
+
+
+async def test_what_is_ahead_in_a_shards_inbox_is_folded_first() -> None:
+    shard = Shard(0, ShardState(range(PARTITIONS)))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(shard.run)
+        await trio.testing.wait_all_tasks_blocked()
+        folded: list[int] = []
+        works = []
+        for number in range(3):
+            group = Group()
+            group.shards_left = 1
+            group.on_done = lambda _group, number=number: folded.append(number)  # type: ignore[misc]
+            works.append(FoldWork(group, (), []))
+        shard.give(works[0], at_once=True)
+        assert folded == [0], "nothing is ahead of it"
+        shard.give(works[1], at_once=False)
+        shard.give(works[2], at_once=True)
+        assert folded == [0]
+        await trio.testing.wait_all_tasks_blocked()
+        assert folded == [0, 1, 2]
+        nursery.cancel_scope.cancel()
 
 
 async def test_records_of_pushing_are_done_without_a_shard_and_others_only_with_all() -> None:
