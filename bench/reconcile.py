@@ -5,13 +5,14 @@
 One server whose usage goes to the Stripe simulator in a process of its own. *run*: every total is looked at once, at
 the 20 reads a second that reconciliation takes at most; where an account gives 20 in all, 18 of them are taken:
 `seconds_at_stripes_pace`. *ingest beside a run*: the same paced load (1,000 single events a second,
-then 20 batches of 1,000) before, during and after a run.
+then 20 batches of 1,000) before, during and after a run. Who stands where, and why, is as in bench/push.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import tempfile
 import threading
 import time
@@ -19,7 +20,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
-from common import cpu_seconds, progress, publish, report
+from common import cpu_seconds, generator_cores, progress, publish, report
 from push import (
     BATCH,
     BATCHES_PER_SECOND,
@@ -27,10 +28,12 @@ from push import (
     TENANT,
     Load,
     Simulator,
+    children_of,
     flood,
     post,
     quantile,
     settle,
+    take_precedence,
 )
 from server import Server
 
@@ -146,6 +149,8 @@ def main() -> None:
             STRIPEMETER_RECONCILE_INTERVAL_SECONDS="86400",
         ) as server,
     ):
+        for child in children_of(server.pid):
+            os.sched_setaffinity(child, generator_cores())
         simulator.post("/_sim/ensure", {"customers": [], "meters": ["pushed"]})
         mapping = {"tenantId": TENANT, "metric": "pushed", "meterEventName": "pushed"}
         post(server, "/v1/mappings", mapping)
@@ -155,6 +160,7 @@ def main() -> None:
         settle(server)
         await_own_run(server)
         results = [whole(server, options.targets, "run over what was confirmed")]
+        generator = take_precedence()
         for per_second, batch in ((SINGLES_PER_SECOND, 1), (BATCHES_PER_SECOND, BATCH)):
             results.append(
                 beside(
@@ -166,7 +172,9 @@ def main() -> None:
                     batch=batch,
                 )
             )
-    publish(report("reconcile", results, targets=options.targets), options.output)
+    publish(
+        report("reconcile", results, targets=options.targets, generator=generator), options.output
+    )
 
 
 if __name__ == "__main__":
