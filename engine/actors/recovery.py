@@ -8,9 +8,8 @@ It must not know which log is behind the port.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
-from struct import Struct
 from typing import NamedTuple
 
 import msgspec
@@ -29,19 +28,21 @@ from engine.actors.kept import (
 from engine.actors.key_merger import merge_keys
 from engine.actors.shard import restore_partition
 from engine.core.audit import AuditTrail
-from engine.core.keeping import CheckpointChange
+from engine.core.fold_in_bulk import BulkFold
+from engine.core.keeping import CheckpointChange, EraseChange
 from engine.core.partitions import HASH_NAME
 from engine.core.push_state import PushState
 from engine.core.quantities import unpack_ext
 from engine.core.records import (
-    FINGERPRINT_BYTES,
-    KEY_BYTES,
+    UNCOUNTED,
+    AdjustmentChange,
     ControlRecord,
     Genesis,
     OperationChange,
     PartKind,
     RecordError,
     RecordType,
+    ReplayApply,
     SettingsChange,
     decode_control,
     decode_events,
@@ -66,11 +67,6 @@ PUSH_SECTION = 3
 PARTITION_SECTION = 100
 """Section numbers in a snapshot; partition p is PARTITION_SECTION + p."""
 _PAGE_BYTES = 4 << 20
-_INDEX_FINGERPRINT_BYTES = 8
-_KEYS = Struct(f"{KEY_BYTES}s").iter_unpack
-_INDEX_FINGERPRINTS = Struct(
-    f"{_INDEX_FINGERPRINT_BYTES}s{FINGERPRINT_BYTES - _INDEX_FINGERPRINT_BYTES}x"
-).iter_unpack
 
 
 class Progress(NamedTuple):
@@ -114,6 +110,8 @@ class Fold:
         self.state = ShardState(range(PARTITIONS))
         self.control_from = 0
         self.partition_from = [0] * PARTITIONS
+        self.bulk: BulkFold | None = None
+        """What folds plain events many at a time; then the state lags behind until `steps_to_end` is done."""
         self.events_folded = 0
         self.notes: list[str] = []
 
@@ -181,6 +179,7 @@ class Fold:
             elif envelope.sequence >= self.control_from and not is_dropped(record):
                 known = self.survey or NOTHING_KNOWN
                 control = control_of(record, control_bytes(record, known.aliases))
+                self._make_way(control)
                 self.registry.fold(control)
                 self.audit.fold(control, envelope.sequence, envelope.received_at_us)
                 self.push.fold(control, envelope.received_at_us)
@@ -208,9 +207,21 @@ class Fold:
         known = self.survey or NOTHING_KNOWN
         by_kind = [part.data for part in record.parts if part.kind == PartKind.COUNTING]
         erasable = [part.data for part in record.parts if part.kind == PartKind.ERASABLE]
+        received_at_us = record.envelope.received_at_us
         partial_fold = sequence < max(self.partition_from)
+        bulk = None if partial_fold or known.aliases else self.bulk
         for counting, texts in zip(by_kind, erasable, strict=True):
+            if bulk is not None:
+                taken = bulk.take(
+                    counting, texts, first_sequence=sequence, received_at_us=received_at_us
+                )
+                if taken is not None:
+                    sequence += taken
+                    self.events_folded += taken
+                    continue
             events = decode_events(counting, texts, fold_only=True)
+            if self.bulk is not None:
+                self.bulk.step_aside(events.tenant)
             events = with_aliases(events, known.aliases, record.sequence)
             indexes = range(events.event_count)
             if partial_fold:
@@ -221,10 +232,29 @@ class Fold:
                 events,
                 indexes,
                 first_sequence=sequence,
-                received_at_us=record.envelope.received_at_us,
+                received_at_us=received_at_us,
             )
             sequence += events.event_count
             self.events_folded += len(indexes)
+
+    def _make_way(self, control: ControlRecord) -> None:
+        """Let what waits be folded under the rules before a control record."""
+        if self.bulk is None or type(control) in UNCOUNTED:
+            return
+        match control:
+            case OperationChange():
+                self.bulk.step_aside()  # its watermarks are of all tenants
+            case AdjustmentChange() | ReplayApply() | EraseChange():
+                self.bulk.step_aside(control.tenant_id)
+            case _:
+                pass
+        self.bulk.catch_up()
+
+    def steps_to_end(self) -> Iterator[None]:
+        """Bring the state up to the last record taken, in slices."""
+        if self.bulk is not None:
+            yield from self.bulk.steps_aside()
+            self.bulk = None
 
 
 def control_of(record: StoredRecord, data: bytes | None = None) -> ControlRecord:
@@ -242,12 +272,10 @@ def control_of(record: StoredRecord, data: bytes | None = None) -> ControlRecord
 
 def add_keys(keys: KeyIndex, counting_parts: list[bytes], next_position: int) -> None:
     """Give the index the keys of one event record."""
-    found: dict[bytes, bytes] = {}
-    for counting in counting_parts:
-        key_column, fingerprints = decode_keys(counting)
-        pairs = zip(_KEYS(key_column), _INDEX_FINGERPRINTS(fingerprints), strict=True)
-        found |= {key: fingerprint for (key,), (fingerprint,) in pairs}
-    keys.add(found, next_position)
+    columns = [decode_keys(counting) for counting in counting_parts]
+    key_column = b"".join([own for own, _ in columns])
+    fingerprints = b"".join([own for _, own in columns])
+    keys.feed(key_column, fingerprints, next_position)
 
 
 async def recover(
@@ -264,22 +292,26 @@ async def recover(
     Folds in pages and lets other tasks run in between, so that HTTP can answer 503 meanwhile.
     """
     head = log.head()
+    notes: list[str] = []
     load = partial(_load_snapshot, snapshots, log_id, head.epoch, head.next_sequence)
     fold = await run_blocking(partial(load, Fold()))
-    damaged: LogDamaged | None = None
+    refused: LogDamaged | StartRefused | None = None
     async with trio.open_nursery() as nursery:
-        merging = _Merging(keys, run_blocking, nursery)
+        merging = _Merging(keys, run_blocking, nursery, notes)
         try:
             try:
                 await _fold_log(fold, log, merging, run_blocking=run_blocking, progress=progress)
             except _StartOver:
                 fold = await run_blocking(partial(_begun_anew, load, log, fold))
                 await _fold_log(fold, log, merging, run_blocking=run_blocking, progress=progress)
-        except LogDamaged as error:
-            damaged = error  # raised below: out of a nursery it would come in a group
-    # The nursery has waited for the last merge: who comes next may begin one.
-    if damaged is not None:
-        raise StartRefused(f"{damaged} (`stripemeter check` lists all damage)") from damaged
+            await merging.end()
+        except (LogDamaged, StartRefused) as error:
+            refused = error  # raised below: out of a nursery it would come in a group
+    if isinstance(refused, LogDamaged):
+        raise StartRefused(f"{refused} (`stripemeter check` lists all damage)") from refused
+    if refused is not None:
+        raise refused
+    keys.end_feed()
     return Recovered(
         fold.registry,
         fold.audit,
@@ -288,19 +320,8 @@ async def recover(
         fold.state,
         fold.control_from,
         fold.events_folded,
-        tuple(fold.notes),
+        (*fold.notes, *notes),
     )
-
-
-async def _make_room(keys: KeyIndex, run_blocking: RunBlocking, notes: list[str]) -> None:
-    """Write recent keys into a run. On a failing disk go on while memory has room: reading must work then too."""
-    keys.seal()
-    try:
-        await merge_keys(keys, run_blocking)
-    except RunStoreError as error:
-        if not keys.has_room(1):
-            raise StartRefused(f"the key index can't be brought up to the log: {error}") from error
-        notes.append(f"the key index lags behind: {error}")
 
 
 def _begun_anew(load: Callable[[Fold], Fold], log: Log, before: Fold) -> Fold:
@@ -342,6 +363,7 @@ async def _fold_log(
     keys = merging.keys
     head_sequence = log.head().next_sequence
     position = min(fold.control_from, keys.watermark)
+    fold.bulk = BulkFold(fold.state)
     previous: StoredRecord | None = None
     while position < head_sequence:
         page = await run_blocking(partial(log.read, position, bytes_max=_PAGE_BYTES))
@@ -363,32 +385,55 @@ async def _fold_log(
             break
         position = page[-1].next_sequence
         progress(Progress(position, head_sequence))
+    for _ in fold.steps_to_end():
+        await trio.lowlevel.checkpoint()
 
 
 class _Merging:
-    """Merges the index's keys beside the folding, which waits only when too many are in memory."""
+    """Merges the index's keys beside the folding, which waits only when too many are in memory.
 
-    def __init__(self, keys: KeyIndex, run_blocking: RunBlocking, nursery: trio.Nursery) -> None:
+    On a failing disk the folding goes on while memory has room: reading must work then too.
+    """
+
+    def __init__(
+        self, keys: KeyIndex, run_blocking: RunBlocking, nursery: trio.Nursery, notes: list[str]
+    ) -> None:
         self.keys = keys
         self._run_blocking = run_blocking
         self._nursery = nursery
+        self._notes = notes
+        self._failed: RunStoreError | None = None
         self._idle = trio.Event()
         self._idle.set()
 
     async def keys_added(self) -> None:
-        """A record's keys were given to the index."""
+        """A record's keys were given to the index. Raises StartRefused."""
         self._begin()
-        while not self.keys.has_room(0):
+        while self._failed is None and not self.keys.has_room(0):
             await self._idle.wait()
             self._begin()
+        if self._failed is not None and not self.keys.fits_as_recent:
+            message = f"the key index can't be brought up to the log: {self._failed}"
+            raise StartRefused(message) from self._failed
+
+    async def end(self) -> None:
+        """The last keys were added: when it returns, no merge is under way, and what is left is little."""
+        await self._idle.wait()
+        if self._failed is None and self.keys.feeds_a_run:
+            self.keys.seal()
+            await self._merge()
 
     def _begin(self) -> None:
-        if self.keys.is_full and self._idle.is_set():
+        if self.keys.is_full and self._idle.is_set() and self._failed is None:
             self._idle = trio.Event()
             self._nursery.start_soon(self._merge)
 
     async def _merge(self) -> None:
-        await merge_keys(self.keys, self._run_blocking)
+        try:
+            await merge_keys(self.keys, self._run_blocking)
+        except RunStoreError as error:
+            self._failed = error
+            self._notes.append(f"the key index lags behind: {error}")
         self._idle.set()
 
 
