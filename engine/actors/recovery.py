@@ -1,8 +1,9 @@
 """Recovery: from what is on disk to the state that was acknowledged.
 
-The newest valid snapshot, then the log after it, folded by the same code as live events. The key index is brought
-up to the log's head on the way: it may be behind, or gone. Rules it keeps: the log alone decides; a snapshot or
-index that does not fit it is passed over; a damaged or unknown record refuses the start and is named.
+The newest valid snapshot, then the log after it, folded by the same code as live events; plain events many at a time
+(`engine.core.fold_in_bulk`). The key index is brought up to the log's head on the way: it may be behind, or gone.
+Rules it keeps: the log alone decides; a snapshot or index that does not fit it is passed over; a damaged or unknown
+record refuses the start and is named.
 It must not know which log is behind the port.
 """
 
@@ -25,7 +26,7 @@ from engine.actors.kept import (
     survey,
     with_aliases,
 )
-from engine.actors.key_merger import merge_keys
+from engine.actors.key_merger import Merging
 from engine.actors.shard import restore_partition
 from engine.core.audit import AuditTrail
 from engine.core.fold_in_bulk import BulkFold
@@ -57,7 +58,6 @@ from engine.limits import PARTITIONS
 from engine.ports import Clock, RunBlocking
 from wal.key_index import KeyIndex
 from wal.log import Draft, DraftPart, Log, LogDamaged, StoredRecord
-from wal.runs import RunStoreError
 from wal.snapshot import SnapshotStore
 
 CONTROL_SECTION = 0
@@ -67,6 +67,10 @@ PUSH_SECTION = 3
 PARTITION_SECTION = 100
 """Section numbers in a snapshot; partition p is PARTITION_SECTION + p."""
 _PAGE_BYTES = 4 << 20
+_EVENTS_IN_A_TURN = 2_000
+"""Between two chances for other tasks to run; one for each record would be half the cost of small ones."""
+_EVENTS_OF_A_RECORD = 20
+"""What a record costs beside its events, in events."""
 
 
 class Progress(NamedTuple):
@@ -297,7 +301,7 @@ async def recover(
     fold = await run_blocking(partial(load, Fold()))
     refused: LogDamaged | StartRefused | None = None
     async with trio.open_nursery() as nursery:
-        merging = _Merging(keys, run_blocking, nursery, notes)
+        merging = Merging(keys, run_blocking, nursery, notes)
         try:
             try:
                 await _fold_log(fold, log, merging, run_blocking=run_blocking, progress=progress)
@@ -354,7 +358,7 @@ def checkpoint_fold(log: Log, checkpoint: CheckpointChange) -> Fold:
 async def _fold_log(
     fold: Fold,
     log: Log,
-    merging: _Merging,
+    merging: Merging,
     *,
     run_blocking: RunBlocking,
     progress: Callable[[Progress], None],
@@ -365,6 +369,7 @@ async def _fold_log(
     position = min(fold.control_from, keys.watermark)
     fold.bulk = BulkFold(fold.state)
     previous: StoredRecord | None = None
+    work = 0
     while position < head_sequence:
         page = await run_blocking(partial(log.read, position, bytes_max=_PAGE_BYTES))
         for record in page:
@@ -379,62 +384,17 @@ async def _fold_log(
                 raise _StartOver
             fold.take(record, keys)
             previous = record
-            await merging.keys_added()
-            await trio.lowlevel.checkpoint()
+            work += _EVENTS_OF_A_RECORD + record.envelope.item_count
+            if work >= _EVENTS_IN_A_TURN or keys.is_full:
+                work = 0
+                await merging.keys_added()
+                await trio.lowlevel.checkpoint()
         if not page:
             break
         position = page[-1].next_sequence
         progress(Progress(position, head_sequence))
     for _ in fold.steps_to_end():
         await trio.lowlevel.checkpoint()
-
-
-class _Merging:
-    """Merges the index's keys beside the folding, which waits only when too many are in memory.
-
-    On a failing disk the folding goes on while memory has room: reading must work then too.
-    """
-
-    def __init__(
-        self, keys: KeyIndex, run_blocking: RunBlocking, nursery: trio.Nursery, notes: list[str]
-    ) -> None:
-        self.keys = keys
-        self._run_blocking = run_blocking
-        self._nursery = nursery
-        self._notes = notes
-        self._failed: RunStoreError | None = None
-        self._idle = trio.Event()
-        self._idle.set()
-
-    async def keys_added(self) -> None:
-        """A record's keys were given to the index. Raises StartRefused."""
-        self._begin()
-        while self._failed is None and not self.keys.has_room(0):
-            await self._idle.wait()
-            self._begin()
-        if self._failed is not None and not self.keys.fits_as_recent:
-            message = f"the key index can't be brought up to the log: {self._failed}"
-            raise StartRefused(message) from self._failed
-
-    async def end(self) -> None:
-        """The last keys were added: when it returns, no merge is under way, and what is left is little."""
-        await self._idle.wait()
-        if self._failed is None and self.keys.feeds_a_run:
-            self.keys.seal()
-            await self._merge()
-
-    def _begin(self) -> None:
-        if self.keys.is_full and self._idle.is_set() and self._failed is None:
-            self._idle = trio.Event()
-            self._nursery.start_soon(self._merge)
-
-    async def _merge(self) -> None:
-        try:
-            await merge_keys(self.keys, self._run_blocking)
-        except RunStoreError as error:
-            self._failed = error
-            self._notes.append(f"the key index lags behind: {error}")
-        self._idle.set()
 
 
 def _load_snapshot(

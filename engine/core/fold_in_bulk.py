@@ -11,7 +11,7 @@ A tenant's counters have *slots*: rows of numbers, the counter's or what to add 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -205,15 +205,17 @@ class _Tenant:
         for part in parts:
             events = part.events
             assert events is not None, "a small part is decoded when it is taken"
-            metrics += map(self._state.shared_name, events.metrics)
+            metrics += events.metrics
             customers += events.customers
             micros += events.micros
             times_us += [part.received_at_us if us is None else us for us in events.times_us]
             received_us += [part.received_at_us] * part.event_count
         partitions = b"".join(bytes(part.events.partitions) for part in parts if part.events)
+        _numbers_of(self._metrics, list(map(self._state.shared_name, dict.fromkeys(metrics))))
+        _numbers_of(self._customers, list(dict.fromkeys(customers)))
         numbers = (
-            map(_grown_by(self._metrics, metrics), metrics),
-            map(_grown_by(self._customers, customers), customers),
+            map(self._metrics.__getitem__, metrics),
+            map(self._customers.__getitem__, customers),
             micros,
             times_us,
             received_us,
@@ -463,13 +465,6 @@ def _numbers_of(numbers: dict[str, int], names: list[str]) -> Numbers:
     if None in found:
         found = [numbers.setdefault(name, len(numbers)) for name in names]
     return np.array(found, np.int64)
-
-
-def _grown_by(numbers: dict[str, int], names: list[str]) -> Callable[[str], int]:
-    """What gives the number of each name; new ones get the next."""
-    for name in dict.fromkeys(names):
-        numbers.setdefault(name, len(numbers))
-    return numbers.__getitem__
 
 
 def _is_plain(events: TenantEvents) -> bool:

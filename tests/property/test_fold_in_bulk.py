@@ -35,6 +35,7 @@ from engine.limits import PARTITIONS
 from tests.helpers.event_log import Sent, run_inline
 from tests.helpers.past import BY, CUSTOMERS, JANUARY_US, METRICS, TENANTS, Past, everything
 from tests.helpers.recount import recount
+from tests.sim.world import run_seed
 from wal.key_index import KeyIndex
 from wal.log import Draft, DraftPart
 from wal.memory_log import MemoryLog
@@ -44,6 +45,7 @@ from wal.snapshot import MemorySnapshots
 LOG_ID = b"l" * 16
 MANY_CUSTOMERS = (*CUSTOMERS, *(f"customer-{number}" for number in range(30)))
 SEEDS, SEEDS_EACH = 40, 10
+WORLDS = 15
 QUIET_US = 6 * HOUR_US
 
 
@@ -205,6 +207,16 @@ async def test_recovery_comes_to_what_was_counted_live(
         assert all_of(found.state) == all_of(past.state)
         folded += found.events_folded
     assert in_bulk * 4 > folded, "else nothing is shown"
+
+
+@pytest.mark.slow
+def test_seeded_worlds_keep_their_promises_when_small_groups_go_by_column_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for seed in range(WORLDS):
+        print("seed", seed)
+        small_bounds(monkeypatch, random.Random(seed))
+        run_seed(seed)
 
 
 @pytest.mark.parametrize("seed", range(4))
