@@ -245,13 +245,8 @@ class Fold:
         """Let what waits be folded under the rules before a control record."""
         if self.bulk is None or type(control) in UNCOUNTED:
             return
-        match control:
-            case OperationChange():
-                self.bulk.step_aside()  # its watermarks are of all tenants
-            case AdjustmentChange() | ReplayApply() | EraseChange():
-                self.bulk.step_aside(control.tenant_id)
-            case _:
-                pass
+        if isinstance(control, AdjustmentChange | ReplayApply | EraseChange):
+            self.bulk.step_aside(control.tenant_id)  # it changes or looks at counters
         self.bulk.catch_up()
 
     def steps_to_end(self) -> Iterator[None]:

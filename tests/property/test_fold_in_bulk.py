@@ -21,6 +21,7 @@ from engine.core.quantities import unpack_ext
 from engine.core.records import (
     OperationChange,
     PartKind,
+    PeriodClosing,
     RecordError,
     RecordType,
     columns,
@@ -33,7 +34,16 @@ from engine.core.times import DAY_US, HOUR_US
 from engine.errors import StartRefused
 from engine.limits import PARTITIONS
 from tests.helpers.event_log import Sent, run_inline
-from tests.helpers.past import BY, CUSTOMERS, JANUARY_US, METRICS, TENANTS, Past, everything
+from tests.helpers.past import (
+    BY,
+    CUSTOMERS,
+    FEBRUARY_US,
+    JANUARY_US,
+    METRICS,
+    TENANTS,
+    Past,
+    everything,
+)
 from tests.helpers.recount import recount
 from tests.sim.world import run_seed
 from wal.key_index import KeyIndex
@@ -260,6 +270,44 @@ async def test_sums_beyond_an_int64_are_exact() -> None:
     assert all_of(found.state) == all_of(past.state)
     [counter] = [s for key, s in everything(found.state).items() if key[2] == "anna"]
     assert unpacked(counter[2]) == 8 * sum(2**62 - number for number in range(300))
+
+
+async def test_a_sum_that_leaves_an_int64_event_by_event_is_exact(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fold_in_bulk, "EVENTS_IN_BULK_MIN", 1)
+    monkeypatch.setattr(fold_in_bulk, "EVENTS_AT_ONCE", 1)
+    past = LargePast(0)
+    for number in range(8):
+        past.append([Sent("acme", "calls", "anna", 2**62 - number, None)])
+    found = await recovered(past.log)  # type: ignore[arg-type]
+    assert all_of(found.state) == all_of(past.state)
+    [counter] = everything(found.state).values()
+    assert unpacked(counter[2]) == sum(2**62 - number for number in range(8))
+
+
+async def test_what_comes_after_a_closing_is_late_however_many_come_at_once() -> None:
+    past = LargePast(5)
+    past.now_us = FEBRUARY_US - HOUR_US
+    past.append_many(400)
+    closing = PeriodClosing(start_us=JANUARY_US, end_us=FEBRUARY_US, lateness_us=2 * DAY_US)
+    past.control(closing)
+    past.append([Sent("acme", "calls", c, 3, past.now_us) for c in MANY_CUSTOMERS * 12])
+    found = await recovered(past.log)  # type: ignore[arg-type]
+    assert all_of(found.state) == all_of(past.state)
+    held = found.state.adjustments.values()
+    assert sum(len(one.sequences) for of in held for one in of.by_id.values()) >= 384
+
+
+@pytest.mark.parametrize("count", [20, 400])
+def test_a_part_with_marks_goes_the_general_way(count: int) -> None:
+    past = LargePast(4)
+    rows = [plain_row(past, "acme") for _ in range(count)]
+    for extra, taken in (({"historic": True}, None), ({"operation": "op"}, None), ({}, count)):
+        counting, erasable = draft_of([columns("acme", rows, extra)], 0).parts
+        bulk = BulkFold(ShardState(range(PARTITIONS)))
+        found = bulk.take(counting.data, erasable.data, first_sequence=0, received_at_us=0)
+        assert found == taken
 
 
 async def test_a_group_that_does_not_fit_is_named_though_events_before_it_wait() -> None:

@@ -22,7 +22,7 @@ from engine.errors import StartRefused
 from engine.ports import ResultT
 from tests.helpers.event_log import run_inline
 from wal.key_index import FED_PER_RECENT, RECENT_OVERRUN, KeyIndex
-from wal.log import Draft, DraftPart
+from wal.log import Draft, DraftPart, StoredRecord
 from wal.memory_log import MemoryLog
 from wal.memory_runs import MemoryRuns
 from wal.runs import RunStoreFull
@@ -173,3 +173,21 @@ async def test_a_start_after_a_start_feeds_only_what_no_run_holds() -> None:
     assert keys.watermark > (GROUPS - 3) * GROUP_EVENTS
     await recovered(log, keys)
     check_every_key(keys, GROUPS + 1)
+
+
+async def test_a_record_that_is_lost_between_two_pages_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    log = filled_log(groups=6)
+    read = log.read
+    lost = 2 + 3 * GROUP_EVENTS
+
+    def read_without_it(from_sequence: int, *, bytes_max: int) -> list[StoredRecord]:
+        assert bytes_max > 1
+        page = read(from_sequence, bytes_max=1)
+        return read(page[0].next_sequence, bytes_max=1) if from_sequence == lost else page
+
+    keys = open_index(log, MemoryRuns())
+    monkeypatch.setattr(log, "read", read_without_it)
+    with pytest.raises(StartRefused, match=f"record {lost + GROUP_EVENTS} does not follow"):
+        await recovered(log, keys)
