@@ -10,7 +10,8 @@ was due. *flood*: every target changes at once, with a push interval of one seco
 Stripe has everything.
 
 What is measured is the server; who loads it and who answers in Stripe's place stand on the other cores, and must not delay
-each other, which real clients and the real Stripe would not. So the generator has the first say there (SCHED_RR, as root; the
+each other, which real clients and the real Stripe would not: the simulator keeps its journal in memory where there is room for that
+(/dev/shm), since its syncs would else be the server's disk's work. The generator has the first say there (SCHED_RR, as root; the
 result says whether it could), the simulator the last (a niceness 10 above), and the server's process that speaks with
 Stripe, which the kernel would place where there is room, is put there too. Each round has three parts, in turn:
 `alone`: the metric that is not pushed; `control`: the same, while somebody else sends the simulator as many requests by the same
@@ -88,10 +89,14 @@ def children_of(pid: int) -> list[int]:
 
 
 class Simulator:
-    """The Stripe simulator in a process of its own, on the generators' core."""
+    """The Stripe simulator in a process of its own, on the generators' core, on a disk of its own if there is one."""
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self) -> None:
+        in_memory = Path("/dev/shm")
+        self._parent = tempfile.TemporaryDirectory(
+            dir=in_memory if in_memory.is_dir() else None, prefix="bench-"
+        )
+        self._directory = Path(self._parent.name) / "stripe"
         self.url = ""
 
     def __enter__(self) -> Simulator:
@@ -129,6 +134,7 @@ class Simulator:
     def __exit__(self, *_: object) -> None:
         self._process.terminate()
         self._process.wait()
+        self._parent.cleanup()
 
     def post(self, path: str, body: dict[str, Any]) -> None:
         """One request to its control endpoint."""
@@ -437,7 +443,7 @@ def main() -> None:
         return
     with (
         tempfile.TemporaryDirectory(dir=options.directory, prefix="bench-") as parent,
-        Simulator(Path(parent) / "stripe") as simulator,
+        Simulator() as simulator,
         Server(
             Path(parent) / "data",
             STRIPE_SECRET_KEY=KEY,

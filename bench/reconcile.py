@@ -135,7 +135,7 @@ def main() -> None:
     options = parser.parse_args()
     with (
         tempfile.TemporaryDirectory(dir=options.directory, prefix="bench-") as parent,
-        Simulator(Path(parent) / "stripe") as simulator,
+        Simulator() as simulator,
         Server(
             Path(parent) / "data",
             STRIPE_SECRET_KEY="sk_test_of_a_simulator",

@@ -24,6 +24,7 @@ from engine.core.billing import (
     Unresolved,
 )
 from engine.errors import EngineError
+from wal.log import Envelope
 
 ResultT = TypeVar("ResultT")
 
@@ -45,6 +46,25 @@ class RunBlocking(Protocol):
 
     async def __call__(self, function: Callable[[], ResultT]) -> ResultT:
         """The function's result, or its exception. Not cancelled half-way: the disk has been asked."""
+        ...
+
+
+class Appender(Protocol):
+    """Runs the appends to the log, one at a time, where they hold up nobody: `RunBlocking` without a task that waits."""
+
+    def start(self, append: Callable[[], tuple[Envelope, ...]]) -> None:
+        """Begin. The one before has been told of by `finished`."""
+        ...
+
+    async def finished(self) -> tuple[Envelope, ...]:
+        """Wait for the end of an append, begun already or not: its result, or its exception.
+
+        Not cancelled while one is under way: the disk has been asked.
+        """
+        ...
+
+    def close(self) -> None:
+        """No more appends come; one that is under way is waited for."""
         ...
 
 

@@ -51,6 +51,8 @@ class LaneAnswers:
         self._ingest = Ingest(gateway)
         self._around = Around(gateway, lines_kept_max=LINES_KEPT_MAX)
         self.flush = self._around.flush
+        self.gather = gateway.meter.gather
+        """Several requests are begun in this turn of the loop."""
         self._clock = gateway.clock
         self._server_headers = server_headers
         self._written_at_second = -1

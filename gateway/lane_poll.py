@@ -35,6 +35,8 @@ IDLE_SECONDS_MAX: Final = 30.0
 EVENTS_MAX: Final = 128
 """Connections that are read in one turn: some milliseconds of single events."""
 ANSWERS_PER_TURN: Final = 128
+ANSWERS_AT_ONCE_MAX: Final = 32
+"""Answers that leave in the turn that counted their events: half a millisecond."""
 
 _logger = structlog.get_logger("stripemeter.access")
 _WITH_DATA: Final = (
@@ -163,18 +165,27 @@ class LanePoll:
     async def _read(self) -> None:
         while True:
             await trio.lowlevel.wait_readable(self._epoll.fileno())
-            for descriptor, _ in self._epoll.poll(0, EVENTS_MAX):
-                connection = self._connections.get(descriptor)
-                if connection is None or connection.place.task is None:
-                    continue
-                if connection.place.is_busy:
-                    connection.place.has_more = True
-                    continue
-                try:
-                    self._serve(connection)
-                except Exception:  # as in a task of its own: any client could end the meter else
-                    _logger.exception("connection_failed")
-                    self._end(connection)
+            gathered = self._answers.gather()
+            try:
+                for descriptor, _ in self._epoll.poll(0, EVENTS_MAX):
+                    self._hear(descriptor)
+            finally:
+                if gathered is not None:
+                    gathered.commit_now()
+
+    def _hear(self, descriptor: int) -> None:
+        """A connection says something."""
+        connection = self._connections.get(descriptor)
+        if connection is None or connection.place.task is None:
+            return
+        if connection.place.is_busy:
+            connection.place.has_more = True
+            return
+        try:
+            self._serve(connection)
+        except Exception:  # as in a task of its own: any client could end the meter else
+            _logger.exception("connection_failed")
+            self._end(connection)
 
     def _serve(self, connection: Polled) -> None:
         """Read a connection, and begin what it asks or give it to its task."""
@@ -228,24 +239,34 @@ class LanePoll:
         self._answer(connection, visit, self._answers.counted(visit, counting))
 
     def _note_done(self, group: Group) -> None:
-        self._done.append(group)
-        self._wake.set()
+        """A group is done. Few are answered at once: a turn of the loop costs more than their answers."""
+        if self._done or len(self._counted[group]) > ANSWERS_AT_ONCE_MAX:
+            self._done.append(group)
+            self._wake.set()
+        else:
+            for waiting in self._counted.pop(group):
+                self._answer_one(*waiting)
 
     async def _answer_groups(self) -> None:
         while True:
             if not self._done:
                 self._wake = trio.Event()
                 await self._wake.wait()
-            done, self._done = self._done, []
-            for group in done:
-                for number, (connection, visit, counting) in enumerate(self._counted.pop(group), 1):
-                    try:
-                        self._await_groups(connection, visit, counting)
-                    except Exception:  # as above
-                        _logger.exception("connection_failed")
-                        self._end(connection)
+            for group in self._done.copy():
+                for number, waiting in enumerate(self._counted.pop(group), 1):
+                    self._answer_one(*waiting)
                     if number % ANSWERS_PER_TURN == 0:
                         await trio.lowlevel.checkpoint()
+                self._done.remove(group)
+
+    def _answer_one(
+        self, connection: Polled, visit: Visit, counting: Counting | LoneCounting
+    ) -> None:
+        try:
+            self._await_groups(connection, visit, counting)
+        except Exception:  # as above
+            _logger.exception("connection_failed")
+            self._end(connection)
 
     def _answer(self, connection: Polled, visit: Visit, answer: bytes | Problem) -> None:
         if connection.place.task is None:

@@ -15,7 +15,7 @@ from engine.errors import StartRefused
 from gateway import __version__
 from gateway.data_directory import DataDirectory
 from gateway.measured_log import MeasuredLog
-from gateway.system import SystemClock, SystemIds, run_in_thread
+from gateway.system import AppendThread, SystemClock, SystemIds, run_in_thread
 from wal.archive import FileArchives
 from wal.cells import CellStoreError
 from wal.lmdb_cells import LmdbCells
@@ -75,6 +75,7 @@ def open_meter(
         clock=SystemClock(),
         ids=SystemIds(),
         run_blocking=run_in_thread,
+        appender=AppendThread(),
     )
 
 

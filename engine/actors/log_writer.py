@@ -6,6 +6,8 @@ event that is still on its way waits for that event's group, and fails with it.
 
 No timer: a lone event commits at once; under load the group is what arrived during the last commit. The queue is
 the filling group itself, bounded in events and bytes: over the bound ingest is refused, it never grows.
+Turns of the loop are what a lone event costs most: who offers may start the commit in the same turn (`commit_now`),
+and what one commit made durable is folded, and the next one started, in the turn that hears of it.
 It must not know HTTP, nor which log is behind the port.
 """
 
@@ -14,46 +16,29 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
-import msgspec
 import trio
 
+from engine.actors.appender import BlockingAppender, as_engine_error
+from engine.actors.drafts import drafts_of
 from engine.actors.group import Group, Marks, part_name
 from engine.actors.shard import FoldWork, Shard
-from engine.core.records import (
-    UNCOUNTED,
-    ControlRecord,
-    OperationChange,
-    PartKind,
-    RecordType,
-    TenantEvents,
-    decode_events,
-    encode_control,
-    encode_counting,
-    encode_erasable,
-)
-from engine.errors import EngineError, StorageFull, Unavailable
+from engine.core.records import UNCOUNTED, ControlRecord, TenantEvents
+from engine.errors import Unavailable
 from engine.limits import QUEUE_BYTES_MAX, QUEUE_EVENTS_MAX
-from engine.ports import Clock, Fatal, ResultT, RunBlocking
+from engine.ports import Appender, Clock, Fatal, ResultT, RunBlocking
 from wal.key_index import KeyIndex
-from wal.log import (
-    Draft,
-    DraftPart,
-    Envelope,
-    Log,
-    LogError,
-    LogFull,
-    LogStateUnknown,
-    LogWriteFailed,
-)
+from wal.log import Envelope, Log, LogError, LogStateUnknown
 from wal.runs import IndexDamaged
 
 ACCEPTED, DUPLICATE, CONFLICT = 0, 1, 2
 _KEY, _FINGERPRINT = 5, 6  # columns of engine.core.records.Row
 
-
 _ONE_ACCEPTED = bytes((ACCEPTED,))
+FOLDED_AT_ONCE_MAX: Final = 128
+"""Events of a group that are folded in the turn in which it is found durable: a millisecond at most. More are folded by
+the shards in turns of their own."""
 
 
 @dataclass(slots=True)
@@ -95,9 +80,10 @@ class LogWriter:
         *,
         on_published: Callable[[Group, int], None],
         on_control: Callable[[ControlRecord, Envelope], None],
+        appender: Appender | None = None,
         verify: bool = False,
     ) -> None:
-        """Two callbacks, each synchronous.
+        """Two callbacks, each synchronous. Without an `appender` it appends by way of `run_blocking`.
 
         `on_control(record, envelope)` is called for each durable control record, in order, before any shard folds it;
         `on_published(group, next_sequence)` just before the group goes to the shards.
@@ -106,6 +92,7 @@ class LogWriter:
         self.keys = keys
         self._clock = clock
         self._run_blocking = run_blocking
+        self._appender = appender or BlockingAppender(run_blocking)
         self._on_published = on_published
         self._on_control = on_control
         self._verify = verify
@@ -115,10 +102,14 @@ class LogWriter:
         self._committing: Group | None = None
         self._unfolded: list[Group] = []
         """Durable, but not yet counted by every shard."""
-        self._wake = trio.Event()
-        self._writing = trio.Lock()
-        """Held while the log is written to: it takes one writer at a time."""
+        self._due = trio.Event()
+        """There is something for `_start_due` to do."""
+        self._writing = trio.Semaphore(1)
+        """Taken while the log is written to: it takes one writer at a time. Given from one to the next in order."""
+        self._is_gathering = False
         self._closing = False
+        self._is_idle = True
+        """No commit is under way, and all that was committed is with the shards."""
         self.drained = trio.Event()
         """Set when `run` has ended after `close`: everything taken is with the shards or failed."""
         self._index_damage: IndexDamaged | None = None
@@ -162,7 +153,7 @@ class LogWriter:
     def _damaged(self, error: IndexDamaged) -> Unavailable:
         """Never guess whether an event is new. The next start finds the damage and rebuilds from the log."""
         self._index_damage = error
-        self._wake.set()
+        self._due.set()
         return Unavailable(f"the key index is damaged and must be rebuilt: {error}")
 
     def offer(
@@ -302,7 +293,12 @@ class LogWriter:
             group.opened_us = self._clock.monotonic_us()
         group.events += events
         group.bytes += size_bytes
-        self._wake.set()
+        self._wake()
+
+    def _wake(self) -> None:
+        """There is something to commit. While a commit is under way its end sees to that."""
+        if self._committing is None and not self._is_gathering:
+            self._due.set()
 
     async def append_control(self, record: ControlRecord) -> Group:
         """Make a control record durable and have it folded; returns its group when done. Raises like ingest."""
@@ -313,7 +309,7 @@ class LogWriter:
         assert records, "there is nothing to wait for"
         group = self._admit(0, 0)
         group.controls.extend(records)
-        self._wake.set()
+        self._wake()
         await group.done.wait()
         if group.error is not None:
             raise group.error
@@ -324,10 +320,7 @@ class LogWriter:
 
         Acknowledgements wait meanwhile: keep it short.
         """
-        try:
-            self._writing.acquire_nowait()  # nearly always; waiting would cost a turn of the loop
-        except trio.WouldBlock:
-            await self._writing.acquire()
+        await self._writing.acquire()
         try:
             return await self._run_blocking(work)
         finally:
@@ -344,37 +337,96 @@ class LogWriter:
     def close(self) -> None:
         """Take nothing more; `run` ends when what was taken is done."""
         self._closing = True
-        self._wake.set()
+        self._due.set()
 
     async def run(self) -> None:
         """Commit groups until closed. Raises Fatal when the log's state is unknown."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._follow_appends)
+                await self._start_due()
+                nursery.cancel_scope.cancel()
+        finally:
+            self._appender.close()
+
+    async def _start_due(self) -> None:
+        """Start the commits that nobody started at once; until closed and drained."""
         while True:
-            while self._filling.empty and self._index_damage is None:
-                if self._closing:
-                    self.drained.set()
-                    return
-                self._wake = trio.Event()
-                await self._wake.wait()
             if self._index_damage is not None:
                 raise Fatal(
                     f"the key index is damaged ({self._index_damage}); the next start rebuilds it"
                 )
-            await self._commit_one()
+            if self._committing is None and not self._filling.empty:
+                await self._writing.acquire()
+                if not self._start():
+                    self._writing.release()
+                continue
+            if self._closing and self._is_idle and self._filling.empty:
+                self.drained.set()
+                return
+            self._due = trio.Event()
+            await self._due.wait()
 
-    async def _commit_one(self) -> None:
+    def gather(self) -> LogWriter:
+        """Several things are offered in this turn of the loop, and `commit_now` is called at its end. Itself."""
+        self._is_gathering = True
+        return self
+
+    def commit_now(self) -> None:
+        """Start the commit of what is gathered, unless one is under way or somebody else writes to the log."""
+        self._is_gathering = False
+        if self._committing is not None or self._filling.empty:
+            return
+        try:
+            self._writing.acquire_nowait()
+        except trio.WouldBlock:
+            self._due.set()
+            return
+        if not self._start():
+            self._writing.release()
+
+    def _start(self) -> bool:
+        """Start a commit, with the log taken; whether there was anything to commit."""
+        if self._committing is not None or self._filling.empty or self._index_damage is not None:
+            return False
         group, self._filling = self._filling, Group()
         self._committing = group
         self._unfolded = [g for g in self._unfolded if not g.done.is_set()]
-        try:
-            envelopes = await self.alone_with_log(partial(self._append, group))
-        except LogError as error:
-            self._committing = None
-            self.last_error = str(error)
-            group.fail(as_engine_error(error))
-            if isinstance(error, LogStateUnknown):
-                raise Fatal(str(error)) from error
-            return
-        # From here to the shards' inboxes nothing may fail half-way: the events are durable.
+        self._is_idle = False
+        self._appender.start(partial(self._append, group))
+        return True
+
+    async def _follow_appends(self) -> None:
+        """What follows each append, in order. Raises Fatal."""
+        while True:
+            try:
+                envelopes = await self._appender.finished()
+            except LogError as error:
+                self._failed(error)
+            else:
+                await self._landed(envelopes)
+            if self._committing is None:
+                self._is_idle = True
+            if self._closing:
+                self._due.set()
+
+    def _failed(self, error: LogError) -> None:
+        group, self._committing = self._committing, None
+        assert group is not None, "it was under way"
+        self.last_error = str(error)
+        group.fail(as_engine_error(error))
+        if isinstance(error, LogStateUnknown):
+            raise Fatal(str(error)) from error
+        self._give_log_back()
+
+    async def _landed(self, envelopes: tuple[Envelope, ...]) -> None:
+        """A group is durable: have it counted, and start the next."""
+        group = self._committing
+        assert group is not None, "it was under way"
+        # What is published is with the shards: whoever looks in between must not find half of it there.
+        for shard in self._shards:
+            await shard.inbox.room()
+        # From here on nothing may wait or fail half-way: the events are durable.
         self.last_error = None
         next_sequence = envelopes[-1].sequence + envelopes[-1].item_count
         self.keys.add(group.keys, next_sequence)
@@ -385,26 +437,21 @@ class LogWriter:
         work = self._split(group, envelopes)
         self.published_sequence = next_sequence
         self._on_published(group, next_sequence)
+        self._give_log_back()
+        at_once = group.events <= FOLDED_AT_ONCE_MAX
         for shard, share in work:
-            await shard.inbox.put(share)
+            shard.give(share, at_once=at_once)
         if not work:
             group.finish()
 
+    def _give_log_back(self) -> None:
+        """To whoever waits for it, else to the next group."""
+        self._writing.release()
+        self.commit_now()
+
     def _append(self, group: Group) -> tuple[Envelope, ...]:
         """In a thread: encode the group and append it. The group's rows are nobody else's by now."""
-        now_us = self._clock.now_us()
-        drafts = [control_draft(record, now_us) for record in group.controls]
-        parts = group.seal(now_us)
-        if parts:
-            encoded: list[DraftPart] = []
-            for part in parts:
-                counting, erasable = encode_counting(part), encode_erasable(part)
-                if self._verify:
-                    assert_reads_back(part, counting, erasable)
-                encoded.append(DraftPart(PartKind.COUNTING, counting))
-                encoded.append(DraftPart(PartKind.ERASABLE, erasable))
-            drafts.append(Draft(RecordType.EVENTS, group.events, now_us, tuple(encoded)))
-        return self._log.append(drafts)
+        return self._log.append(drafts_of(group, self._clock.now_us(), verify=self._verify))
 
     def _split(self, group: Group, envelopes: Sequence[Envelope]) -> list[tuple[Shard, FoldWork]]:
         """Split a group once, by the partitions' owners; shards without a share get nothing."""
@@ -442,34 +489,3 @@ class LogWriter:
             else:
                 bucket.append(index)
         return {**buckets}
-
-
-def control_draft(record: ControlRecord, now_us: int) -> Draft:
-    """A control record to append: one part, and a second one for the rows of an operation."""
-    rows = record.rows if isinstance(record, OperationChange) else b""
-    if rows:
-        record = msgspec.structs.replace(record, rows=b"")
-    record_type, data = encode_control(record)
-    parts = [DraftPart(PartKind.CONTROL, data)]
-    if rows:
-        parts.append(DraftPart(PartKind.ERASABLE, rows))
-    return Draft(record_type, 1, now_us, tuple(parts))
-
-
-def assert_reads_back(part: TenantEvents, counting: bytes, erasable: bytes) -> None:
-    """Under STRIPEMETER_VERIFY: what is about to be appended says what was accepted, column by column."""
-    read = decode_events(counting, erasable)
-    for name, sent, got in zip(part._fields, part, read, strict=True):
-        same = list(sent) == list(got) if not isinstance(sent, str | dict) else sent == got
-        assert same, f"column {name} of a group does not survive its encoding"
-
-
-def as_engine_error(error: LogError) -> EngineError:
-    """A failure of the log as who asked for the work is told it."""
-    match error:
-        case LogFull():
-            return StorageFull(str(error))
-        case LogWriteFailed() | LogStateUnknown():
-            return Unavailable(str(error))
-        case _:
-            return Unavailable(f"the log can't be written: {error}")

@@ -2,6 +2,7 @@
 
 Rules it keeps: bounded; order is kept; taking all at once costs one wake-up however much waits (a trio channel costs
 8 to 10 µs a message, this a few tenths). Rejected: a memory channel per actor, for that reason.
+It must not know what a message says.
 """
 
 from __future__ import annotations
@@ -26,17 +27,26 @@ class Mailbox(Generic[MessageT]):
     def __len__(self) -> int:
         return len(self._messages)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether a message would have to wait."""
+        return len(self._messages) >= self._messages_max
+
+    async def room(self) -> None:
+        """Wait until it is not full. A checkpoint only if it waits."""
+        while self.is_full:
+            await self._emptied.wait()
+
     async def put(self, message: MessageT) -> None:
         """Add a message, after waiting for space if the box is full. A checkpoint only if it waits."""
-        while len(self._messages) >= self._messages_max:
-            await self._emptied.wait()
+        await self.room()
         assert not self._closed, "nobody reads a closed mailbox"
         self._messages.append(message)
         self._filled.set()
 
     def put_nowait(self, message: MessageT) -> bool:
         """Add a message if there is space; whether it was added."""
-        if self._closed or len(self._messages) >= self._messages_max:
+        if self._closed or self.is_full:
             return False
         self._messages.append(message)
         self._filled.set()

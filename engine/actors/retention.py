@@ -16,8 +16,9 @@ from typing import Final, NamedTuple
 import structlog
 import trio
 
+from engine.actors.appender import as_engine_error
 from engine.actors.kept import NOTHING_KNOWN, is_dropped
-from engine.actors.log_writer import LogWriter, as_engine_error
+from engine.actors.log_writer import LogWriter
 from engine.actors.recovery import (
     AUDIT_SECTION,
     CONTROL_SECTION,

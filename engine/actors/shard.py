@@ -1,7 +1,8 @@
 """A shard: the task that owns some partitions' counters and folds what is committed into them.
 
 Rules it keeps: sole owner of its state; it folds a group's work without an await in between, so that whoever reads
-between two turns sees whole groups; a bug in the fold ends the process. It must not know the log or HTTP.
+between two turns sees whole groups; what it is given is folded in that order, at once or in its own turn; a bug in the
+fold ends the process. It must not know the log or HTTP.
 """
 
 from __future__ import annotations
@@ -56,16 +57,36 @@ class Shard:
         self.number = number
         self.state = state
         self.inbox: Mailbox[ShardMessage] = Mailbox(SHARD_INBOX_MAX)
+        self._is_waiting = False
+        """For messages, with nothing of the last ones left to do."""
+
+    def give(self, work: FoldWork, *, at_once: bool) -> None:
+        """Work to fold, after all that it was given before. There is room in the inbox.
+
+        `at_once`: now, in the caller's turn, if nothing is ahead of it. A turn of this task costs as much as the fold of
+        some tens of events.
+        """
+        if at_once and self._is_waiting and not len(self.inbox):
+            self._fold(work)
+        else:
+            assert self.inbox.put_nowait(work), "the writer waits for room first"
 
     async def run(self) -> None:
         """Serve the inbox until it is closed and drained."""
-        while messages := await self.inbox.take_all():
+        while messages := await self._messages():
             for message in messages:
                 if isinstance(message, FoldWork):
                     self._fold(message)
                 else:
                     await self._encode(message)
                 await trio.lowlevel.checkpoint()
+
+    async def _messages(self) -> list[ShardMessage]:
+        self._is_waiting = True
+        try:
+            return await self.inbox.take_all()
+        finally:
+            self._is_waiting = False
 
     async def _encode(self, request: PartitionRequest) -> None:
         """In slices, so that the others go on meanwhile; what this shard is to fold waits, so nothing moves."""

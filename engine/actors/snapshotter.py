@@ -121,10 +121,10 @@ class Snapshotter:
             ):
                 await blocking(partial(writer.add, Section(number, position, data)))
             for partition in range(PARTITIONS):
-                # Everything before this position is ahead of the request in the shard's inbox.
-                at = self._published_sequence()
                 request = PartitionRequest(partition, trio.Event())
                 await self._shards[self._owner[partition]].inbox.put(request)
+                # It may have waited for room. What was published by now is ahead of it, and nothing else is.
+                at = self._published_sequence()
                 await request.done.wait()
                 section = Section(PARTITION_SECTION + partition, at, request.data)
                 await blocking(partial(writer.add, section))

@@ -54,7 +54,7 @@ from engine.core.shard_state import MetricUsage, ShardState
 from engine.core.usage import usage_at
 from engine.errors import EngineError, StartRefused, Unavailable
 from engine.limits import META_BYTES_MAX, PARTITIONS
-from engine.ports import Billing, Clock, Ids, RunBlocking
+from engine.ports import Appender, Billing, Clock, Ids, RunBlocking
 from wal.archive import ArchiveStore
 from wal.cells import CellStore
 from wal.key_index import RECENT_KEYS_MAX, KeyIndex
@@ -105,8 +105,10 @@ class Meter:
         clock: Clock,
         ids: Ids,
         run_blocking: RunBlocking,
+        appender: Appender | None = None,
     ) -> None:
         self.options = options
+        self._appender = appender
         self._billing: Mapping[Role, Billing] | None = None
         self.clock = clock
         self.ids = ids
@@ -130,7 +132,7 @@ class Meter:
         self._started: _Started | None = None
 
     def connect(self, billing: Mapping[Role, Billing]) -> None:
-        """Before `run`: the ways to Stripe, live or simulated, and to the shadow account. Else nothing is pushed."""
+        """Before `run`: the ways to Stripe, live or simulated, and the shadow account. Else nothing is pushed."""
         self._billing = billing
 
     # The tree.
@@ -226,6 +228,7 @@ class Meter:
             self.run_blocking,
             on_published=self._published,
             on_control=self._fold_control,
+            appender=self._appender,
             verify=self.options.verify,
         )
         writer.serve_shards(self.shards, self.owner)
@@ -439,6 +442,10 @@ class Meter:
         if self.phase != "ready":
             raise Unavailable(f"the server is {self.phase}; retry", retry_after_seconds=2)
         return self.started.writer
+
+    def gather(self) -> LogWriter | None:
+        """Several events are offered in this turn of the loop; call its `commit_now` at the end. None: not started."""
+        return None if self._started is None else self._started.writer.gather()
 
     async def append_control(self, record: ControlRecord) -> None:
         """Make a control record durable and fold it. Hold `change_lock` from the check that allows it."""

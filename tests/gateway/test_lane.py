@@ -20,6 +20,7 @@ from gateway import lane, lane_poll, lane_watch
 from tests.gateway.lane_corpus import HOST, INGEST, USAGE
 from tests.helpers.listening import Listening, exchange, listening, normalised, statuses
 from tests.helpers.served import ADMIN_KEY
+from wal.log import Envelope
 
 JSON = b"Content-Type: application/json\r\n"
 CLOSE = b"Connection: close\r\n"
@@ -228,22 +229,22 @@ async def test_any_pipelined_mix_of_both_ways_is_answered_in_order_as_by_stock(r
 async def test_a_client_that_goes_while_its_events_are_committed_costs_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    commit, held, reached = log_writer.LogWriter._commit_one, trio.Event(), trio.Event()
+    commit, held, reached = log_writer.LogWriter._landed, trio.Event(), trio.Event()
 
-    async def slow(writer: log_writer.LogWriter) -> None:
+    async def slow(writer: log_writer.LogWriter, envelopes: tuple[Envelope, ...]) -> None:
         reached.set()
         await held.wait()
-        await commit(writer)
+        await commit(writer, envelopes)
 
     async with listening("on") as server:
-        monkeypatch.setattr(log_writer.LogWriter, "_commit_one", slow)
+        monkeypatch.setattr(log_writer.LogWriter, "_landed", slow)
         stream = await server.connect()
         await stream.send_all(post([event("gone")]))
         await reached.wait()
         stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         await stream.aclose()
         held.set()
-        monkeypatch.setattr(log_writer.LogWriter, "_commit_one", commit)
+        monkeypatch.setattr(log_writer.LogWriter, "_landed", commit)
         again = await exchange(server, [post([event("gone")]), BYE])
         assert b'"duplicates":1' in again.data, "it counted, whoever heard of it"
 
@@ -352,13 +353,13 @@ async def test_a_connection_too_many_is_turned_away_and_one_that_ends_makes_room
 async def test_a_stop_answers_what_is_in_flight_with_close_and_ends_what_is_idle(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    commit, reached, answered = log_writer.LogWriter._commit_one, trio.Event(), trio.Event()
+    commit, reached, answered = log_writer.LogWriter._landed, trio.Event(), trio.Event()
 
-    async def slow(writer: log_writer.LogWriter) -> None:
+    async def slow(writer: log_writer.LogWriter, envelopes: tuple[Envelope, ...]) -> None:
         reached.set()
         await trio.sleep(0.5)
         answered.set()
-        await commit(writer)
+        await commit(writer, envelopes)
 
     async with listening("on") as server:
         idle, used, busy, halfway = [await server.connect() for _ in range(4)]
@@ -366,7 +367,7 @@ async def test_a_stop_answers_what_is_in_flight_with_close_and_ends_what_is_idle
         await used.receive_some(65536)
         whole = post([event("c")])
         await halfway.send_all(whole[:-5])
-        monkeypatch.setattr(log_writer.LogWriter, "_commit_one", slow)
+        monkeypatch.setattr(log_writer.LogWriter, "_landed", slow)
         await busy.send_all(post([event("b")]))
         await reached.wait()
         await trio.sleep(0.05)

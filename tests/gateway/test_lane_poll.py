@@ -15,6 +15,7 @@ from gateway import lane_poll
 from tests.gateway.test_lane import BYE, collect, event, get, post, requests
 from tests.helpers.listening import listening, normalised, statuses
 from tests.helpers.served import ADMIN_KEY
+from wal.log import Envelope
 
 CURRENT = b"/v1/usage/current?tenantId=a&customerRef=c"
 
@@ -54,16 +55,16 @@ def polled(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
 
 @pytest.fixture
 def held(monkeypatch: pytest.MonkeyPatch) -> Callable[[], trio.Event]:
-    """From its call on commits wait for the event."""
+    """From its call on what was committed waits for the event."""
 
     def hold() -> trio.Event:
-        commit, go = log_writer.LogWriter._commit_one, trio.Event()
+        commit, go = log_writer.LogWriter._landed, trio.Event()
 
-        async def slow(writer: log_writer.LogWriter) -> None:
+        async def slow(writer: log_writer.LogWriter, envelopes: tuple[Envelope, ...]) -> None:
             await go.wait()
-            await commit(writer)
+            await commit(writer, envelopes)
 
-        monkeypatch.setattr(log_writer.LogWriter, "_commit_one", slow)
+        monkeypatch.setattr(log_writer.LogWriter, "_landed", slow)
         return go
 
     return hold
@@ -104,17 +105,22 @@ async def test_requests_that_follow_while_one_is_counted_are_answered_in_their_o
     assert polled
 
 
+@pytest.mark.parametrize(("at_once", "per_turn"), [(32, 128), (0, 1), (1000, 128)])
 async def test_many_connections_share_a_commit_and_each_gets_its_own_answer(
-    held: Callable[[], trio.Event],
+    held: Callable[[], trio.Event], monkeypatch: pytest.MonkeyPatch, at_once: int, per_turn: int
 ) -> None:
+    """Answered in the turn that counted them, or some in each of the turns that follow while the next ones are counted."""
+    monkeypatch.setattr(lane_poll, "ANSWERS_AT_ONCE_MAX", at_once)
+    monkeypatch.setattr(lane_poll, "ANSWERS_PER_TURN", per_turn)
     async with listening("on") as server:
         streams = [await server.connect() for _ in range(150)]
         await trio.sleep(0.1)
         go = held()
         for number, stream in enumerate(streams):
+            if number == 100:
+                await trio.sleep(0.2)
+                go.set()
             await stream.send_all(post([event(f"k{number}")]))
-        await trio.sleep(0.2)
-        go.set()
         for number, stream in enumerate(streams):
             with trio.fail_after(5):
                 data = await stream.receive_some(65536)

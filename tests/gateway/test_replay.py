@@ -163,7 +163,7 @@ async def test_a_closing_that_comes_between_is_waited_for(server: Served) -> Non
         await gate.wait()
         return function()
 
-    started.writer._run_blocking = slow_disk
+    started.writer._appender._run_blocking = slow_disk
     server.clock.us += 4 * 24 * HOUR_US
     async with trio.open_nursery() as nursery:
         nursery.start_soon(started.closer.close_due)
