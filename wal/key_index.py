@@ -6,6 +6,8 @@ Rules it keeps:
   recovery. So it may lag, and be deleted, and never be wrong.
 - A lookup is exact: the filter only says where not to look, and a damaged block is an error, not "unknown".
 - No call of the owner waits for a disk write. Merging is a `MergePlan`, whose slices run in a worker thread.
+- Recovery *feeds* columns of many keys instead of adding them one by one; between the first feeding and `end_feed`
+  nothing is looked up or added.
 It must not know what a key or a fingerprint is made of, nor the log: positions are numbers.
 
 Where a key is: *recent* (a dict that grows), *sealed* (the recent one before it, being flushed), the *runs*
@@ -29,6 +31,7 @@ from typing import Final, NamedTuple
 
 from wal.key_filter import KeyFilter
 from wal.key_merge import (
+    FedKeys,
     Merged,
     PlanKind,
     Steps,
@@ -37,6 +40,7 @@ from wal.key_merge import (
     drain_steps,
     filter_steps,
     flush_steps,
+    take_entries,
 )
 from wal.run_blocks import (
     ENTRY_BYTES,
@@ -57,6 +61,8 @@ RECENT_OVERRUN: Final = 4
 TIER_RUNS: Final = 4
 RUNS_CROWDED: Final = 24
 """With more runs than this, merging them goes before flushing: each is one more place to look."""
+FED_PER_RECENT: Final = 4
+"""A fed key takes less than a quarter of a recent one's memory, sorting it included: so many more make a run."""
 PORTION_SLICES: Final = 8
 """Slices of a merge between which a flush may go first."""
 PORTION_BYTES: Final = PORTION_SLICES * (2 << 20)
@@ -133,6 +139,8 @@ class KeyIndex:
         self._recent: dict[bytes, bytes] = {}
         self._sealed: dict[bytes, bytes] | None = None
         self._retired: dict[bytes, bytes] = {}
+        self._fed = FedKeys()
+        self._sealed_fed: FedKeys | None = None
         self._position = self._sealed_position = manifest.watermark
         self._newest_first = [run.run_id for run in reversed(manifest.runs)]
         self._next_run_id = manifest.next_run_id
@@ -189,16 +197,33 @@ class KeyIndex:
     @property
     def recent_keys(self) -> int:
         """Keys in memory: recent and sealed."""
-        return len(self._recent) + len(self._sealed or ())
+        return len(self._recent) + len(self._sealed or ()) + self._fed_keys
+
+    @property
+    def _fed_keys(self) -> int:
+        return self._fed.count + (self._sealed_fed.count if self._sealed_fed is not None else 0)
 
     @property
     def is_full(self) -> bool:
         """Whether it is time to `seal`."""
-        return len(self._recent) >= self._recent_keys_max
+        most = self._recent_keys_max
+        return len(self._recent) >= most or self._fed.count >= most * FED_PER_RECENT
+
+    @property
+    def feeds_a_run(self) -> bool:
+        """Whether more was fed than may become recent."""
+        return self._fed.count >= self._recent_keys_max
+
+    @property
+    def fits_as_recent(self) -> bool:
+        """Whether what was fed may become recent: up to twice what `has_room` allows, which then says False."""
+        return self.recent_keys <= self._recent_keys_max * RECENT_OVERRUN * 2
 
     def has_room(self, keys: int) -> bool:
         """Whether that many more keys may be added. Ask before committing them; False: refuse for now."""
-        return self.recent_keys + keys <= self._recent_keys_max * RECENT_OVERRUN
+        fed = self._fed_keys
+        one_by_one = self.recent_keys - fed + keys
+        return one_by_one + fed // FED_PER_RECENT <= self._recent_keys_max * RECENT_OVERRUN
 
     def lookup(self, key: bytes) -> bytes | None:
         """The fingerprint of a key that was added, else None. Raises IndexDamaged."""
@@ -218,6 +243,7 @@ class KeyIndex:
 
     def known(self, keys: Collection[bytes]) -> dict[bytes, bytes]:
         """Of many keys those that were added, with their fingerprints. Raises IndexDamaged."""
+        assert not self._fed_keys, "end the feeding first"
         found: dict[bytes, bytes] = {}
         for memory in (self._sealed, self._recent):
             if memory and not memory.keys().isdisjoint(keys):
@@ -242,14 +268,37 @@ class KeyIndex:
         Of a fingerprint the runs keep the first FINGERPRINT_BYTES, so that a lookup may give all of it or those.
         """
         assert next_position >= self._position, "the log only grows"
+        assert not self._fed.count, "end the feeding first"
         self._recent.update(keys_to_fingerprints)
         self._position = next_position
 
+    def feed(self, keys: bytes, fingerprints: bytes, next_position: int) -> None:
+        """As `add`, of concatenated keys and as many fingerprints of one length: no object per key is made.
+
+        For recovery: call `end_feed` before keys are looked up or added.
+        """
+        assert not self._recent, "keys are fed to an index before any is added"
+        assert next_position >= self._position, "the log only grows"
+        self._fed.add(keys, fingerprints)
+        self._position = next_position
+
+    def end_feed(self) -> None:
+        """What was fed and is in no run yet becomes recent (and sealed, if a flush of it did not succeed)."""
+        assert self._plan is None, "finish the last plan first"
+        if self._sealed_fed is not None:
+            self._sealed, self._sealed_fed = self._sealed_fed.as_recent(), None
+        if self._fed.count:
+            self._recent, self._fed = self._fed.as_recent(), FedKeys()
+
     def seal(self) -> bool:
         """Set the recent keys aside for the next flush. False: there is nothing, or one is waiting."""
-        if self._sealed is not None or self._position == self._sealed_position:
+        is_waiting = self._sealed is not None or self._sealed_fed is not None
+        if is_waiting or self._position == self._sealed_position:
             return False
-        self._sealed, self._recent = self._recent, {}
+        if self._fed.count:
+            self._sealed_fed, self._fed = self._fed, FedKeys()
+        else:
+            self._sealed, self._recent = self._recent, {}
         self._sealed_position = self._position
         return True
 
@@ -267,14 +316,15 @@ class KeyIndex:
         inputs = self._compaction_inputs()
         compacts = self._compaction is not None or inputs is not None
         crowded = len(self._manifest.runs) > RUNS_CROWDED
+        is_sealed = self._sealed is not None or self._sealed_fed is not None
         if self._retired:
             self._plan = MergePlan(PlanKind.DRAIN, drain_steps(self._retired))
-        elif garbage and (self._failed_last or self._sealed is None):
+        elif garbage and (self._failed_last or not is_sealed):
             # After a failure before all else: on a full disk it makes the room that a flush needs.
             self._store.prepare(0)
             self._plan = MergePlan(PlanKind.COLLECT, collect_steps(self._store, garbage))
-        elif self._sealed is not None and not (crowded and compacts):
-            self._plan = self._plan_flush(self._sealed)
+        elif is_sealed and not (crowded and compacts):
+            self._plan = self._plan_flush()
         elif compacts:
             self._plan = self._plan_compaction(inputs)
         return self._plan
@@ -323,8 +373,8 @@ class KeyIndex:
         """A picture of now."""
         return IndexStatistics(
             stored_keys=self.stored_keys,
-            recent_keys=len(self._recent),
-            sealed_keys=len(self._sealed or ()),
+            recent_keys=len(self._recent) + self._fed.count,
+            sealed_keys=self.recent_keys - len(self._recent) - self._fed.count,
             watermark=self.watermark,
             position=self._position,
             runs=self._manifest.runs,
@@ -347,12 +397,18 @@ class KeyIndex:
                 return fingerprint
         return None
 
-    def _plan_flush(self, sealed: dict[bytes, bytes]) -> MergePlan:
-        self._store.prepare(len(sealed) * ENTRY_BYTES)
+    def _plan_flush(self) -> MergePlan:
+        if self._sealed_fed is not None:
+            count, parts = self._sealed_fed.count, self._sealed_fed.sorted_parts()
+        else:
+            assert self._sealed is not None
+            count, parts = len(self._sealed), take_entries(self._sealed)
+        self._store.prepare(count * ENTRY_BYTES)
         steps = flush_steps(
             self._store,
             self._manifest,
-            sealed,
+            parts,
+            count,
             self._sealed_position,
             run_id=self._new_run_id(),
             key_filter=self._filter,
@@ -398,8 +454,8 @@ class KeyIndex:
         self._manifest = merged.manifest
         self._newest_first = [run.run_id for run in reversed(merged.manifest.runs)]
         if kind is PlanKind.FLUSH:
-            assert self._sealed is not None
-            self._retired, self._sealed = self._sealed, None
+            self._retired, self._sealed = self._sealed or {}, None
+            self._sealed_fed = None
             self._filter = merged.key_filter
             self._flushes_done += 1
         else:

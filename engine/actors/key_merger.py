@@ -1,7 +1,8 @@
 """The key merger: writes the key index's recent keys into sorted runs, off the acknowledgement path.
 
 Rules it keeps: it works in slices in a thread; a failure is kept and shown, and tried again later with backoff; the
-log is not touched. Damage found here ends the process: the next start rebuilds the index from the log.
+log is not touched. Damage found here ends the process: the next start rebuilds the index from the log. At a start
+merges go on beside the folding.
 It must not know what a run looks like.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import trio
 
+from engine.errors import StartRefused
 from engine.ports import Fatal, RunBlocking
 from wal.key_index import KeyIndex
 from wal.runs import IndexDamaged, RunStoreError
@@ -61,3 +63,51 @@ async def merge_keys(keys: KeyIndex, run_blocking: RunBlocking) -> None:
                 pass
         finally:
             keys.finish_merge(plan)
+
+
+class Merging:
+    """Merges the index's keys beside the folding, which waits only when too many are in memory.
+
+    On a failing disk the folding goes on while memory has room: reading must work then too.
+    """
+
+    def __init__(
+        self, keys: KeyIndex, run_blocking: RunBlocking, nursery: trio.Nursery, notes: list[str]
+    ) -> None:
+        self.keys = keys
+        self._run_blocking = run_blocking
+        self._nursery = nursery
+        self._notes = notes
+        self._failed: RunStoreError | None = None
+        self._idle = trio.Event()
+        self._idle.set()
+
+    async def keys_added(self) -> None:
+        """A record's keys were given to the index. Raises StartRefused."""
+        self._begin()
+        while self._failed is None and not self.keys.has_room(0):
+            await self._idle.wait()
+            self._begin()
+        if self._failed is not None and not self.keys.fits_as_recent:
+            message = f"the key index can't be brought up to the log: {self._failed}"
+            raise StartRefused(message) from self._failed
+
+    async def end(self) -> None:
+        """The last keys were added: when it returns, no merge is under way, and what is left is little."""
+        await self._idle.wait()
+        if self._failed is None and self.keys.feeds_a_run:
+            self.keys.seal()
+            await self._merge()
+
+    def _begin(self) -> None:
+        if self.keys.is_full and self._idle.is_set() and self._failed is None:
+            self._idle = trio.Event()
+            self._nursery.start_soon(self._merge)
+
+    async def _merge(self) -> None:
+        try:
+            await merge_keys(self.keys, self._run_blocking)
+        except RunStoreError as error:
+            self._failed = error
+            self._notes.append(f"the key index lags behind: {error}")
+        self._idle.set()

@@ -1,16 +1,16 @@
 """Recovery: from what is on disk to the state that was acknowledged.
 
-The newest valid snapshot, then the log after it, folded by the same code as live events. The key index is brought
-up to the log's head on the way: it may be behind, or gone. Rules it keeps: the log alone decides; a snapshot or
-index that does not fit it is passed over; a damaged or unknown record refuses the start and is named.
+The newest valid snapshot, then the log after it, folded by the same code as live events; plain events many at a time
+(`engine.core.fold_in_bulk`). The key index is brought up to the log's head on the way: it may be behind, or gone.
+Rules it keeps: the log alone decides; a snapshot or index that does not fit it is passed over; a damaged or unknown
+record refuses the start and is named.
 It must not know which log is behind the port.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
-from struct import Struct
 from typing import NamedTuple
 
 import msgspec
@@ -26,22 +26,24 @@ from engine.actors.kept import (
     survey,
     with_aliases,
 )
-from engine.actors.key_merger import merge_keys
+from engine.actors.key_merger import Merging
 from engine.actors.shard import restore_partition
 from engine.core.audit import AuditTrail
-from engine.core.keeping import CheckpointChange
+from engine.core.fold_in_bulk import BulkFold
+from engine.core.keeping import CheckpointChange, EraseChange
 from engine.core.partitions import HASH_NAME
 from engine.core.push_state import PushState
 from engine.core.quantities import unpack_ext
 from engine.core.records import (
-    FINGERPRINT_BYTES,
-    KEY_BYTES,
+    UNCOUNTED,
+    AdjustmentChange,
     ControlRecord,
     Genesis,
     OperationChange,
     PartKind,
     RecordError,
     RecordType,
+    ReplayApply,
     SettingsChange,
     decode_control,
     decode_events,
@@ -56,7 +58,6 @@ from engine.limits import PARTITIONS
 from engine.ports import Clock, RunBlocking
 from wal.key_index import KeyIndex
 from wal.log import Draft, DraftPart, Log, LogDamaged, StoredRecord
-from wal.runs import RunStoreError
 from wal.snapshot import SnapshotStore
 
 CONTROL_SECTION = 0
@@ -66,11 +67,10 @@ PUSH_SECTION = 3
 PARTITION_SECTION = 100
 """Section numbers in a snapshot; partition p is PARTITION_SECTION + p."""
 _PAGE_BYTES = 4 << 20
-_INDEX_FINGERPRINT_BYTES = 8
-_KEYS = Struct(f"{KEY_BYTES}s").iter_unpack
-_INDEX_FINGERPRINTS = Struct(
-    f"{_INDEX_FINGERPRINT_BYTES}s{FINGERPRINT_BYTES - _INDEX_FINGERPRINT_BYTES}x"
-).iter_unpack
+_EVENTS_IN_A_TURN = 2_000
+"""Between two chances for other tasks to run; one for each record would be half the cost of small ones."""
+_EVENTS_OF_A_RECORD = 20
+"""What a record costs beside its events, in events."""
 
 
 class Progress(NamedTuple):
@@ -114,6 +114,8 @@ class Fold:
         self.state = ShardState(range(PARTITIONS))
         self.control_from = 0
         self.partition_from = [0] * PARTITIONS
+        self.bulk: BulkFold | None = None
+        """What folds plain events many at a time; then the state lags behind until `steps_to_end` is done."""
         self.events_folded = 0
         self.notes: list[str] = []
 
@@ -181,6 +183,7 @@ class Fold:
             elif envelope.sequence >= self.control_from and not is_dropped(record):
                 known = self.survey or NOTHING_KNOWN
                 control = control_of(record, control_bytes(record, known.aliases))
+                self._make_way(control)
                 self.registry.fold(control)
                 self.audit.fold(control, envelope.sequence, envelope.received_at_us)
                 self.push.fold(control, envelope.received_at_us)
@@ -208,9 +211,21 @@ class Fold:
         known = self.survey or NOTHING_KNOWN
         by_kind = [part.data for part in record.parts if part.kind == PartKind.COUNTING]
         erasable = [part.data for part in record.parts if part.kind == PartKind.ERASABLE]
+        received_at_us = record.envelope.received_at_us
         partial_fold = sequence < max(self.partition_from)
+        bulk = None if partial_fold or known.aliases else self.bulk
         for counting, texts in zip(by_kind, erasable, strict=True):
+            if bulk is not None:
+                taken = bulk.take(
+                    counting, texts, first_sequence=sequence, received_at_us=received_at_us
+                )
+                if taken is not None:
+                    sequence += taken
+                    self.events_folded += taken
+                    continue
             events = decode_events(counting, texts, fold_only=True)
+            if self.bulk is not None:
+                self.bulk.step_aside(events.tenant)
             events = with_aliases(events, known.aliases, record.sequence)
             indexes = range(events.event_count)
             if partial_fold:
@@ -221,10 +236,24 @@ class Fold:
                 events,
                 indexes,
                 first_sequence=sequence,
-                received_at_us=record.envelope.received_at_us,
+                received_at_us=received_at_us,
             )
             sequence += events.event_count
             self.events_folded += len(indexes)
+
+    def _make_way(self, control: ControlRecord) -> None:
+        """Let what waits be folded under the rules before a control record."""
+        if self.bulk is None or type(control) in UNCOUNTED:
+            return
+        if isinstance(control, AdjustmentChange | ReplayApply | EraseChange):
+            self.bulk.step_aside(control.tenant_id)  # it changes or looks at counters
+        self.bulk.catch_up()
+
+    def steps_to_end(self) -> Iterator[None]:
+        """Bring the state up to the last record taken, in slices."""
+        if self.bulk is not None:
+            yield from self.bulk.steps_aside()
+            self.bulk = None
 
 
 def control_of(record: StoredRecord, data: bytes | None = None) -> ControlRecord:
@@ -242,12 +271,10 @@ def control_of(record: StoredRecord, data: bytes | None = None) -> ControlRecord
 
 def add_keys(keys: KeyIndex, counting_parts: list[bytes], next_position: int) -> None:
     """Give the index the keys of one event record."""
-    found: dict[bytes, bytes] = {}
-    for counting in counting_parts:
-        key_column, fingerprints = decode_keys(counting)
-        pairs = zip(_KEYS(key_column), _INDEX_FINGERPRINTS(fingerprints), strict=True)
-        found |= {key: fingerprint for (key,), (fingerprint,) in pairs}
-    keys.add(found, next_position)
+    columns = [decode_keys(counting) for counting in counting_parts]
+    key_column = b"".join([own for own, _ in columns])
+    fingerprints = b"".join([own for _, own in columns])
+    keys.feed(key_column, fingerprints, next_position)
 
 
 async def recover(
@@ -264,22 +291,26 @@ async def recover(
     Folds in pages and lets other tasks run in between, so that HTTP can answer 503 meanwhile.
     """
     head = log.head()
+    notes: list[str] = []
     load = partial(_load_snapshot, snapshots, log_id, head.epoch, head.next_sequence)
     fold = await run_blocking(partial(load, Fold()))
-    damaged: LogDamaged | None = None
+    refused: LogDamaged | StartRefused | None = None
     async with trio.open_nursery() as nursery:
-        merging = _Merging(keys, run_blocking, nursery)
+        merging = Merging(keys, run_blocking, nursery, notes)
         try:
             try:
                 await _fold_log(fold, log, merging, run_blocking=run_blocking, progress=progress)
             except _StartOver:
                 fold = await run_blocking(partial(_begun_anew, load, log, fold))
                 await _fold_log(fold, log, merging, run_blocking=run_blocking, progress=progress)
-        except LogDamaged as error:
-            damaged = error  # raised below: out of a nursery it would come in a group
-    # The nursery has waited for the last merge: who comes next may begin one.
-    if damaged is not None:
-        raise StartRefused(f"{damaged} (`stripemeter check` lists all damage)") from damaged
+            await merging.end()
+        except (LogDamaged, StartRefused) as error:
+            refused = error  # raised below: out of a nursery it would come in a group
+    if isinstance(refused, LogDamaged):
+        raise StartRefused(f"{refused} (`stripemeter check` lists all damage)") from refused
+    if refused is not None:
+        raise refused
+    keys.end_feed()
     return Recovered(
         fold.registry,
         fold.audit,
@@ -288,19 +319,8 @@ async def recover(
         fold.state,
         fold.control_from,
         fold.events_folded,
-        tuple(fold.notes),
+        (*fold.notes, *notes),
     )
-
-
-async def _make_room(keys: KeyIndex, run_blocking: RunBlocking, notes: list[str]) -> None:
-    """Write recent keys into a run. On a failing disk go on while memory has room: reading must work then too."""
-    keys.seal()
-    try:
-        await merge_keys(keys, run_blocking)
-    except RunStoreError as error:
-        if not keys.has_room(1):
-            raise StartRefused(f"the key index can't be brought up to the log: {error}") from error
-        notes.append(f"the key index lags behind: {error}")
 
 
 def _begun_anew(load: Callable[[Fold], Fold], log: Log, before: Fold) -> Fold:
@@ -333,7 +353,7 @@ def checkpoint_fold(log: Log, checkpoint: CheckpointChange) -> Fold:
 async def _fold_log(
     fold: Fold,
     log: Log,
-    merging: _Merging,
+    merging: Merging,
     *,
     run_blocking: RunBlocking,
     progress: Callable[[Progress], None],
@@ -342,7 +362,9 @@ async def _fold_log(
     keys = merging.keys
     head_sequence = log.head().next_sequence
     position = min(fold.control_from, keys.watermark)
+    fold.bulk = BulkFold(fold.state)
     previous: StoredRecord | None = None
+    work = 0
     while position < head_sequence:
         page = await run_blocking(partial(log.read, position, bytes_max=_PAGE_BYTES))
         for record in page:
@@ -357,39 +379,17 @@ async def _fold_log(
                 raise _StartOver
             fold.take(record, keys)
             previous = record
-            await merging.keys_added()
-            await trio.lowlevel.checkpoint()
+            work += _EVENTS_OF_A_RECORD + record.envelope.item_count
+            if work >= _EVENTS_IN_A_TURN or keys.is_full:
+                work = 0
+                await merging.keys_added()
+                await trio.lowlevel.checkpoint()
         if not page:
             break
         position = page[-1].next_sequence
         progress(Progress(position, head_sequence))
-
-
-class _Merging:
-    """Merges the index's keys beside the folding, which waits only when too many are in memory."""
-
-    def __init__(self, keys: KeyIndex, run_blocking: RunBlocking, nursery: trio.Nursery) -> None:
-        self.keys = keys
-        self._run_blocking = run_blocking
-        self._nursery = nursery
-        self._idle = trio.Event()
-        self._idle.set()
-
-    async def keys_added(self) -> None:
-        """A record's keys were given to the index."""
-        self._begin()
-        while not self.keys.has_room(0):
-            await self._idle.wait()
-            self._begin()
-
-    def _begin(self) -> None:
-        if self.keys.is_full and self._idle.is_set():
-            self._idle = trio.Event()
-            self._nursery.start_soon(self._merge)
-
-    async def _merge(self) -> None:
-        await merge_keys(self.keys, self._run_blocking)
-        self._idle.set()
+    for _ in fold.steps_to_end():
+        await trio.lowlevel.checkpoint()
 
 
 def _load_snapshot(

@@ -21,6 +21,7 @@ ALWAYS_US: Final = INSTANT_US_MIN
 """Where a schedule begins."""
 DEFAULT_LATENESS_US: Final = 48 * 3600 * 1_000_000
 ValueT = TypeVar("ValueT")
+_ONLY_CALENDAR: Final = ((ALWAYS_US, "calendar"),)
 _CALENDAR: Final = (Segment(ALWAYS_US, "calendar", None),)
 
 
@@ -128,14 +129,17 @@ class Rules:
             return "sum"
         return next(value for since, value in reversed(own.aggregations) if since <= at_us)
 
+    def is_by_calendar(self, tenant: str, metric: str) -> bool:
+        """Whether all its customers' periods are, and always were, calendar months."""
+        own = self._metrics.get((tenant, metric))
+        return own is None or own.kinds == _ONLY_CALENDAR
+
     def schedule(self, tenant: str, metric: str, customer_ref: str) -> Schedule:
         """The periods of a customer's use of a metric, over all time."""
         own = self._metrics.get((tenant, metric))
-        if own is None:
+        if own is None or own.kinds == _ONLY_CALENDAR:
             return _CALENDAR
         anchors = self.anchors.get((tenant, customer_ref), ((ALWAYS_US, None),))
-        if own.kinds == ((ALWAYS_US, "calendar"),):
-            return _CALENDAR
         segments: list[Segment] = []
         for index, (since, kind) in enumerate(own.kinds):
             until = own.kinds[index + 1][0] if index + 1 < len(own.kinds) else 1 << 62

@@ -162,14 +162,14 @@ class ShardState:
         for index, metric, customer, micros, ts, partition in _picked(events, indexes):
             scope = scopes.get(metric)
             if scope is None:
-                scope = scopes[metric] = self._scope(tenant, metric)
+                scope = scopes[metric] = self.scope(tenant, metric)
             lateness_us, closed_until_us = scope
             ts_us = received_at_us if ts is None else ts
             series = (tenant, metric, customer)
             counter = tables[partition].get(series)
             if counter is None or not counter.start_us <= ts_us < counter.end_us:
                 judged_by = None if is_historic else scope
-                counter = self._counter_at(partition, series, counter, ts_us, judged_by)
+                counter = self.counter_at(partition, series, counter, ts_us, judged_by)
             if counter is None:
                 is_late, watermark_us = True, ts_us
             else:
@@ -256,14 +256,16 @@ class ShardState:
             marks = self.marks[partition].setdefault(operation, {})
             marks.setdefault(key, counter.watermark_us)
 
-    def _scope(self, tenant: str, metric: str) -> Scope:
-        seen = self.metrics.get(tenant)
-        if seen is None:
-            seen = self.metrics[self._names.setdefault(tenant, tenant)] = set()
-        seen.add(self._names.setdefault(metric, metric))
+    def shared_name(self, name: str) -> str:
+        """The one object for a tenant's or metric's name."""
+        return self._names.setdefault(name, name)
+
+    def scope(self, tenant: str, metric: str) -> Scope:
+        """How a metric is judged now. From here on usage finds the metric."""
+        self.metrics.setdefault(self.shared_name(tenant), set()).add(self.shared_name(metric))
         return self.rules.scope(tenant, metric)
 
-    def _counter_at(
+    def counter_at(
         self,
         partition: int,
         series: Series,
@@ -330,7 +332,7 @@ class ShardState:
         adjustment.actor, adjustment.note = record.change.actor, made.note
         adjustment.request_id, adjustment.parent_id = made.request_id, made.parent_adjustment_id
         adjustments.create(adjustment)
-        self._scope(made.tenant_id, made.metric)  # so that usage finds the metric
+        self.scope(made.tenant_id, made.metric)  # so that usage finds the metric
         if made.kind == "value":
             adjustment.after = Tally()
             self._watch(partition, adjustment)
@@ -340,7 +342,7 @@ class ShardState:
         assert adjustment.after is not None
         series = (adjustment.tenant, adjustment.metric, adjustment.customer_ref)
         newest = self.counters[partition].get(series)
-        counter = self._counter_at(partition, series, newest, adjustment.start_us, None)
+        counter = self.counter_at(partition, series, newest, adjustment.start_us, None)
         assert counter is not None, "without a scope no period is closed"
         counter.tallies = [*(counter.tallies or ()), adjustment.after]
 
@@ -348,9 +350,9 @@ class ShardState:
         """A replay folds late events into their counter and takes them out of their adjustments."""
         partition = folded.partition
         series = (folded.tenant_id, folded.metric, folded.customer_ref)
-        self._scope(folded.tenant_id, folded.metric)
+        self.scope(folded.tenant_id, folded.metric)
         newest = self.counters[partition].get(series)
-        counter = self._counter_at(partition, series, newest, folded.period_start_us, None)
+        counter = self.counter_at(partition, series, newest, folded.period_start_us, None)
         assert counter is not None, "without a scope no period is closed"
         sequences = frozenset(folded.sequences)
         own = self.adjustments[partition]
@@ -478,7 +480,7 @@ class ShardState:
             table[shared_tenant, shared_metric, customer] = newest
         self.adjustments[partition].restore(adjustments)
         for adjustment in self.adjustments[partition].by_id.values():
-            self._scope(adjustment.tenant, adjustment.metric)
+            self.scope(adjustment.tenant, adjustment.metric)
             if adjustment.after is not None:
                 self._watch(partition, adjustment)
         self.historic[partition] = {tuple(key): sum_ for key, sum_ in historic}

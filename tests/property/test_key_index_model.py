@@ -157,8 +157,9 @@ class KeyIndexModel(RuleBasedStateMachine):
         took_effect = took_effect and isinstance(error, RunStoreFailed)
         self.memory.fail_next_writes(*[None] * passing, (error, took_effect))
 
-    @rule()
-    def crash_and_recover(self) -> None:
+    @rule(feeds=st.booleans(), merges=st.booleans(), stops=st.booleans())
+    def crash_and_recover(self, feeds: bool, merges: bool, stops: bool) -> None:
+        """`feeds`: as recovery does, in columns, perhaps with merges beside it, the last of them unfinished."""
         self.plan = None
         self.index = self._open()
         assert self.index.reset_because is None
@@ -166,8 +167,31 @@ class KeyIndexModel(RuleBasedStateMachine):
         self.watermark = self.index.watermark
         assert self.watermark == 0 or self.watermark in {position for position, _ in self.log}
         for position, keys in self.log:
-            if position > self.watermark:
+            if position <= self.watermark:
+                continue
+            if not feeds:
                 self.index.add(keys, position)
+                continue
+            # The log has longer fingerprints than the index keeps.
+            fingerprints = b"".join(fingerprint + b"the rest" for fingerprint in keys.values())
+            self.index.feed(b"".join(keys), fingerprints, position)
+            if merges:
+                self.index.seal()
+                self.merge_beside(stops)
+        self.index.end_feed()
+        self.watermark = self.index.watermark
+
+    def merge_beside(self, stops: bool) -> None:
+        plan = self.index.begin_merge()
+        if plan is None:
+            return
+        try:
+            while plan.run_slice():
+                if stops:
+                    break
+        except (RunStoreFull, RunStoreFailed):
+            pass
+        self.index.finish_merge(plan)
 
     @invariant()
     def every_key_is_known_with_its_fingerprint_and_no_other_is(self) -> None:

@@ -316,3 +316,56 @@ def test_of_a_whole_fingerprint_the_runs_keep_its_first_half() -> None:
         index.settle()
         assert index.recent_keys == 0
         assert index.known([*added]) == {key: value[:8] for key, value in added.items()}
+
+
+@pytest.mark.parametrize("seal_every", [0, 1, 7])
+def test_keys_that_are_fed_are_found_once_feeding_ends_wherever_they_are(
+    open_store: OpenStore, rng: random.Random, seal_every: int
+) -> None:
+    index = open_index(open_store())
+    expected: Keys = {}
+    for number in range(1, 21):
+        more = some_keys(rng, rng.choice((0, 1, 40)))
+        expected |= more
+        longer = b"".join(fingerprint + rng.randbytes(8) for fingerprint in more.values())
+        index.feed(b"".join(more), longer, number * 40)
+        if seal_every and number % seal_every == 0 and index.seal():
+            plan = index.begin_merge()
+            assert plan is not None
+            run_to_end(plan)
+            index.finish_merge(plan)
+            assert index.watermark == number * 40
+    assert index.recent_keys + index.stored_keys == len(expected)
+    index.end_feed()
+    check_exact(index, expected, rng)
+    later = some_keys(rng, 10)
+    index.add(later, 1000)
+    assert index.seal()
+    index.settle()
+    assert (index.watermark, index.recent_keys) == (1000, 0)
+    check_exact(index, expected | later, rng)
+
+
+def test_of_a_key_that_was_fed_twice_a_run_keeps_the_first_fingerprint(
+    open_store: OpenStore,
+) -> None:
+    index = open_index(open_store())
+    index.feed(bytes(16), b"first---", 1)
+    index.feed(bytes(16), b"second--", 2)
+    index.seal()
+    index.settle()
+    index.end_feed()
+    assert (index.stored_keys, index.lookup(bytes(16))) == (1, b"first---")
+
+
+def test_nothing_is_looked_up_or_added_while_keys_are_fed(open_store: OpenStore) -> None:
+    index = open_index(open_store())
+    index.feed(bytes(16), bytes(8), 1)
+    with pytest.raises(AssertionError, match="end the feeding first"):
+        index.known([bytes(16)])
+    with pytest.raises(AssertionError, match="end the feeding first"):
+        index.add({b"k" * 16: bytes(8)}, 2)
+    index.end_feed()
+    assert index.known([bytes(16)]) == {bytes(16): bytes(8)}
+    with pytest.raises(AssertionError, match="before any is added"):
+        index.feed(b"k" * 16, bytes(8), 2)
