@@ -138,7 +138,8 @@ def sort_entries(entries: Entries) -> Entries:
             entries["low"][1:] == entries["low"][:-1]
         )
         return entries[np.concatenate(([True], ~same))]
-    return entries[order]
+    # As raw bytes: numpy moves records field by field, at three times the cost.
+    return entries.view(_RAW).take(order).view(ENTRY)
 
 
 def merge_sources(sources: Sequence[Source]) -> Iterator[Entries]:
