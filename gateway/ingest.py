@@ -85,7 +85,7 @@ class IngestResponse(msgspec.Struct, rename="camel", gc=False):
 class _TenantRows:
     """A tenant's accepted rows of the request, with the index of each in the request."""
 
-    __slots__ = ("columns", "indexes", "rows")
+    __slots__ = ("columns", "indexes", "row_indexes", "rows")
 
     def __init__(
         self, columns: Sequence[Sequence[Any]] | None = None, indexes: Sequence[int] = ()
@@ -93,7 +93,9 @@ class _TenantRows:
         self.rows: list[tuple[Any, ...]] = []
         """Empty if there are `columns`."""
         self.columns = columns
-        self.indexes = list(indexes)
+        self.row_indexes: list[int] = []
+        """Of `rows`, to put more into."""
+        self.indexes = self.row_indexes if columns is None else indexes
 
     def column(self, at: int) -> Sequence[Any]:
         """One of `Row`'s fields, of all rows."""
@@ -256,7 +258,7 @@ class Ingest:
         if answer is None:
             rows = _TenantRows()
             rows.rows.append(counting.row)
-            rows.indexes.append(0)
+            rows.row_indexes.append(0)
             offer = counting.offer
             return self.finish(
                 Counting(
@@ -322,7 +324,7 @@ class Ingest:
                 last = tenants.setdefault(tenant, _TenantRows())
                 last_tenant = tenant
             last.rows.append(row)
-            last.indexes.append(index)
+            last.row_indexes.append(index)
         return tenants
 
     def _over_limit(self, tenants: Mapping[str, _TenantRows]) -> Problem | None:

@@ -27,6 +27,12 @@ _GZIP_WINDOW: Final = 31
 _CHUNK_BYTES: Final = 64 << 10
 _NUMPY_BYTES_MIN: Final = 8_192
 """Of less numpy's start costs more than it saves."""
+_PIECE_BYTES: Final = 32 << 10
+_LOWER_CASE: Final = np.uint8(0x20)
+_BRACE: Final = np.uint8(ord("{"))
+_lower = np.empty(_PIECE_BYTES, np.uint8)
+_is_bracket = np.empty(_PIECE_BYTES, np.bool_)
+"""Room for one call at a time: bodies are read on the one thread that serves them."""
 
 
 class BodyLimits(NamedTuple):
@@ -153,9 +159,16 @@ def _brackets(body: bytes) -> int:
     """How many open an array or an object, in the whole body."""
     if len(body) < _NUMPY_BYTES_MIN:
         return body.count(b"{") + body.count(b"[")
-    # The bit of lower case makes one character of the two (and of no third): one pass, a sixth of the cost.
-    lower = np.frombuffer(body, np.uint8) | np.uint8(0x20)
-    return int(np.count_nonzero(lower == np.uint8(ord("{"))))
+    # The bit of lower case makes one character of the two (and of no third): one pass, a sixth of the cost. In pieces
+    # that stay in the processor's cache, in memory that is there: a third of what new memory for all of it costs.
+    codes, found = np.frombuffer(body, np.uint8), 0
+    for first in range(0, len(codes), _PIECE_BYTES):
+        piece = codes[first : first + _PIECE_BYTES]
+        lower, is_bracket = _lower[: len(piece)], _is_bracket[: len(piece)]
+        np.bitwise_or(piece, _LOWER_CASE, out=lower)
+        np.equal(lower, _BRACE, out=is_bracket)
+        found += int(np.count_nonzero(is_bracket))
+    return found
 
 
 def _one_by_one(body: bytes, limits: BodyLimits) -> list[SentEvent | Refusal]:

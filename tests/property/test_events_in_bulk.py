@@ -21,7 +21,7 @@ from engine.core.times import format_instant
 from gateway import ingest
 from gateway.auth import ANONYMOUS
 from gateway.ingest import Ingest, IngestResponse
-from gateway.ingest_decoding import BodyLimits, Unreadable, read_events
+from gateway.ingest_decoding import BodyLimits, Unreadable, _brackets, read_events
 from gateway.ingest_headers import IngestHeaders
 from gateway.problems import Problem
 from tests.helpers.served import START_US, served
@@ -228,6 +228,13 @@ def test_a_large_body_that_nests_deep_is_refused_like_a_small_one(opened: str) -
                     read_events(body, JSON, limits)
             else:
                 assert len(read_events(body, JSON, limits).events) == 1
+
+
+def test_brackets_are_counted_wherever_pieces_of_the_body_begin() -> None:
+    at = random.Random(5)
+    for size in (8_191, 8_192, 32_767, 32_768, 32_769, 65_536, 100_003, 1_000, 40_000):
+        body = bytes(at.choices(b'{}[];{"a\x5b\x7b\xfb\xdb', k=size))
+        assert _brackets(body) == body.count(b"{") + body.count(b"["), size
 
 
 def test_one_odd_event_among_plain_ones_is_what_it_is_alone() -> None:
