@@ -480,8 +480,7 @@ async def test_canary_answers_handed_out_all_at_once_are_found(
         while (body := await reader.next()) is not None:
             answer = read_answer(body)
             if (pending := self._pending.pop(answer.number, None)) is not None:
-                pending.results = [result_of(one) for one in answer.results]
-                pending.done.set()
+                pending.told([result_of(one) for one in answer.results])
         return None
 
     monkeypatch.setattr(StripeProcess, "_hand_out", hand_out)
