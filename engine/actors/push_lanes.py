@@ -93,6 +93,7 @@ class LaneServer:
         connection: Callable[[Role], Connection | None],
         views: Callable[[Lane], Iterable[TargetView]],
         view: Callable[[Target], TargetView | None],
+        grace_us: Callable[[Target], int],
         recorder: PushRecorder,
         clock: Clock,
         rng: Random,
@@ -106,6 +107,7 @@ class LaneServer:
         self._connection = connection
         self._views = views
         self._view = view
+        self._grace_us = grace_us
         self._recorder = recorder
         self._clock = clock
         self._rng = rng
@@ -335,10 +337,8 @@ class LaneServer:
                 return (yield from self._read_back(intent, runtime, connection))
 
     def _finalized_us(self, intent: PushIntent) -> int:
-        state = self._ledger.target(intent.target)
-        view = self._view(intent.target)
-        # Without a view its mapping is gone; then the earliest there may be is the safe one.
-        return finalization_us(intent.target, state, 0 if view is None else view.grace_us)
+        target = intent.target
+        return finalization_us(target, self._ledger.target(target), self._grace_us(target))
 
     def _close(self, intent: PushIntent, close: Close, runtime: LaneRuntime) -> Course[int]:
         yield from recorded((outcome(intent, close),))
@@ -408,9 +408,7 @@ class LaneServer:
     def _delivered(self, intent: PushIntent, runtime: LaneRuntime, close: Close) -> Course[None]:
         yield from self._record_surely((outcome(intent, close),))
         runtime.attempts, runtime.last_error = None, None
-        view = self._view(intent.target)
-        if view is not None:
-            self._reader.remember(intent, view)
+        self._reader.remember(intent)
 
     def _record_surely(self, records: Sequence[ControlRecord]) -> Course[None]:
         """Record what is known for certain, however long the log can't take it."""

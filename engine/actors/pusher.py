@@ -35,7 +35,7 @@ from engine.core.shard_state import Series
 from engine.ports import Billing, Clock
 
 _logger = structlog.get_logger("stripemeter.push")
-SERIES_PER_SLICE: Final = 3
+SERIES_PER_SLICE: Final = 8
 """A quarter of a millisecond: ingest comes in between."""
 LOOK_SECONDS_MIN, LOOK_SECONDS_MAX = 0.02, 5.0
 """How often what changed is taken in: a tenth of the interval, within these."""
@@ -85,6 +85,7 @@ class Pusher:
             connection=self.connections.get,
             views=self._views_of,
             view=self.totals.view,
+            grace_us=self.totals.grace_us,
             recorder=self.recorder,
             clock=clock,
             rng=rng,

@@ -7,7 +7,7 @@ contributes nowhere; work grows with what changed. It must not know what was pus
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Final, NamedTuple, TypeVar
 
 from engine.core.billing import Destination, Proven, PushRequest, Resolved, Unresolved
@@ -104,8 +104,9 @@ class PushTotals:
         return not any(self._waiting.values())
 
     def _may_decrease(self, role: Role, target: Target) -> bool:
-        lost = (role, target.lane.customer, target.start_us) in self._lost
-        return not lost and not self._waiting[role]
+        if self._waiting[role]:
+            return False
+        return not self._lost or (role, target.lane.customer, target.start_us) not in self._lost
 
     def is_waiting(self, series: Series) -> bool:
         """Whether it is not known yet where a series goes."""
@@ -145,6 +146,10 @@ class PushTotals:
             starts = {
                 start for start in before.keys() | now.keys() if before.get(start) != now.get(start)
             }
+            grown = self._grown(series, starts, before, now)
+            if grown is not None:
+                self._taken[series] = (stamp, now)
+                return {grown}
             fresh = self._fresh(series, [now[start] for start in starts if start in now])
             changed = self._replace(series, fresh, starts)
         else:
@@ -158,6 +163,41 @@ class PushTotals:
         if not (series in self._waits_of or series in self._lost_of or series in self.unroutable):
             self._taken[series] = (stamp, now)
         return changed
+
+    def _grown(
+        self,
+        series: Series,
+        starts: set[int],
+        before: dict[int, PeriodUse],
+        now: dict[int, PeriodUse],
+    ) -> Target | None:
+        """What nearly always happened: a series is used more in one period, and all of it goes where it went.
+
+        Its target, brought up to it; None: it is not as simple as that, and nothing was done.
+        """
+        if len(starts) != 1:
+            return None
+        [start_us] = starts
+        old, use = before.get(start_us), now.get(start_us)
+        if (
+            old is None
+            or use is None
+            or use != old._replace(micros=use.micros, newest_event_us=use.newest_event_us)
+        ):
+            return None
+        if use.hold is not None or len(self._routes.roles_known(*series[:2])) != 1:
+            return None
+        targets = [one for one in self._of_series.get(series, ()) if one.start_us == start_us]
+        if len(targets) != 1:
+            return None
+        parts = self._sums[targets[0]].parts
+        part = parts[series]
+        if part.base is None:
+            return None
+        parts[series] = part._replace(
+            micros=use.micros - part.base, newest_event_us=use.newest_event_us
+        )
+        return targets[0]
 
     def _stamp(self) -> _Stamp:
         versions = (self._routes.version, self._ledger.version)
@@ -346,23 +386,37 @@ class PushTotals:
         state = self._ledger.target(target)
         return state is not None and state.kept_request is not None
 
+    def grace_us(self, target: Target) -> int:
+        """How long after its period's end its invoice is open; 0, the earliest and so the safe one, without a mapping."""
+        held = self._sums.get(target)
+        if held is not None:
+            tenant, metric, _ref = min(held.parts)
+        else:
+            state = self._ledger.target(target)
+            if state is None or state.kept_request is None:
+                return 0
+            tenant, metric = state.kept_for
+        mapping = self._mapping(tenant, metric)
+        return 0 if mapping is None else mapping.finalization_grace_us
+
     def view(self, target: Target) -> TargetView | None:
         """A target as the plan wants it; None: nobody contributes to it now."""
         held = self._sums.get(target)
         if held is None:
             return self._kept_view(target)
-        parts = held.parts.values()
         # Whoever speaks for all must be the same in every process.
         speaker = min(held.parts)
         tenant, metric, _ref = speaker
-        first = held.parts[speaker]
+        whole = first = held.parts[speaker]
+        if len(held.parts) > 1:
+            whole = _together(first, held.parts.values())
         mapping = self._mapping(tenant, metric)
         state = self._ledger.target(target)
         kept = 0 if state is None else int(state.kept_micros)
         return TargetView(
             target=target,
-            local_micros=sum(part.micros for part in parts) + kept,
-            newest_event_us=max(part.newest_event_us for part in parts),
+            local_micros=whole.micros + kept,
+            newest_event_us=whole.newest_event_us,
             resolved=first.resolved,
             driver=first.route.destination.driver,
             connect_account=first.route.destination.connect_account,
@@ -372,8 +426,8 @@ class PushTotals:
             grace_us=0 if mapping is None else mapping.finalization_grace_us,
             baseline=None if mapping is None else mapping.baseline,
             mapped_at_us=0 if mapping is None else mapping.created_at_us,
-            hold=next((part.hold for part in parts if part.hold is not None), None),
-            is_past=any(part.hold == _LONG_PAST for part in parts),
+            hold=whole.hold,
+            is_past=whole.hold == _LONG_PAST,
             may_decrease=self._may_decrease(first.role, target),
         )
 
@@ -400,6 +454,17 @@ class PushTotals:
             grace_us=0 if mapping is None else mapping.finalization_grace_us,
             may_decrease=self._may_decrease(role, target),
         )
+
+
+def _together(speaker: Contribution, parts: Collection[Contribution]) -> Contribution:
+    """What many contribute, as one; of their holds the one that counts most."""
+    holds = [part.hold for part in parts if part.hold is not None]
+    hold = _LONG_PAST if _LONG_PAST in holds else next(iter(holds), None)
+    return speaker._replace(
+        micros=sum(part.micros for part in parts),
+        newest_event_us=max(part.newest_event_us for part in parts),
+        hold=hold,
+    )
 
 
 def _newest(fresh: dict[Target, Contribution]) -> dict[tuple[Lane, str], Contribution]:
