@@ -39,13 +39,27 @@ DRAIN_SECONDS_MAX: Final = 2.0
 
 
 class _Under:
-    """A lane's course under way."""
+    """A lane's course under way. What comes of its wishes is only noted: it may be told in anybody's turn."""
 
-    __slots__ = ("course", "lane")
+    __slots__ = ("_note", "course", "lane")
 
-    def __init__(self, lane: Lane, course: Course[int | None]) -> None:
+    def __init__(
+        self,
+        lane: Lane,
+        course: Course[int | None],
+        note: Callable[[tuple[_Under, object, EngineError | None]], None],
+    ) -> None:
         self.lane = lane
         self.course = course
+        self._note = note
+
+    def recorded(self, error: EngineError | None) -> None:
+        """Its records are durable and folded; or why not."""
+        self._note((self, None, error))
+
+    def answered(self, answer: object) -> None:
+        """What else it wished for gave this."""
+        self._note((self, answer, None))
 
 
 class Conductor:
@@ -156,7 +170,7 @@ class Conductor:
                 lane = self._ready.popleft()
                 self._queued.discard(lane)
                 self._busy.add(lane)
-                self._go_on(_Under(lane, self._serve(lane)), None, None)
+                self._go_on(_Under(lane, self._serve(lane), self._note), None, None)
             else:
                 return False
         return True
@@ -171,9 +185,9 @@ class Conductor:
             return
         match wish:
             case Record(records, holds):
-                self._recorder.hand_in(records, holds, partial(self._recorded, under))
+                self._recorder.hand_in(records, holds, under.recorded)
             case Sending(connection, request, stored):
-                if not connection.begin_send(request, stored, partial(self._answered, under)):
+                if not connection.begin_send(request, stored, under.answered):
                     self._ask(under, partial(connection.send, request, stored))
             case Ask(ask):
                 self._ask(under, ask)
@@ -187,14 +201,8 @@ class Conductor:
         elif again_us is not None:
             self.schedule(lane, again_us)
 
-    # What comes of wishes. Only noted here: it may be told in anybody's turn.
-
-    def _recorded(self, under: _Under, error: EngineError | None) -> None:
-        self._answers.append((under, None, error))
-        self._wake.set()
-
-    def _answered(self, under: _Under, answer: object) -> None:
-        self._answers.append((under, answer, None))
+    def _note(self, answer: tuple[_Under, object, EngineError | None]) -> None:
+        self._answers.append(answer)
         self._wake.set()
 
     def _ask(self, under: _Under, ask: Callable[[], Awaitable[Any]]) -> None:
@@ -202,4 +210,4 @@ class Conductor:
         self._nursery.start_soon(self._asking, under, ask)
 
     async def _asking(self, under: _Under, ask: Callable[[], Awaitable[Any]]) -> None:
-        self._answered(under, await ask())
+        under.answered(await ask())

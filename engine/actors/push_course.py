@@ -21,10 +21,10 @@ ResultT = TypeVar("ResultT")
 
 
 class Record(NamedTuple):
-    """Make records durable and folded, if `holds` says so just before (else Outdated is thrown in)."""
+    """Make records durable and folded, if `holds`, should there be one, says so just before (else Outdated is thrown in)."""
 
     records: Sequence[ControlRecord]
-    holds: Callable[[], bool]
+    holds: Callable[[], bool] | None
 
 
 class Sending(NamedTuple):
@@ -47,7 +47,7 @@ Course: TypeAlias = Generator[Wish, Any, ResultT]
 
 
 def recorded(
-    records: Sequence[ControlRecord], holds: Callable[[], bool] = lambda: True
+    records: Sequence[ControlRecord], holds: Callable[[], bool] | None = None
 ) -> Course[None]:
     """Goes on when the records are durable and folded. Raises EngineError when they are not."""
     yield Record(records, holds)

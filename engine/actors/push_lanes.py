@@ -45,6 +45,7 @@ from engine.core.push_plan import (
     Send,
     TargetView,
     Wait,
+    due_units,
     finalization_us,
     make_intent,
     next_for_open,
@@ -182,6 +183,10 @@ class LaneServer:
     # A new intent.
 
     def _begin(self, lane: Lane, runtime: LaneRuntime) -> Course[int | None]:
+        views = self._behind(lane)
+        if not views:
+            runtime.forced = False
+            return None
         now_us = self._clock.now_us()
         if self._held() is not None:
             return now_us + 30_000_000
@@ -191,7 +196,7 @@ class LaneServer:
             return now_us + OUTDATED_RETRY_US
         wake_us: int | None = None
         due: TargetView | None = None
-        for view in sorted(self._views(lane), key=_order):
+        for view in views:
             planned = self.planned(view, forced=runtime.forced)
             if planned.standing == "refused" and runtime.forced:
                 planned = planned._replace(standing="due", at_us=now_us)
@@ -236,6 +241,18 @@ class LaneServer:
         if isinstance(step, Send):
             yield from self._send(intent, runtime, connection, pace)
         return 0
+
+    def _behind(self, lane: Lane) -> list[TargetView]:
+        """Targets for which Stripe holds more or less than was used, oldest period first: no plan concerns the others."""
+        state = self._ledger.lane(lane)
+        views = [
+            view
+            for view in self._views(lane)
+            if due_units(view, None if state is None else state.target(view.target))
+        ]
+        if len(views) > 1:
+            views.sort(key=_order)
+        return views
 
     def _gate(self, lane: Lane, runtime: LaneRuntime, now_us: int) -> int:
         """Before anything is planned: how long nothing can be asked anyway; thousands may come at once."""

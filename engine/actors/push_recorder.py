@@ -35,7 +35,7 @@ Done = Callable[[EngineError | None], None]
 
 class _Waiting(NamedTuple):
     records: Sequence[ControlRecord]
-    holds: Callable[[], bool]
+    holds: Callable[[], bool] | None
     done: Done
 
 
@@ -51,7 +51,7 @@ class PushRecorder:
         self._wake = trio.Event()
 
     async def record(
-        self, records: Sequence[ControlRecord], holds: Callable[[], bool] = lambda: True
+        self, records: Sequence[ControlRecord], holds: Callable[[], bool] | None = None
     ) -> None:
         """Return when the records are durable and folded. Raises EngineError when they are not.
 
@@ -71,7 +71,7 @@ class PushRecorder:
             raise errors[0]
 
     def hand_in(
-        self, records: Sequence[ControlRecord], holds: Callable[[], bool], done: Done
+        self, records: Sequence[ControlRecord], holds: Callable[[], bool] | None, done: Done
     ) -> None:
         """`record` for who waits without a task: `done` is called when it would return or raise, and must not raise.
 
@@ -106,7 +106,7 @@ class PushRecorder:
         """Whoever handed in is told."""
         good: list[_Waiting] = []
         for each in taken:
-            if each.holds():
+            if each.holds is None or each.holds():
                 good.append(each)
             else:
                 each.done(Outdated("a mapping or customer changed meanwhile"))

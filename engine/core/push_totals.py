@@ -179,13 +179,11 @@ class PushTotals:
             return None
         [start_us] = starts
         old, use = before.get(start_us), now.get(start_us)
-        if (
-            old is None
-            or use is None
-            or use != old._replace(micros=use.micros, newest_event_us=use.newest_event_us)
-        ):
+        if old is None or use is None or use.end_us != old.end_us:
             return None
-        if use.hold is not None or len(self._routes.roles_known(*series[:2])) != 1:
+        if use.hold is not None or old.hold is not None:
+            return None
+        if len(self._routes.roles_known(*series[:2])) != 1:
             return None
         targets = [one for one in self._of_series.get(series, ()) if one.start_us == start_us]
         if len(targets) != 1:
