@@ -21,6 +21,7 @@ from engine.actors.push_connections import Connection, Pace
 from engine.actors.push_course import Course, asked, recorded, sent
 from engine.actors.push_reading import PushReader
 from engine.actors.push_recorder import Outdated, PushRecorder
+from engine.actors.push_runtime import LaneRuntime
 from engine.core.billing import (
     AlreadyDelivered,
     Delivered,
@@ -29,7 +30,7 @@ from engine.core.billing import (
     Unknown,
     Unread,
 )
-from engine.core.pace import TokenBucket, backoff_us
+from engine.core.pace import backoff_us
 from engine.core.push_baselines import (
     BaselineNeed,
     baseline_decision,
@@ -65,23 +66,6 @@ OUTDATED_RETRY_US: Final = 20_000
 DECIDING_RETRY_US: Final = 20_000
 """Somebody's decision about the lane is being recorded."""
 ACCOUNT_REFUSED_US: Final = 600 * 1_000_000
-
-
-class LaneRuntime:
-    """What this process knows of a lane beside its ledger."""
-
-    def __init__(self) -> None:
-        self.lock = trio.Semaphore(1, max_value=1)
-        """Held while the lane is served or decided about; not a Lock: a course belongs to no task."""
-        self.attempts: Attempts | None = None
-        """Of the open intent; None: the next one is new, or nothing is known of it."""
-        self.forced = False
-        """The next plan passes over the pace and an earlier refusal."""
-        self.last_error: str | None = None
-        self.slot: tuple[TokenBucket, int] | None = None
-        """The place it was given in a bucket, and from when it may be used."""
-        self.failures = 0
-        """Things that went wrong in a row outside of an intent: readings, records."""
 
 
 class LaneServer:
@@ -225,7 +209,7 @@ class LaneServer:
         if need is not None:
             return (yield from self._take_baseline(due, need, connection, runtime))
         # While nothing answers deltas are not made into intents: they go on adding up.
-        if wait_us := self._admitted(runtime, pace, pace.sends, now_us):
+        if wait_us := runtime.admitted(pace, pace.sends, now_us):
             return now_us + wait_us
         intent = make_intent(
             due, self._ledger, log_id=self._log_id, epoch=self._epoch, now_us=now_us
@@ -256,29 +240,19 @@ class LaneServer:
 
     def _gate(self, lane: Lane, runtime: LaneRuntime, now_us: int) -> int:
         """Before anything is planned: how long nothing can be asked anyway; thousands may come at once."""
-        if runtime.slot is not None and runtime.slot[1] > now_us:
-            return runtime.slot[1] - now_us
+        if wait_us := runtime.slot_wait_us(now_us):
+            return wait_us
         state = self._ledger.lane(lane)
         connection = self._connection("main" if state is None else state.role)
         pace = None if connection is None else connection.known_pace(lane.account)
         return 0 if pace is None else pace.breaker.wait_us(now_us)
-
-    def _admitted(self, runtime: LaneRuntime, pace: Pace, bucket: TokenBucket, now_us: int) -> int:
-        """0: ask now. Else microseconds to wait; the place in the bucket is kept meanwhile."""
-        slot, runtime.slot = runtime.slot, None
-        if slot is None or slot[0] is not bucket:
-            slot = (bucket, now_us + bucket.reserve(now_us))
-        wait_us = slot[1] - now_us if slot[1] > now_us else pace.breaker.admit(now_us)
-        if wait_us > 0:
-            runtime.slot = slot
-        return wait_us
 
     def _take_baseline(
         self, view: TargetView, need: BaselineNeed, connection: Connection, runtime: LaneRuntime
     ) -> Course[int | None]:
         pace = connection.pace(view.connect_account)
         now_us = self._clock.now_us()
-        if wait_us := self._admitted(runtime, pace, pace.reads, now_us):
+        if wait_us := runtime.admitted(pace, pace.reads, now_us):
             return now_us + wait_us
         lane = view.target.lane
         start_s, end_s = baseline_range(view, now_us)
@@ -346,7 +320,7 @@ class LaneServer:
                 return (yield from self._close(intent, step, runtime))
             case Send():
                 pace = connection.pace(request.connect_account)
-                if wait_us := self._admitted(runtime, pace, pace.sends, now_us):
+                if wait_us := runtime.admitted(pace, pace.sends, now_us):
                     return now_us + wait_us
                 yield from self._send(intent, runtime, connection, pace)
                 return 0
@@ -486,7 +460,7 @@ class LaneServer:
         assert attempts is not None
         pace = connection.pace(intent.request.connect_account)
         now_us = self._clock.now_us()
-        if wait_us := self._admitted(runtime, pace, pace.reads, now_us):
+        if wait_us := runtime.admitted(pace, pace.reads, now_us):
             return now_us + wait_us
         finalized_us = self._finalized_us(intent)
         step = yield from asked(

@@ -30,7 +30,8 @@ import trio
 from engine.actors import log_writer, period_closer, recovery
 from engine.actors.group import Group
 from engine.actors.push_course import Course, Record, Sending, asked, sent
-from engine.actors.push_lanes import LaneRuntime, LaneServer
+from engine.actors.push_lanes import LaneServer
+from engine.actors.push_runtime import LaneRuntime
 from engine.actors.supervisor import MeterOptions
 from engine.core.billing import Outcome
 from engine.core.push_plan import Close
