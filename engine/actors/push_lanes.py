@@ -229,14 +229,12 @@ class LaneServer:
     def _behind(self, lane: Lane) -> list[TargetView]:
         """Targets for which Stripe holds more or less than was used, oldest period first: no plan concerns the others."""
         state = self._ledger.lane(lane)
-        views = [
+        behind = (
             view
             for view in self._views(lane)
             if due_units(view, None if state is None else state.target(view.target))
-        ]
-        if len(views) > 1:
-            views.sort(key=_order)
-        return views
+        )
+        return sorted(behind, key=_order)
 
     def _gate(self, lane: Lane, runtime: LaneRuntime, now_us: int) -> int:
         """Before anything is planned: how long nothing can be asked anyway; thousands may come at once."""
@@ -257,13 +255,8 @@ class LaneServer:
         lane = view.target.lane
         start_s, end_s = baseline_range(view, now_us)
         answer = yield from asked(
-            partial(
-                connection.billing.read,
-                view.resolved,
-                lane.customer,
-                start_s,
-                end_s,
-                view.connect_account,
+            lambda: connection.billing.read(
+                view.resolved, lane.customer, start_s, end_s, view.connect_account
             )
         )
         now_us = self._clock.now_us()
@@ -463,9 +456,8 @@ class LaneServer:
         if wait_us := runtime.admitted(pace, pace.reads, now_us):
             return now_us + wait_us
         finalized_us = self._finalized_us(intent)
-        step = yield from asked(
-            partial(self._reader.judge, intent, attempts, connection, finalized_us)
-        )
+        judge = partial(self._reader.judge, intent, attempts, connection, finalized_us)
+        step = yield from asked(judge)
         match step:
             case Unread():
                 return self._unread(step, pace, runtime)
@@ -489,9 +481,8 @@ class LaneServer:
             await self._recorder.record((record,))
             state = self._ledger.lane(lane)
             if state is None or state.open is None:
-                runtime.attempts = (
-                    None  # not for a report about an earlier one, while another is open
-                )
+                # Not for a report about an earlier one, while another is open.
+                runtime.attempts = None
 
 
 def _order(view: TargetView) -> tuple[int, str]:

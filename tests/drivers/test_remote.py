@@ -209,11 +209,39 @@ async def test_what_a_killed_process_was_given_is_unknown_and_another_takes_its_
     await run_killed_under_way()
 
 
+async def run_killed_with_nobody_waiting() -> None:
+    """As above, for who has no task to wait with."""
+    async with fake_stripe(lambda _: Silence()) as fake, process_for(fake) as made:
+        billing = made.billing("main")
+        found: list[Outcome] = []
+        assert not billing.begin_send(METER, 0, found.append), "there is no process yet"
+        await until(lambda: made.starts == 1)
+        for _ in range(3):
+            assert billing.begin_send(METER, 0, found.append)
+        await until(lambda: len(fake.calls) == 3)
+        os.kill(pid_of(made), signal.SIGKILL)
+        await until(lambda: len(found) == 3)
+        assert [type(one) for one in found] == [Unknown] * 3, "nobody knows what became of it"
+        assert made.lost == 3
+        assert not billing.begin_send(METER, 0, found.append), "nothing is handed to a dead one"
+        fake.answering = meter_event_reply
+        await until(lambda: made.starts == 2)
+        assert billing.begin_send(METER, 0, found.append)
+        await until(lambda: len(found) == 4)
+        assert found[-1] == Delivered("req_1")
+        assert len(fake.calls) == 4, "what was lost is not sent again by itself"
+
+
+async def test_who_has_no_task_to_wait_with_is_told_the_same() -> None:
+    await run_killed_with_nobody_waiting()
+
+
+@pytest.mark.parametrize("run", [run_killed_under_way, run_killed_with_nobody_waiting])
 async def test_canary_a_dead_process_reported_as_never_left_is_found(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, run: Callable[[], Awaitable[None]]
 ) -> None:
     monkeypatch.setattr(remote, "_unsent", lambda reason, _may: RetryLater(reason))
-    await assert_found(run_killed_under_way(), "nobody knows")
+    await assert_found(run(), "nobody knows")
 
 
 async def run_asked_once(plant: str | None = None) -> None:
@@ -390,6 +418,7 @@ async def test_more_calls_than_there_may_be_at_once_are_told_to_come_again(
         nursery.start_soon(answered, made.billing("main"))
         await until(lambda: len(fake.calls) == 2)
         assert isinstance(await answered(made.billing("main")), RetryLater)
+        assert not made.billing("main").begin_send(METER, 0, lambda _: pytest.fail("not begun"))
         nursery.cancel_scope.cancel()
 
 
@@ -486,3 +515,23 @@ async def test_canary_answers_handed_out_all_at_once_are_found(
     monkeypatch.setattr(StripeProcess, "_hand_out", hand_out)
     went_on = await answers_at_once()
     assert len(set(went_on)) < 20
+
+
+async def test_answers_that_are_only_noted_come_several_a_tick() -> None:
+    ticks = Ticks()
+    told: list[int] = []
+    async with fake_stripe(meter_event_reply) as fake, process_for(fake) as made:
+        billing = made.billing("main")
+        await until(lambda: made.starts == 1)
+        os.kill(pid_of(made), signal.SIGSTOP)
+        trio.lowlevel.add_instrument(ticks)
+        for _ in range(40):
+            assert billing.begin_send(METER, 0, lambda _: told.append(ticks.number))
+        await trio.sleep(0.2)
+        os.kill(pid_of(made), signal.SIGCONT)
+        await until(lambda: len(fake.calls) == 40)
+        time.sleep(0.3)  # all answers come while this loop stands still
+        await until(lambda: len(told) == 40)
+        trio.lowlevel.remove_instrument(ticks)
+    assert len(set(told)) <= 40 / remote.NOTES_PER_TICK + 2
+    assert max(told.count(tick) for tick in told) <= remote.NOTES_PER_TICK
