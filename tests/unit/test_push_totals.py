@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from engine.core.billing import Destination, Resolved, Unresolved
+from engine.core.billing import Destination, PushRequest, Resolved, Unresolved
 from engine.core.push_ledger import ROWS_FEW, ROWS_US, PushLedger
 from engine.core.push_plan import plan
-from engine.core.push_records import Lane, PushDecision, Target
+from engine.core.push_records import Lane, PushDecision, Target, series_digest
 from engine.core.shard_state import Series
 from tests.helpers.push_world import ANNA, BOB, World, frozen, shared, use
 from tests.helpers.pushing import (
@@ -315,6 +315,33 @@ def test_what_an_erased_customer_had_used_stays_in_the_target() -> None:
     (july,) = world.totals.targets
     world.fold(PushDecision(kind="keep", actor="k", target=july, micros=str(7 * UNIT)))
     assert world.only().local_micros == 12 * UNIT
+
+
+def test_what_an_erased_customer_goes_on_using_adds_to_it_step_by_step() -> None:
+    world = shared()
+    world.take(ANNA, use(5))
+    (july,) = world.totals.targets
+    erased: Series = ("acme", "calls", "erased")
+    request = PushRequest(
+        driver="meter", identifier="", value="0", timestamp_s=0, api_version="v", event_name="calls"
+    )
+    rows = ((series_digest(*erased), JULY, str(2 * UNIT)),)
+    world.fold(
+        PushDecision(
+            kind="keep",
+            actor="k",
+            target=july,
+            micros=str(2 * UNIT),
+            request=request,
+            rows=rows,
+            tenant_id="acme",
+            metric="calls",
+        )
+    )
+    for units in (5, 9, 4, 20):
+        assert world.take(erased, use(units)) == {july}
+        assert world.only().local_micros == (5 + units) * UNIT
+    assert not world.take(erased, use(20))
 
 
 def test_how_use_was_cut_over_is_forgotten_with_its_period_and_nothing_is_due_by_it() -> None:
