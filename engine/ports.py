@@ -8,7 +8,7 @@ It must not know what fills a port, nor that Stripe has a library.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 from engine.core.billing import (
     Destination,
@@ -139,6 +139,20 @@ class Billing(Protocol):
 
     async def cancel(self, request: PushRequest) -> Outcome:
         """Cancel a delivered event by its identifier, within 24 h. `Delivered`: it is cancelled."""
+        ...
+
+
+@runtime_checkable
+class PromptBilling(Protocol):
+    """A way to Stripe that also sends for who has no task to wait with: a task a request costs more than the request."""
+
+    def begin_send(
+        self, request: PushRequest, attempt: int, done: Callable[[Outcome], None]
+    ) -> bool:
+        """`Billing.send` of one request; `done` is told its outcome once, later, and must not raise.
+
+        False: it can't be begun at once, nothing was done, and `done` is not told: use `send`.
+        """
         ...
 
 

@@ -8,6 +8,7 @@ It must not know targets or the log.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from random import Random
 from typing import Final, NamedTuple
 
@@ -27,7 +28,7 @@ from engine.core.billing import (
 )
 from engine.core.pace import WAIT_SLICE_US, Breaker, TokenBucket, backoff_us
 from engine.core.push_records import Role
-from engine.ports import Billing, Clock
+from engine.ports import Billing, Clock, PromptBilling
 
 _logger = structlog.get_logger("stripemeter.push")
 RESOLVED_KEPT_MAX: Final = 100_000
@@ -100,6 +101,7 @@ class Connection:
     def __init__(self, role: Role, billing: Billing, clock: Clock, rng: Random) -> None:
         self.role = role
         self.billing = billing
+        self._prompt = billing if isinstance(billing, PromptBilling) else None
         self.proven: Proven | None = None
         self.error: str | None = "Stripe has not been asked yet whose key it is"
         self._clock = clock
@@ -220,6 +222,14 @@ class Connection:
             left_us -= slice_us
             if again.breaker is not None and not again.breaker.is_open:
                 return
+
+    def begin_send(
+        self, request: PushRequest, stored: int, done: Callable[[Outcome], None]
+    ) -> bool:
+        """Send one request once, and tell `done` its outcome; False: not this way or not now, so `send` it."""
+        if self._prompt is None or request.driver == "stream":
+            return False
+        return self._prompt.begin_send(request, stored, done)
 
     async def send(self, request: PushRequest, stored: int) -> Outcome:
         """Send one request once; those for the stream go together with others that are due just now."""

@@ -186,7 +186,7 @@ class PushDesk:
                     pusher.server.runtime(report.target.lane).forced = True
                 pusher.schedule(report.target.lane, self._clock.now_us())
             with trio.move_on_after(FLUSH_SLICE_SECONDS):
-                await pusher.moved.wait()
+                await pusher.conductor.moved.wait()
 
     def _is_waiting(self, tenant: str | None, customer_ref: str | None) -> bool:
         """Whether usage has no target only because Stripe has not said yet where it goes."""

@@ -1,14 +1,16 @@
 """Serves a lane: resolves its open intent, or plans, records and sends the next one.
 
 Rules it keeps: an intent is durable before its request leaves, and only the bytes in the log are sent; a lane is served
-by one task at a time; what a request's answer does not prove is read back, never guessed. What an attempt may have
-done is noted before it is made. It must not know counters, nor which lanes have something to do.
+by one course at a time; what a request's answer does not prove is read back, never guessed. What an attempt may have
+done is noted before it is made. It must not know counters, nor which lanes have something to do, nor who carries out
+what a course wishes.
 """
 
 from __future__ import annotations
 
 from collections import Counter as Tallied
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from random import Random
 from typing import Final
 
@@ -16,8 +18,10 @@ import structlog
 import trio
 
 from engine.actors.push_connections import Connection, Pace
+from engine.actors.push_course import Course, asked, recorded, sent
 from engine.actors.push_reading import PushReader
 from engine.actors.push_recorder import Outdated, PushRecorder
+from engine.actors.push_runtime import LaneRuntime
 from engine.core.billing import (
     AlreadyDelivered,
     Delivered,
@@ -26,7 +30,7 @@ from engine.core.billing import (
     Unknown,
     Unread,
 )
-from engine.core.pace import TokenBucket, backoff_us
+from engine.core.pace import backoff_us
 from engine.core.push_baselines import (
     BaselineNeed,
     baseline_decision,
@@ -42,6 +46,7 @@ from engine.core.push_plan import (
     Send,
     TargetView,
     Wait,
+    due_units,
     finalization_us,
     make_intent,
     next_for_open,
@@ -58,24 +63,9 @@ _logger = structlog.get_logger("stripemeter.push")
 RECORD_RETRY_SECONDS: Final = 1.0
 OUTDATED_RETRY_US: Final = 20_000
 """A mapping or customer changed: until its series are taken in, nothing new is planned."""
+DECIDING_RETRY_US: Final = 20_000
+"""Somebody's decision about the lane is being recorded."""
 ACCOUNT_REFUSED_US: Final = 600 * 1_000_000
-
-
-class LaneRuntime:
-    """What this process knows of a lane beside its ledger."""
-
-    def __init__(self) -> None:
-        self.lock = trio.Lock()
-        """Held while the lane is served or decided about."""
-        self.attempts: Attempts | None = None
-        """Of the open intent; None: the next one is new, or nothing is known of it."""
-        self.forced = False
-        """The next plan passes over the pace and an earlier refusal."""
-        self.last_error: str | None = None
-        self.slot: tuple[TokenBucket, int] | None = None
-        """The place it was given in a bucket, and from when it may be used."""
-        self.failures = 0
-        """Things that went wrong in a row outside of an intent: readings, records."""
 
 
 class LaneServer:
@@ -88,6 +78,7 @@ class LaneServer:
         connection: Callable[[Role], Connection | None],
         views: Callable[[Lane], Iterable[TargetView]],
         view: Callable[[Target], TargetView | None],
+        grace_us: Callable[[Target], int],
         recorder: PushRecorder,
         clock: Clock,
         rng: Random,
@@ -101,6 +92,7 @@ class LaneServer:
         self._connection = connection
         self._views = views
         self._view = view
+        self._grace_us = grace_us
         self._recorder = recorder
         self._clock = clock
         self._rng = rng
@@ -143,13 +135,16 @@ class LaneServer:
             interval_us=interval_us,
         )
 
-    async def serve(self, lane: Lane) -> int | None:
+    def serve(self, lane: Lane) -> Course[int | None]:
         """Do what can be done for a lane now; when to come again (wall time), None: when something changes."""
         runtime = self.runtime(lane)
-        async with runtime.lock:
+        if runtime.lock.value == 0:
+            return self._clock.now_us() + DECIDING_RETRY_US
+        runtime.lock.acquire_nowait()
+        try:
             while True:
                 try:
-                    again_us = await self._step(lane, runtime)
+                    again_us = yield from self._step(lane, runtime)
                 except Outdated:
                     return self._clock.now_us() + OUTDATED_RETRY_US
                 except EngineError as error:
@@ -157,19 +152,25 @@ class LaneServer:
                     return self._clock.now_us() + int(RECORD_RETRY_SECONDS * 1e6)
                 if again_us != 0:
                     return again_us
+        finally:
+            runtime.lock.release()
 
-    async def _step(self, lane: Lane, runtime: LaneRuntime) -> int | None:
+    def _step(self, lane: Lane, runtime: LaneRuntime) -> Course[int | None]:
         """One thing; 0: and at once another."""
         state = self._ledger.lane(lane)
         if state is not None and state.open is not None:
             if state.quarantine is not None:
                 return None
-            return await self._go_on(state.open, runtime)
-        return await self._begin(lane, runtime)
+            return (yield from self._go_on(state.open, runtime))
+        return (yield from self._begin(lane, runtime))
 
     # A new intent.
 
-    async def _begin(self, lane: Lane, runtime: LaneRuntime) -> int | None:
+    def _begin(self, lane: Lane, runtime: LaneRuntime) -> Course[int | None]:
+        views = self._behind(lane)
+        if not views:
+            runtime.forced = False
+            return None
         now_us = self._clock.now_us()
         if self._held() is not None:
             return now_us + 30_000_000
@@ -179,7 +180,7 @@ class LaneServer:
             return now_us + OUTDATED_RETRY_US
         wake_us: int | None = None
         due: TargetView | None = None
-        for view in sorted(self._views(lane), key=_order):
+        for view in views:
             planned = self.planned(view, forced=runtime.forced)
             if planned.standing == "refused" and runtime.forced:
                 planned = planned._replace(standing="due", at_us=now_us)
@@ -206,55 +207,57 @@ class LaneServer:
         pace = connection.pace(due.connect_account)
         need = baseline_need(due, self._ledger)
         if need is not None:
-            return await self._take_baseline(due, need, connection, runtime)
+            return (yield from self._take_baseline(due, need, connection, runtime))
         # While nothing answers deltas are not made into intents: they go on adding up.
-        if wait_us := self._admitted(runtime, pace, pace.sends, now_us):
+        if wait_us := runtime.admitted(pace, pace.sends, now_us):
             return now_us + wait_us
         intent = make_intent(
             due, self._ledger, log_id=self._log_id, epoch=self._epoch, now_us=now_us
         )
         if intent is None:
             return now_us + MINUTE_US - now_us % MINUTE_US
-        await self._recorder.record((intent,), self._is_current)
+        yield from recorded((intent,), self._is_current)
         runtime.forced = False
         attempts = runtime.attempts = Attempts()
         # The disk may have taken its time: by now the invoice may be final.
         finalized_us, now_us = self._finalized_us(intent), self._clock.now_us()
         step = next_for_open(intent, attempts, finalized_us=finalized_us, now_us=now_us)
         if isinstance(step, Send):
-            await self._send(intent, runtime, connection, pace)
+            yield from self._send(intent, runtime, connection, pace)
         return 0
+
+    def _behind(self, lane: Lane) -> list[TargetView]:
+        """Targets for which Stripe holds more or less than was used, oldest period first: no plan concerns the others."""
+        state = self._ledger.lane(lane)
+        behind = (
+            view
+            for view in self._views(lane)
+            if due_units(view, None if state is None else state.target(view.target))
+        )
+        return sorted(behind, key=_order)
 
     def _gate(self, lane: Lane, runtime: LaneRuntime, now_us: int) -> int:
         """Before anything is planned: how long nothing can be asked anyway; thousands may come at once."""
-        if runtime.slot is not None and runtime.slot[1] > now_us:
-            return runtime.slot[1] - now_us
+        if wait_us := runtime.slot_wait_us(now_us):
+            return wait_us
         state = self._ledger.lane(lane)
         connection = self._connection("main" if state is None else state.role)
         pace = None if connection is None else connection.known_pace(lane.account)
         return 0 if pace is None else pace.breaker.wait_us(now_us)
 
-    def _admitted(self, runtime: LaneRuntime, pace: Pace, bucket: TokenBucket, now_us: int) -> int:
-        """0: ask now. Else microseconds to wait; the place in the bucket is kept meanwhile."""
-        slot, runtime.slot = runtime.slot, None
-        if slot is None or slot[0] is not bucket:
-            slot = (bucket, now_us + bucket.reserve(now_us))
-        wait_us = slot[1] - now_us if slot[1] > now_us else pace.breaker.admit(now_us)
-        if wait_us > 0:
-            runtime.slot = slot
-        return wait_us
-
-    async def _take_baseline(
+    def _take_baseline(
         self, view: TargetView, need: BaselineNeed, connection: Connection, runtime: LaneRuntime
-    ) -> int | None:
+    ) -> Course[int | None]:
         pace = connection.pace(view.connect_account)
         now_us = self._clock.now_us()
-        if wait_us := self._admitted(runtime, pace, pace.reads, now_us):
+        if wait_us := runtime.admitted(pace, pace.reads, now_us):
             return now_us + wait_us
         lane = view.target.lane
         start_s, end_s = baseline_range(view, now_us)
-        answer = await connection.billing.read(
-            view.resolved, lane.customer, start_s, end_s, view.connect_account
+        answer = yield from asked(
+            lambda: connection.billing.read(
+                view.resolved, lane.customer, start_s, end_s, view.connect_account
+            )
         )
         now_us = self._clock.now_us()
         if isinstance(answer, Unread):
@@ -270,7 +273,7 @@ class LaneServer:
         # One of another period may be left: it was final before anybody decided.
         if decision.kind == "await" and said == (decision.target, decision.reading):
             return None
-        await self._recorder.record((decision,), self._is_current)
+        yield from recorded((decision,), self._is_current)
         _logger.info(
             "push_baseline",
             kind=decision.kind,
@@ -289,7 +292,7 @@ class LaneServer:
 
     # An open intent.
 
-    async def _go_on(self, intent: PushIntent, runtime: LaneRuntime) -> int | None:
+    def _go_on(self, intent: PushIntent, runtime: LaneRuntime) -> Course[int | None]:
         if runtime.attempts is None:
             runtime.attempts = Attempts.unknown(intent, self._clock.now_us())
         connection = self._connection(intent.role)
@@ -307,24 +310,22 @@ class LaneServer:
             case Wait(until_us):
                 return until_us
             case Close():
-                return await self._close(intent, step, runtime)
+                return (yield from self._close(intent, step, runtime))
             case Send():
                 pace = connection.pace(request.connect_account)
-                if wait_us := self._admitted(runtime, pace, pace.sends, now_us):
+                if wait_us := runtime.admitted(pace, pace.sends, now_us):
                     return now_us + wait_us
-                await self._send(intent, runtime, connection, pace)
+                yield from self._send(intent, runtime, connection, pace)
                 return 0
             case ReadBack():
-                return await self._read_back(intent, runtime, connection)
+                return (yield from self._read_back(intent, runtime, connection))
 
     def _finalized_us(self, intent: PushIntent) -> int:
-        state = self._ledger.target(intent.target)
-        view = self._view(intent.target)
-        # Without a view its mapping is gone; then the earliest there may be is the safe one.
-        return finalization_us(intent.target, state, 0 if view is None else view.grace_us)
+        target = intent.target
+        return finalization_us(target, self._ledger.target(target), self._grace_us(target))
 
-    async def _close(self, intent: PushIntent, close: Close, runtime: LaneRuntime) -> int:
-        await self._recorder.record((outcome(intent, close),))
+    def _close(self, intent: PushIntent, close: Close, runtime: LaneRuntime) -> Course[int]:
+        yield from recorded((outcome(intent, close),))
         self.results[intent.role, close.result] += 1
         runtime.attempts = None
         if close.result != "delivered":
@@ -336,9 +337,9 @@ class LaneServer:
             )
         return 0
 
-    async def _send(
+    def _send(
         self, intent: PushIntent, runtime: LaneRuntime, connection: Connection, pace: Pace
-    ) -> None:
+    ) -> Course[None]:
         """One attempt; its outcome is recorded, or noted in the attempts."""
         attempts = runtime.attempts
         assert attempts is not None, "what an attempt may have done is noted before it is made"
@@ -348,21 +349,21 @@ class LaneServer:
         now_us = self._clock.now_us()
         attempts.left_at_us = now_us if before_us is None else before_us
         attempts.has_left, attempts.last_us = True, now_us
-        answer = await connection.send(intent.request, attempts.stored)
+        answer = yield from sent(connection, intent.request, attempts.stored)
         now_us = self._clock.now_us()
         attempts.tries += 1
         match answer:
             case Delivered():
                 pace.breaker.succeeded()
                 close = Close("delivered", "answer", is_resent=attempts.is_resent)
-                await self._delivered(intent, runtime, close)
+                yield from self._delivered(intent, runtime, close)
             case AlreadyDelivered(reason):
                 pace.breaker.succeeded()
                 if had_left:
-                    await self._delivered(intent, runtime, Close("delivered", "exists"))
+                    yield from self._delivered(intent, runtime, Close("delivered", "exists"))
                 else:
                     finding = f"Stripe had its identifier before it was sent first: {reason}"
-                    await self._close(intent, Close("quarantined", "exists", finding), runtime)
+                    yield from self._close(intent, Close("quarantined", "exists", finding), runtime)
             case RetryLater(reason, after_us, is_account_wide):
                 if before_us is None:
                     attempts.left_at_us, attempts.has_left = None, had_left
@@ -378,7 +379,7 @@ class LaneServer:
             case Refused():
                 if before_us is None and answer.scope == "account":  # it was not looked at
                     attempts.left_at_us, attempts.has_left = None, had_left
-                await self._refused(intent, runtime, connection, answer, before_us=before_us)
+                yield from self._refused(intent, runtime, connection, answer, before_us=before_us)
         self.results[intent.role, _RESULT_NAMES[type(answer)]] += 1
 
     def _later(
@@ -388,24 +389,22 @@ class LaneServer:
         attempts.next_try_us = self._clock.now_us() + max(wait_us, after_us or 0)
         runtime.last_error = reason
 
-    async def _delivered(self, intent: PushIntent, runtime: LaneRuntime, close: Close) -> None:
-        await self._record_surely((outcome(intent, close),))
+    def _delivered(self, intent: PushIntent, runtime: LaneRuntime, close: Close) -> Course[None]:
+        yield from self._record_surely((outcome(intent, close),))
         runtime.attempts, runtime.last_error = None, None
-        view = self._view(intent.target)
-        if view is not None:
-            self._reader.remember(intent, view)
+        self._reader.remember(intent)
 
-    async def _record_surely(self, records: Sequence[ControlRecord]) -> None:
+    def _record_surely(self, records: Sequence[ControlRecord]) -> Course[None]:
         """Record what is known for certain, however long the log can't take it."""
         while True:
             try:
-                await self._recorder.record(records)
+                yield from recorded(records)
             except EngineError:
-                await trio.sleep(RECORD_RETRY_SECONDS)
+                yield from asked(partial(trio.sleep, RECORD_RETRY_SECONDS))
             else:
                 return
 
-    async def _refused(
+    def _refused(
         self,
         intent: PushIntent,
         runtime: LaneRuntime,
@@ -413,7 +412,7 @@ class LaneServer:
         answer: Refused,
         *,
         before_us: int | None,
-    ) -> None:
+    ) -> Course[None]:
         attempts = runtime.attempts
         assert attempts is not None
         runtime.last_error = answer.reason
@@ -440,24 +439,25 @@ class LaneServer:
             is_target_wide=answer.scope == "target",
             request_id=answer.request_id,
         )
-        await self._record_surely((record,))
+        yield from self._record_surely((record,))
         runtime.attempts = None
         view = self._view(intent.target)
         if view is not None:
             connection.forget_object(view.resolved)
         _logger.warning("push_refused", reason=answer.reason, code=answer.code, scope=answer.scope)
 
-    async def _read_back(
+    def _read_back(
         self, intent: PushIntent, runtime: LaneRuntime, connection: Connection
-    ) -> int | None:
+    ) -> Course[int | None]:
         attempts = runtime.attempts
         assert attempts is not None
         pace = connection.pace(intent.request.connect_account)
         now_us = self._clock.now_us()
-        if wait_us := self._admitted(runtime, pace, pace.reads, now_us):
+        if wait_us := runtime.admitted(pace, pace.reads, now_us):
             return now_us + wait_us
         finalized_us = self._finalized_us(intent)
-        step = await self._reader.judge(intent, attempts, connection, finalized_us)
+        judge = partial(self._reader.judge, intent, attempts, connection, finalized_us)
+        step = yield from asked(judge)
         match step:
             case Unread():
                 return self._unread(step, pace, runtime)
@@ -466,7 +466,7 @@ class LaneServer:
                 return until_us
             case Close():
                 pace.breaker.succeeded()
-                return await self._close(intent, step, runtime)
+                return (yield from self._close(intent, step, runtime))
             case Send() | ReadBack():
                 pace.breaker.succeeded()
                 return 0
@@ -481,9 +481,8 @@ class LaneServer:
             await self._recorder.record((record,))
             state = self._ledger.lane(lane)
             if state is None or state.open is None:
-                runtime.attempts = (
-                    None  # not for a report about an earlier one, while another is open
-                )
+                # Not for a report about an earlier one, while another is open.
+                runtime.attempts = None
 
 
 def _order(view: TargetView) -> tuple[int, str]:

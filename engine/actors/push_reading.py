@@ -6,13 +6,14 @@ an absence count, and then twice. It must not know how an intent is sent or reco
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Final, NamedTuple
 
 from engine.actors.push_connections import Connection, Pace
 from engine.core.billing import Reading, Resolved, Unread, same_units
 from engine.core.push_ledger import PushLedger
-from engine.core.push_plan import Attempts, OpenStep, TargetView, judge_reading
-from engine.core.push_records import Lane, PushIntent, Target
+from engine.core.push_plan import Attempts, OpenStep, judge_reading
+from engine.core.push_records import Lane, PushIntent
 from engine.ports import Clock
 
 VISIBLE_KEPT_MAX: Final = 256
@@ -21,11 +22,7 @@ VISIBLE_KEPT_MAX: Final = 256
 class _Acknowledged(NamedTuple):
     """An acknowledged push whose minute can be read to see how far the summaries have got."""
 
-    resolved: Resolved
-    customer: str
-    connect_account: str | None
-    minute: int
-    target: Target
+    intent: PushIntent
     acknowledged_at_us: int
 
 
@@ -35,26 +32,18 @@ class PushReader:
     def __init__(self, ledger: PushLedger, clock: Clock) -> None:
         self._ledger = ledger
         self._clock = clock
-        self._latest: dict[str, list[_Acknowledged]] = {}
+        self._latest: dict[str, deque[_Acknowledged]] = {}
         """Per account, newest last."""
 
-    def remember(self, intent: PushIntent, view: TargetView) -> None:
+    def remember(self, intent: PushIntent) -> None:
         """An intent was acknowledged now."""
-        if view.driver == "usage_record":
+        if intent.request.driver == "usage_record":
             return
-        lane = intent.target.lane
-        known = self._latest.setdefault(lane.account, [])
-        known.append(
-            _Acknowledged(
-                view.resolved,
-                lane.customer,
-                view.connect_account,
-                intent.request.timestamp_s // 60,
-                intent.target,
-                self._clock.now_us(),
-            )
-        )
-        del known[:-VISIBLE_KEPT_MAX]
+        account = intent.target.lane.account
+        known = self._latest.get(account)
+        if known is None:
+            known = self._latest[account] = deque(maxlen=VISIBLE_KEPT_MAX)
+        known.append(_Acknowledged(intent, self._clock.now_us()))
 
     def acknowledged(self, lane: Lane, start_us: int, minute: int) -> int | None:
         """Units of a lane acknowledged with a timestamp in a minute of a period; None: not remembered."""
@@ -69,16 +58,8 @@ class PushReader:
     ) -> OpenStep | Unread:
         """Read the intent's minute and say what follows from it."""
         lane, request = intent.target.lane, intent.request
-        resolved = Resolved(
-            object_id=lane.object_id,
-            customer=lane.customer,
-            event_name=request.event_name,
-            item=request.item,
-        )
         start_s = request.timestamp_s
-        answer = await connection.billing.read(
-            resolved, lane.customer, start_s, start_s + 60, request.connect_account
-        )
+        answer = await _minute_of(intent, connection)
         if isinstance(answer, Unread):
             return answer
         pace = connection.pace(request.connect_account)
@@ -96,17 +77,32 @@ class PushReader:
         self, connection: Connection, pace: Pace, account: str, since_us: int
     ) -> bool:
         """Whether a push of the account that was acknowledged later is in its own summary."""
-        for pushed in reversed(self._latest.get(account, [])):
+        for pushed in reversed(tuple(self._latest.get(account, ()))):
             if pushed.acknowledged_at_us <= since_us:
                 return False
-            lane = pushed.target.lane
-            units = self.acknowledged(lane, pushed.target.start_us, pushed.minute)
+            intent = pushed.intent
+            target = intent.target
+            units = self.acknowledged(
+                target.lane, target.start_us, intent.request.timestamp_s // 60
+            )
             if units is None or pace.reads.take(self._clock.now_us()):
                 continue
-            start_s = pushed.minute * 60
-            answer = await connection.billing.read(
-                pushed.resolved, pushed.customer, start_s, start_s + 60, pushed.connect_account
-            )
+            answer = await _minute_of(intent, connection)
             if isinstance(answer, Reading) and same_units(answer.units, units):
                 return True
         return False
+
+
+async def _minute_of(intent: PushIntent, connection: Connection) -> Reading | Unread:
+    """What Stripe's summary has for the minute an intent was dated with; its intent says all that is needed to ask."""
+    lane, request = intent.target.lane, intent.request
+    resolved = Resolved(
+        object_id=lane.object_id,
+        customer=lane.customer,
+        event_name=request.event_name,
+        item=request.item,
+    )
+    start_s = request.timestamp_s
+    return await connection.billing.read(
+        resolved, lane.customer, start_s, start_s + 60, request.connect_account
+    )

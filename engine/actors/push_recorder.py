@@ -8,8 +8,9 @@ records mean.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import trio
 
@@ -28,14 +29,14 @@ class Outdated(EngineError):
     """What the records were planned by changed before they could be recorded: plan again."""
 
 
-class _Waiting:
-    __slots__ = ("done", "error", "holds", "records")
+Done = Callable[[EngineError | None], None]
+"""Told once what became of records: None when they are durable and folded."""
 
-    def __init__(self, records: Sequence[ControlRecord], holds: Callable[[], bool]) -> None:
-        self.records = records
-        self.holds = holds
-        self.done = trio.Event()
-        self.error: EngineError | None = None
+
+class _Waiting(NamedTuple):
+    records: Sequence[ControlRecord]
+    holds: Callable[[], bool] | None
+    done: Done
 
 
 class PushRecorder:
@@ -46,22 +47,38 @@ class PushRecorder:
     ) -> None:
         self._append = append
         self._change_lock = change_lock
-        self._queue: list[_Waiting] = []
+        self._queue: deque[_Waiting] = deque()
         self._wake = trio.Event()
 
     async def record(
-        self, records: Sequence[ControlRecord], holds: Callable[[], bool] = lambda: True
+        self, records: Sequence[ControlRecord], holds: Callable[[], bool] | None = None
     ) -> None:
         """Return when the records are durable and folded. Raises EngineError when they are not.
 
         `holds` is asked under the lock, just before: False raises Outdated and records nothing.
         """
-        waiting = _Waiting(records, holds)
-        self._queue.append(waiting)
+        is_done = trio.Event()
+        errors: list[EngineError] = []
+
+        def done(error: EngineError | None) -> None:
+            if error is not None:
+                errors.append(error)
+            is_done.set()
+
+        self.hand_in(records, holds, done)
+        await is_done.wait()
+        if errors:
+            raise errors[0]
+
+    def hand_in(
+        self, records: Sequence[ControlRecord], holds: Callable[[], bool] | None, done: Done
+    ) -> None:
+        """`record` for who waits without a task: `done` is called when it would return or raise, and must not raise.
+
+        It is called for many in one turn, so it should do little.
+        """
+        self._queue.append(_Waiting(records, holds, done))
         self._wake.set()
-        await waiting.done.wait()
-        if waiting.error is not None:
-            raise waiting.error
 
     async def run(self) -> None:
         """Append what waits, until cancelled."""
@@ -72,26 +89,33 @@ class PushRecorder:
             taken: list[_Waiting] = []
             count = 0
             while self._queue and count < RECORDS_PER_APPEND_MAX:
-                taken.append(self._queue.pop(0))
+                taken.append(self._queue.popleft())
                 count += len(taken[-1].records)
-            async with self._change_lock:
+            try:
+                self._change_lock.acquire_nowait()  # nearly always; waiting would cost a turn
+            except trio.WouldBlock:
+                await self._change_lock.acquire()
+            try:
                 await self._append_all(taken)
-            for each in taken:
-                each.done.set()
-                # Whoever goes on now has a request to make: one at a time, so that ingest comes in between.
-                await trio.lowlevel.checkpoint()
+            finally:
+                self._change_lock.release()
             if len(self._queue) < RECORDS_PER_APPEND_MAX:
                 await trio.sleep(GATHER_SECONDS)
 
     async def _append_all(self, taken: list[_Waiting]) -> None:
-        good = [each for each in taken if each.holds()]
+        """Whoever handed in is told."""
+        good: list[_Waiting] = []
         for each in taken:
-            if each not in good:
-                each.error = Outdated("a mapping or customer changed meanwhile")
+            if each.holds is None or each.holds():
+                good.append(each)
+            else:
+                each.done(Outdated("a mapping or customer changed meanwhile"))
         if not good:
             return
+        failed: EngineError | None = None
         try:
             await self._append([record for each in good for record in each.records])
         except EngineError as error:
-            for each in good:
-                each.error = error
+            failed = error
+        for each in good:
+            each.done(failed)

@@ -1,15 +1,13 @@
 """The pusher: brings what Stripe holds up to what was used, target by target, by differences.
 
-Rules it keeps: work grows with what changed, not with what exists; each lane is served by one worker at a time, at most
-WORKERS lanes at once; ingest never waits for it, and it never waits for Stripe in a place where others would. Whether
-and what to push is the plan's (engine.core.push_plan), how a lane is served engine.actors.push_lanes.
+Rules it keeps: work grows with what changed, not with what exists; ingest never waits for it, and it never waits for
+Stripe in a place where others would. Whether and what to push is the plan's (engine.core.push_plan), how a lane is served
+engine.actors.push_lanes, and when and by whom engine.actors.push_conductor.
 It must not know HTTP routes, nor Stripe's library.
 """
 
 from __future__ import annotations
 
-import heapq
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from random import Random
 from typing import Final
@@ -19,6 +17,7 @@ import trio
 
 from engine.actors.group import Group
 from engine.actors.push_changes import PushChanges
+from engine.actors.push_conductor import Conductor
 from engine.actors.push_connections import Connection
 from engine.actors.push_lanes import LaneServer
 from engine.actors.push_recorder import PushRecorder
@@ -36,15 +35,11 @@ from engine.core.shard_state import Series
 from engine.ports import Billing, Clock
 
 _logger = structlog.get_logger("stripemeter.push")
-WORKERS: Final = 64
-SERIES_PER_SLICE: Final = 3
+SERIES_PER_SLICE: Final = 8
 """A quarter of a millisecond: ingest comes in between."""
 LOOK_SECONDS_MIN, LOOK_SECONDS_MAX = 0.02, 5.0
 """How often what changed is taken in: a tenth of the interval, within these."""
-SLEEP_SECONDS_MAX: Final = 60.0
-"""A wall clock may step; what is due is looked for at least this often."""
 RESOLVES_AT_ONCE: Final = 16
-DRAIN_SECONDS_MAX: Final = 2.0
 
 
 class Pusher:
@@ -90,6 +85,7 @@ class Pusher:
             connection=self.connections.get,
             views=self._views_of,
             view=self.totals.view,
+            grace_us=self.totals.grace_us,
             recorder=self.recorder,
             clock=clock,
             rng=rng,
@@ -100,23 +96,12 @@ class Pusher:
             is_current=lambda: self._taken_version == state.routes.version,
         )
         self._targets_of: dict[Lane, set[Target]] = {}
-        self._heap: list[tuple[int, int, Lane]] = []
-        self._due_at: dict[Lane, int] = {}
-        self._entries = 0
-        self._ready: deque[Lane] = deque()
-        self._queued: set[Lane] = set()
-        self._busy: set[Lane] = set()
-        self._again: set[Lane] = set()
-        self._idle: list[trio.Event] = []
-        """One per worker that waits, so that a lane wakes one and not all."""
-        self._timer = trio.Event()
+        self.conductor = Conductor(self.server.serve, self.recorder, clock)
+        self.schedule = self.conductor.schedule
         self._looking = trio.Lock()
-        self._is_draining = False
         self._taken_version = -1
         """Of the routes, when all that changed was taken in last."""
         self._resolving = trio.Event()
-        self.moved = trio.Event()
-        """Set, and replaced, whenever a lane was served."""
         self.is_settled = False
         """Whether everything there was at the start has been taken in."""
 
@@ -132,9 +117,7 @@ class Pusher:
                 nursery.start_soon(self._prove, connection)
             nursery.start_soon(self._look_often)
             nursery.start_soon(self._resolve_all)
-            nursery.start_soon(self._ring)
-            for _ in range(WORKERS):
-                nursery.start_soon(self._serve)
+            nursery.start_soon(self.conductor.run)
 
     async def _prove(self, connection: Connection) -> None:
         await connection.prove()
@@ -265,70 +248,9 @@ class Pusher:
             self._resolving.set()
         under_way.discard((role, destination))
 
-    # Lanes: when, and by whom.
-
-    def schedule(self, lane: Lane, at_us: int) -> None:
-        """Serve a lane at an instant, or earlier if that was arranged before."""
-        known = self._due_at.get(lane)
-        if known is not None and known <= at_us:
-            return
-        self._due_at[lane] = at_us
-        self._entries += 1
-        heapq.heappush(self._heap, (at_us, self._entries, lane))
-        if self._heap[0][2] is lane:
-            self._timer.set()
-
-    async def _ring(self) -> None:
-        """Hand lanes to the workers when their time has come."""
-        while True:
-            now_us = self._clock.now_us()
-            while self._heap and self._heap[0][0] <= now_us:
-                at_us, _, lane = heapq.heappop(self._heap)
-                if self._due_at.get(lane) == at_us:
-                    del self._due_at[lane]
-                    self._hand_out(lane)
-                    await trio.lowlevel.checkpoint()  # thousands may be due at once
-            wait = SLEEP_SECONDS_MAX
-            if self._heap:
-                wait = min(wait, max(0.001, (self._heap[0][0] - self._clock.now_us()) / 1e6))
-            self._timer = trio.Event()
-            with trio.move_on_after(wait):
-                await self._timer.wait()
-
-    def _hand_out(self, lane: Lane) -> None:
-        if lane in self._busy:
-            self._again.add(lane)
-        elif lane not in self._queued:
-            self._queued.add(lane)
-            self._ready.append(lane)
-            if self._idle:
-                self._idle.pop().set()
-
-    async def _serve(self) -> None:
-        while True:
-            while not self._ready or self._is_draining:
-                wake = trio.Event()
-                self._idle.append(wake)
-                await wake.wait()
-            lane = self._ready.popleft()
-            self._queued.discard(lane)
-            self._busy.add(lane)
-            again_us = await self.server.serve(lane)
-            self._busy.discard(lane)
-            if lane in self._again:
-                self._again.discard(lane)
-                self._hand_out(lane)
-            elif again_us is not None:
-                self.schedule(lane, again_us)
-            self.moved.set()
-            self.moved = trio.Event()
-
     async def drain(self) -> None:
         """Begin nothing more, and wait a moment for what is under way: what Stripe said is recorded before the end."""
-        self._is_draining = True
-        with trio.move_on_after(DRAIN_SECONDS_MAX):
-            while self._busy:
-                await self.moved.wait()
+        await self.conductor.drain()
 
     # What others tell it.
 
@@ -338,14 +260,16 @@ class Pusher:
         for record in group.controls:
             if isinstance(record, PushDecision):
                 self._decided(record)
-            elif isinstance(record, PushOutcome) and record.target.lane not in self._busy:
+            elif isinstance(record, PushOutcome) and not self.conductor.is_serving(
+                record.target.lane
+            ):
                 self.schedule(record.target.lane, self._clock.now_us())
 
     def _decided(self, record: PushDecision) -> None:
         lane = record.lane if record.target is None else record.target.lane
         if record.target is not None and record.kind == "keep":
             self._targets_of.setdefault(record.target.lane, set()).add(record.target)
-        if lane is not None and lane not in self._busy:
+        if lane is not None and not self.conductor.is_serving(lane):
             self.schedule(lane, self._clock.now_us())
 
 

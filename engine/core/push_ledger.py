@@ -143,6 +143,10 @@ class LaneState(msgspec.Struct):
         """When something was pushed here last; 0: never."""
         return max((state.last_intent_at_us for state in self.targets.values()), default=0)
 
+    def target(self, target: Target) -> TargetState | None:
+        """One of its targets, if anything was ever recorded of it."""
+        return self.targets.get(target_key(target))
+
     def minutes_used(self, start_us: int) -> list[TargetState]:
         """The targets of one period: they share their lane's minutes."""
         return [state for state in self.targets.values() if state.target.start_us == start_us]
@@ -188,7 +192,7 @@ class PushLedger:
     def target(self, target: Target) -> TargetState | None:
         """A target's ledger, if anything was ever recorded of it."""
         state = self.lanes.get(target.lane)
-        return None if state is None else state.targets.get(target_key(target))
+        return None if state is None else state.target(target)
 
     def ended_at_us(self, tenant: str, metric: str, role: Role) -> int | None:
         """When pushing of a metric in a role ended last (its mapping was taken away); None: never."""

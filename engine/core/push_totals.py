@@ -7,19 +7,19 @@ contributes nowhere; work grows with what changed. It must not know what was pus
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Final, NamedTuple, TypeVar
 
-from engine.core.billing import Destination, Proven, PushRequest, Resolved, Unresolved
+from engine.core.billing import Destination, Proven, Resolved, Unresolved
 from engine.core.configured import Mapping
 from engine.core.push_ledger import PushLedger
+from engine.core.push_misfits import NO_CUSTOMER, kept_resolved, misfit, unroutable
 from engine.core.push_plan import TargetView
 from engine.core.push_records import Lane, Role, Target, series_digest
 from engine.core.push_routes import PushRoutes, Route
 from engine.core.push_uses import PeriodUse
 from engine.core.shard_state import Series
 
-_SECOND_US: Final = 1_000_000
 _LONG_PAST: Final = "its period is too long past: how its use was cut over is not known any more"
 """As a `hold`; the plan then takes nothing for due, whatever the sum comes to."""
 _Stamp = tuple[int, int, Proven | None, Proven | None]
@@ -104,8 +104,9 @@ class PushTotals:
         return not any(self._waiting.values())
 
     def _may_decrease(self, role: Role, target: Target) -> bool:
-        lost = (role, target.lane.customer, target.start_us) in self._lost
-        return not lost and not self._waiting[role]
+        if self._waiting[role]:
+            return False
+        return not self._lost or (role, target.lane.customer, target.start_us) not in self._lost
 
     def is_waiting(self, series: Series) -> bool:
         """Whether it is not known yet where a series goes."""
@@ -145,6 +146,10 @@ class PushTotals:
             starts = {
                 start for start in before.keys() | now.keys() if before.get(start) != now.get(start)
             }
+            grown = self._grown(series, starts, before, now)
+            if grown is not None:
+                self._taken[series] = (stamp, now)
+                return {grown}
             fresh = self._fresh(series, [now[start] for start in starts if start in now])
             changed = self._replace(series, fresh, starts)
         else:
@@ -158,6 +163,39 @@ class PushTotals:
         if not (series in self._waits_of or series in self._lost_of or series in self.unroutable):
             self._taken[series] = (stamp, now)
         return changed
+
+    def _grown(
+        self,
+        series: Series,
+        starts: set[int],
+        before: dict[int, PeriodUse],
+        now: dict[int, PeriodUse],
+    ) -> Target | None:
+        """What nearly always happened: a series is used more in one period, and all of it goes where it went.
+
+        Its target, brought up to it; None: it is not as simple as that, and nothing was done.
+        """
+        if len(starts) != 1:
+            return None
+        [start_us] = starts
+        old, use = before.get(start_us), now.get(start_us)
+        if old is None or use is None or use.end_us != old.end_us:
+            return None
+        if use.hold is not None or old.hold is not None:
+            return None
+        if len(self._routes.roles_known(*series[:2])) != 1:
+            return None
+        targets = [one for one in self._of_series.get(series, ()) if one.start_us == start_us]
+        if len(targets) != 1:
+            return None
+        parts = self._sums[targets[0]].parts
+        part = parts[series]
+        if part.base is None:
+            return None
+        parts[series] = part._replace(
+            micros=use.micros - part.base, newest_event_us=use.newest_event_us
+        )
+        return targets[0]
 
     def _stamp(self) -> _Stamp:
         versions = (self._routes.version, self._ledger.version)
@@ -346,23 +384,37 @@ class PushTotals:
         state = self._ledger.target(target)
         return state is not None and state.kept_request is not None
 
+    def grace_us(self, target: Target) -> int:
+        """How long after its period's end its invoice is open; 0, the earliest and so the safe one, without a mapping."""
+        held = self._sums.get(target)
+        if held is not None:
+            tenant, metric, _ref = min(held.parts)
+        else:
+            state = self._ledger.target(target)
+            if state is None or state.kept_request is None:
+                return 0
+            tenant, metric = state.kept_for
+        mapping = self._mapping(tenant, metric)
+        return 0 if mapping is None else mapping.finalization_grace_us
+
     def view(self, target: Target) -> TargetView | None:
         """A target as the plan wants it; None: nobody contributes to it now."""
         held = self._sums.get(target)
         if held is None:
             return self._kept_view(target)
-        parts = held.parts.values()
         # Whoever speaks for all must be the same in every process.
         speaker = min(held.parts)
         tenant, metric, _ref = speaker
-        first = held.parts[speaker]
+        whole = first = held.parts[speaker]
+        if len(held.parts) > 1:
+            whole = _together(first, held.parts.values())
         mapping = self._mapping(tenant, metric)
         state = self._ledger.target(target)
         kept = 0 if state is None else int(state.kept_micros)
         return TargetView(
             target=target,
-            local_micros=sum(part.micros for part in parts) + kept,
-            newest_event_us=max(part.newest_event_us for part in parts),
+            local_micros=whole.micros + kept,
+            newest_event_us=whole.newest_event_us,
             resolved=first.resolved,
             driver=first.route.destination.driver,
             connect_account=first.route.destination.connect_account,
@@ -372,8 +424,8 @@ class PushTotals:
             grace_us=0 if mapping is None else mapping.finalization_grace_us,
             baseline=None if mapping is None else mapping.baseline,
             mapped_at_us=0 if mapping is None else mapping.created_at_us,
-            hold=next((part.hold for part in parts if part.hold is not None), None),
-            is_past=any(part.hold == _LONG_PAST for part in parts),
+            hold=whole.hold,
+            is_past=whole.hold == _LONG_PAST,
             may_decrease=self._may_decrease(first.role, target),
         )
 
@@ -402,6 +454,17 @@ class PushTotals:
         )
 
 
+def _together(speaker: Contribution, parts: Collection[Contribution]) -> Contribution:
+    """What many contribute, as one; of their holds the one that counts most."""
+    holds = [part.hold for part in parts if part.hold is not None]
+    hold = _LONG_PAST if _LONG_PAST in holds else next(iter(holds), None)
+    return speaker._replace(
+        micros=sum(part.micros for part in parts),
+        newest_event_us=max(part.newest_event_us for part in parts),
+        hold=hold,
+    )
+
+
 def _newest(fresh: dict[Target, Contribution]) -> dict[tuple[Lane, str], Contribution]:
     """The first contribution to each lane and scale."""
     found: dict[tuple[Lane, str], Contribution] = {}
@@ -424,55 +487,3 @@ def _discard(table: dict[KeyT, set[ItemT]], key: KeyT, item: ItemT) -> None:
         items.discard(item)
         if not items:
             del table[key]
-
-
-NO_CUSTOMER: Final = (
-    "no Stripe customer is known for it: PUT /v1/customers/{customerRef} with its stripeCustomerId"
-)
-
-
-def kept_resolved(target: Target, request: PushRequest) -> Resolved:
-    """What a target's destination was when a customer of it was erased."""
-    return Resolved(
-        object_id=target.lane.object_id,
-        customer=target.lane.customer,
-        event_name=request.event_name,
-        customer_key=request.customer_key,
-        value_key=request.value_key,
-        item=request.item,
-        api_version=request.api_version,
-    )
-
-
-def unroutable(route: Route) -> str | None:
-    """Why a route goes nowhere as it was configured, in words; None: Stripe can be asked about it."""
-    destination = route.destination
-    if destination.item is None and destination.event_name is None and destination.price is None:
-        return "its mapping names no meter: give it meterEventName, priceId or subscriptionItemId"
-    if destination.driver == "usage_record" and destination.item is None:
-        return "usage records need a subscription item: put it in the customer's subscriptionItems"
-    if route.customer is None and not route.is_own_item:
-        return NO_CUSTOMER
-    return None
-
-
-def misfit(route: Route, resolved: Resolved, use: PeriodUse) -> str | None:
-    """Why a period can't be pushed to what its route turned out to be, in words."""
-    if resolved.customer is not None and route.customer not in (None, resolved.customer):
-        return (
-            f"the subscription item {resolved.item} belongs to {resolved.customer}, "
-            f"the usage to {route.customer}"
-        )
-    if resolved.period_end_s is None or resolved.period_start_s is None:
-        return None
-    start_s, end_s = use.start_us // _SECOND_US, use.end_us // _SECOND_US
-    if end_s <= resolved.period_start_s:
-        return None  # over at Stripe too; while it ran it was compared
-    if start_s >= resolved.period_end_s:
-        return "Stripe has not begun this billing period yet"
-    if end_s == resolved.period_end_s and resolved.period_start_s >= start_s:
-        return None
-    return (
-        f"its period ends at {end_s}, the billing period of {resolved.item} at {resolved.period_end_s} (unix seconds): "
-        "give the mapping period `subscription` and the customer the subscription's billingAnchor"
-    )

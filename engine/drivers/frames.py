@@ -219,8 +219,10 @@ class FrameReader:
 class FrameWriter:
     """Writes what many tasks have to say: what came up meanwhile goes in one piece. Run `run` beside them."""
 
-    def __init__(self, stream: trio.abc.SendStream) -> None:
+    def __init__(self, stream: trio.abc.SendStream, gather_seconds: float = 0) -> None:
+        """`gather_seconds`: how long a frame may wait for others that go in one piece with it."""
         self._stream = stream
+        self._gather_seconds = gather_seconds
         self._waiting: list[bytes] = []
         self._wake = trio.Event()
 
@@ -233,6 +235,8 @@ class FrameWriter:
         """Write until cancelled, or until the other side has gone: then who reads sees it too."""
         while True:
             await self._wake.wait()
+            if self._gather_seconds:
+                await trio.sleep(self._gather_seconds)
             self._wake = trio.Event()
             taken, self._waiting = self._waiting, []
             try:

@@ -4,7 +4,8 @@ Rules it keeps, since a lost answer that is taken for "never left" could bill tw
 - what was handed to the process and not answered is *unknown* when the process ends, whatever it had done with it;
 - what was not handed to it never left, and waits for a process no longer than it would for a connection;
 - a write carries the instant by which it must begin: a process that was stopped for hours sends nothing then;
-- answers are handed out one a tick, so that many that come at once don't hold up ingest.
+- answers for tasks are handed out one a tick, so that many that come at once don't hold up ingest; those for who only takes
+  note of them, several a tick.
 
 The process is started again when it ends, with growing waits, and killed when it gives no sign of life. One that can't be
 started at all is told in one line, and calls are made in this process. Keys go by the socket, never by argv or the environment.
@@ -19,7 +20,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 
 import structlog
 import trio
@@ -68,19 +69,21 @@ SILENCES_MAX: Final = 3
 """Questions in a row without any answer after which it is killed."""
 END_SECONDS_MAX: Final = 2
 """For a process whose socket ended to end itself."""
+NOTES_PER_TICK: Final = 16
+"""Answers that are only taken note of: a quarter of a millisecond."""
 _SECRETS: Final = ("STRIPE", "AWS_")
 """Variables that begin so are not the process's business."""
 
 
-class _Pending:
+_ENDED: Final = "the process that speaks with Stripe ended before the answer"
+
+
+class _Pending(NamedTuple):
     """A call that was handed over."""
 
-    __slots__ = ("done", "results")
-
-    def __init__(self) -> None:
-        self.done = trio.Event()
-        self.results: list[object] | None = None
-        """None after `done`: the process ended first."""
+    told: Callable[[list[object] | None], None]
+    """Called once with its results; None: the process ended first."""
+    wakes_task: bool
 
 
 class StripeProcess:
@@ -203,6 +206,7 @@ class StripeProcess:
         return said
 
     async def _hand_out(self, reader: FrameReader) -> str | None:
+        notes = 0
         while (body := await reader.next()) is not None:
             answer = read_answer(body)
             self._silences = 0
@@ -210,10 +214,11 @@ class StripeProcess:
                 return answer.failed
             pending = self._pending.pop(answer.number, None)
             if pending is not None:
-                pending.results = [result_of(one) for one in answer.results]
-                pending.done.set()
-                # Whoever goes on now has a record to make: one at a time, so that ingest comes in between.
-                await trio.lowlevel.checkpoint()
+                pending.told([result_of(one) for one in answer.results])
+                notes += 1
+                # A task that goes on now may have much to do: one at a time, so that ingest comes in between.
+                if pending.wakes_task or notes % NOTES_PER_TICK == 0:
+                    await trio.lowlevel.checkpoint()
         return None
 
     async def _watch(self, process: subprocess.Popen[bytes]) -> None:
@@ -236,7 +241,7 @@ class StripeProcess:
         pending, self._pending = self._pending, {}
         self.lost += len(pending)
         for each in pending.values():
-            each.done.set()
+            each.told(None)
 
     # Calls.
 
@@ -264,18 +269,60 @@ class StripeProcess:
             ]
         if len(self._pending) >= limits.STRIPE_CALLS_MAX:
             return [failed(f"{limits.STRIPE_CALLS_MAX} calls to Stripe are under way", False)]
-        self._number += 1
-        number = self._number
-        pending = self._pending[number] = _Pending()
-        until_us = begin_by_us if method in WRITES else None
-        writer.put(frame(Call(number, way, method, until_us, packed_arguments(arguments))))
+        done = trio.Event()
+        found: list[object] | None = None
+
+        def told(results: list[object] | None) -> None:
+            nonlocal found
+            found = results
+            done.set()
+
+        number = self._hand_over(
+            writer, way, method, arguments, _Pending(told, True), begin_by_us=begin_by_us
+        )
         try:
-            await pending.done.wait()
+            await done.wait()
         finally:
             self._pending.pop(number, None)
-        if pending.results is None:
-            return [failed("the process that speaks with Stripe ended before the answer", True)]
-        return pending.results
+        return [failed(_ENDED, True)] if found is None else found
+
+    def begin_call(
+        self,
+        way: str,
+        method: str,
+        arguments: tuple[object, ...],
+        done: Callable[[list[object] | None], None],
+    ) -> bool:
+        """`call` for who waits without a task: `done` gets its results, or None when the process ended first.
+
+        False: it could not be handed over just now, and nothing was.
+        """
+        writer = self._writer
+        if writer is None or len(self._pending) >= limits.STRIPE_CALLS_MAX:
+            return False
+        begin_by_us = machine_us() + limits.STRIPE_BEGIN_SECONDS * 1_000_000
+        self._hand_over(
+            writer, way, method, arguments, _Pending(done, False), begin_by_us=begin_by_us
+        )
+        return True
+
+    def _hand_over(
+        self,
+        writer: FrameWriter,
+        way: str,
+        method: str,
+        arguments: tuple[object, ...],
+        pending: _Pending,
+        *,
+        begin_by_us: int,
+    ) -> int:
+        """The call's number."""
+        self._number += 1
+        number = self._number
+        self._pending[number] = pending
+        until_us = begin_by_us if method in WRITES else None
+        writer.put(frame(Call(number, way, method, until_us, packed_arguments(arguments))))
+        return number
 
 
 async def _end(process: subprocess.Popen[bytes]) -> None:
@@ -311,6 +358,16 @@ class RemoteBilling:
             assert len(found) == 1, "one result a request, or one for all"
             found *= len(requests)
         return cast("list[Outcome]", found)
+
+    def begin_send(
+        self, request: PushRequest, attempt: int, done: Callable[[Outcome], None]
+    ) -> bool:
+        """See the port."""
+
+        def told(results: list[object] | None) -> None:
+            done(_unsent(_ENDED, True) if results is None else cast("Outcome", results[0]))
+
+        return self._process.begin_call(self._way, "send", ((request,), (attempt,)), told)
 
     async def resolve(self, destination: Destination) -> Resolved | Unresolved:
         """See the port."""

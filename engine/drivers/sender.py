@@ -39,6 +39,8 @@ from engine.drivers.wire import begin_by_us, machine_us
 
 NICENESS: Final = 5
 """Ingest goes first where both want the same core."""
+GATHER_SECONDS: Final = 0.005
+"""Answers that come within it wake the server once: that costs ingest as much as the answer itself, which has time."""
 _PR_SET_PDEATHSIG: Final = 1
 _LAST_WORDS_SECONDS_MAX: Final = 1
 
@@ -62,7 +64,7 @@ def _end_with_parent() -> None:
 async def serve(connected: socket.socket) -> None:
     """Answer calls until the server is gone."""
     stream = trio.SocketStream(trio.socket.from_stdlib_socket(connected))
-    reader, writer = FrameReader(stream), FrameWriter(stream)
+    reader, writer = FrameReader(stream), FrameWriter(stream, GATHER_SECONDS)
     first = await reader.next()
     if first is None:
         return

@@ -43,12 +43,10 @@ from engine.drivers.frames import (
     Call as Asked,
 )
 from engine.drivers.frames import (
-    FrameReader,
     Way,
     frame,
     packed_arguments,
     packed_result,
-    read_answer,
     result_of,
 )
 from engine.drivers.remote import RemoteBilling, StripeProcess
@@ -209,11 +207,39 @@ async def test_what_a_killed_process_was_given_is_unknown_and_another_takes_its_
     await run_killed_under_way()
 
 
+async def run_killed_with_nobody_waiting() -> None:
+    """As above, for who has no task to wait with."""
+    async with fake_stripe(lambda _: Silence()) as fake, process_for(fake) as made:
+        billing = made.billing("main")
+        found: list[Outcome] = []
+        assert not billing.begin_send(METER, 0, found.append), "there is no process yet"
+        await until(lambda: made.starts == 1)
+        for _ in range(3):
+            assert billing.begin_send(METER, 0, found.append)
+        await until(lambda: len(fake.calls) == 3)
+        os.kill(pid_of(made), signal.SIGKILL)
+        await until(lambda: len(found) == 3)
+        assert [type(one) for one in found] == [Unknown] * 3, "nobody knows what became of it"
+        assert made.lost == 3
+        assert not billing.begin_send(METER, 0, found.append), "nothing is handed to a dead one"
+        fake.answering = meter_event_reply
+        await until(lambda: made.starts == 2)
+        assert billing.begin_send(METER, 0, found.append)
+        await until(lambda: len(found) == 4)
+        assert found[-1] == Delivered("req_1")
+        assert len(fake.calls) == 4, "what was lost is not sent again by itself"
+
+
+async def test_who_has_no_task_to_wait_with_is_told_the_same() -> None:
+    await run_killed_with_nobody_waiting()
+
+
+@pytest.mark.parametrize("run", [run_killed_under_way, run_killed_with_nobody_waiting])
 async def test_canary_a_dead_process_reported_as_never_left_is_found(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, run: Callable[[], Awaitable[None]]
 ) -> None:
     monkeypatch.setattr(remote, "_unsent", lambda reason, _may: RetryLater(reason))
-    await assert_found(run_killed_under_way(), "nobody knows")
+    await assert_found(run(), "nobody knows")
 
 
 async def run_asked_once(plant: str | None = None) -> None:
@@ -390,6 +416,7 @@ async def test_more_calls_than_there_may_be_at_once_are_told_to_come_again(
         nursery.start_soon(answered, made.billing("main"))
         await until(lambda: len(fake.calls) == 2)
         assert isinstance(await answered(made.billing("main")), RetryLater)
+        assert not made.billing("main").begin_send(METER, 0, lambda _: pytest.fail("not begun"))
         nursery.cancel_scope.cancel()
 
 
@@ -428,62 +455,3 @@ def test_the_process_loads_nothing_that_it_does_not_need() -> None:
     tops = {name.partition(".")[0] for name in done.stdout.split()}
     assert not tops & {"numpy", "lmdb", "quart", "hypercorn", "wal", "gateway", "cryptography"}
     assert "engine.actors" not in done.stdout
-
-
-class Ticks(trio.abc.Instrument):
-    """Counts the loop's turns."""
-
-    def __init__(self) -> None:
-        self.number = 0
-
-    def before_io_wait(self, timeout: float) -> None:  # noqa: ARG002
-        self.number += 1
-
-
-async def answers_at_once() -> list[int]:
-    """In which tick each of many callers went on, whose answers had all come."""
-    ticks = Ticks()
-    went_on: list[int] = []
-    async with fake_stripe(meter_event_reply) as fake, process_for(fake) as made:
-        billing = made.billing("main")
-        await answered(billing)
-        os.kill(pid_of(made), signal.SIGSTOP)
-
-        async def send() -> None:
-            await billing.send([METER], [0])
-            went_on.append(ticks.number)
-
-        trio.lowlevel.add_instrument(ticks)
-        async with trio.open_nursery() as nursery:
-            for _ in range(20):
-                nursery.start_soon(send)
-            await trio.sleep(0.2)
-            os.kill(pid_of(made), signal.SIGCONT)
-            await until(lambda: len(fake.calls) == 21)
-            time.sleep(0.3)  # all answers come while this loop stands still
-        trio.lowlevel.remove_instrument(ticks)
-    return went_on
-
-
-async def test_answers_that_come_together_are_handed_out_one_a_tick() -> None:
-    went_on = await answers_at_once()
-    assert len(set(went_on)) == len(went_on) == 20
-
-
-async def test_canary_answers_handed_out_all_at_once_are_found(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    async def nothing() -> None:
-        return
-
-    async def hand_out(self: StripeProcess, reader: FrameReader) -> str | None:
-        while (body := await reader.next()) is not None:
-            answer = read_answer(body)
-            if (pending := self._pending.pop(answer.number, None)) is not None:
-                pending.results = [result_of(one) for one in answer.results]
-                pending.done.set()
-        return None
-
-    monkeypatch.setattr(StripeProcess, "_hand_out", hand_out)
-    went_on = await answers_at_once()
-    assert len(set(went_on)) < 20

@@ -20,22 +20,22 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
-from functools import wraps
+from collections.abc import Callable
+from functools import partial, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import trio
 
 from engine.actors import log_writer, period_closer, recovery
 from engine.actors.group import Group
-from engine.actors.push_connections import Connection
-from engine.actors.push_lanes import LaneRuntime, LaneServer
-from engine.actors.push_recorder import PushRecorder
+from engine.actors.push_course import Course, Record, Sending, asked, sent
+from engine.actors.push_lanes import LaneServer
+from engine.actors.push_runtime import LaneRuntime
 from engine.actors.supervisor import MeterOptions
-from engine.core.billing import Outcome, PushRequest
+from engine.core.billing import Outcome
 from engine.core.push_plan import Close
-from engine.core.push_records import PushIntent
+from engine.core.push_records import Lane, PushIntent
 from engine.drivers import remote
 from gateway import main as composition
 from gateway import opening
@@ -99,41 +99,43 @@ def plant_failing_connection() -> None:
 
 def plant_early_hand_over() -> None:
     """Let a request leave before its intent is on disk."""
-    record, send, prove = PushRecorder.record, Connection.send, Connection.prove
-    connected: list[Connection] = []
-    said: dict[str, Outcome] = {}
+    begin = LaneServer._begin
 
-    async def early(recorder: PushRecorder, records: Sequence[Any], *more: Any) -> None:
-        if isinstance(records[0], PushIntent) and connected:
-            request = records[0].request
-            said[request.identifier] = await send(connected[0], request, 0)
-            await trio.sleep(0.1)
-        await record(recorder, records, *more)
+    def early(server: LaneServer, lane: Lane, runtime: LaneRuntime) -> Course[int | None]:
+        course = begin(server, lane, runtime)
+        said: Outcome | None = None
+        answer: object = None
+        while True:
+            try:
+                wish = course.send(answer)
+            except StopIteration as end:
+                return cast("int | None", end.value)
+            if isinstance(wish, Record) and isinstance(wish.records[0], PushIntent):
+                connection = server._connection("main")
+                assert connection is not None
+                said = yield from sent(connection, wish.records[0].request, 0)
+                yield from asked(partial(trio.sleep, 0.1))
+                answer = yield wish
+            elif isinstance(wish, Sending) and said is not None:
+                answer, said = said, None
+            else:
+                answer = yield wish
 
-    async def proving(connection: Connection) -> None:
-        await prove(connection)
-        connected.append(connection)
-
-    async def once(connection: Connection, request: PushRequest, stored: int) -> Outcome:
-        known = said.pop(request.identifier, None)
-        return await send(connection, request, stored) if known is None else known
-
-    PushRecorder.record = early  # type: ignore[method-assign,assignment]
-    Connection.send, Connection.prove = once, proving  # type: ignore[method-assign]
+    LaneServer._begin = early  # type: ignore[method-assign]
 
 
 def plant_early_outcome() -> None:
     """Record that Stripe took a push before it was asked."""
     send = LaneServer._send
 
-    async def early(
+    def early(
         server: LaneServer, intent: PushIntent, runtime: LaneRuntime, *more: Any
-    ) -> None:
+    ) -> Course[None]:
         connection = more[0]
         request = intent.request
-        await server._delivered(intent, runtime, Close("delivered", "answer"))
-        await trio.sleep(0.05)
-        await connection.send(request, 0)
+        yield from server._delivered(intent, runtime, Close("delivered", "answer"))
+        yield from asked(partial(trio.sleep, 0.05))
+        yield from sent(connection, request, 0)
 
     assert send
     LaneServer._send = early  # type: ignore[method-assign,assignment]

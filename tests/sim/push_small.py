@@ -15,7 +15,7 @@ import trio
 import trio._core._run as scheduler
 import trio.testing
 
-from engine.actors import pusher
+from engine.actors import push_conductor
 from engine.actors.administration import Administration, By, Wanted
 from engine.actors.push_desk import Asker, TargetReport
 from engine.actors.supervisor import Meter
@@ -33,7 +33,7 @@ from tests.helpers.recount import month_of
 from tests.helpers.simulator_wire import BASE
 from tests.sim.push_books import DurableLog
 from tests.sim.push_wire import EVENTS, StripeTruth, WatchedWire
-from tests.sim.push_world import WORKERS
+from tests.sim.push_world import COURSES_MAX
 from tests.sim.violation import Violation
 from wal.log import Draft, DraftPart
 from wal.memory_log import FakeDisk, MemoryLog
@@ -340,10 +340,10 @@ def run_small(name: str, seed: int) -> None:
     scheduler._ALLOW_DETERMINISTIC_SCHEDULING = True
     scheduler._r.seed(seed)
     clock = trio.testing.MockClock(autojump_threshold=0)
-    workers, pusher.WORKERS = pusher.WORKERS, WORKERS  # type: ignore[misc]
+    courses, push_conductor.COURSES_MAX = push_conductor.COURSES_MAX, COURSES_MAX  # type: ignore[misc]
     try:
         trio.run(SMALL[name], random.Random(f"{name} {seed}"), clock=clock)
     finally:
         scheduler._ALLOW_DETERMINISTIC_SCHEDULING = False
         scheduler._r.setstate(state)
-        pusher.WORKERS = workers  # type: ignore[misc]
+        push_conductor.COURSES_MAX = courses  # type: ignore[misc]

@@ -17,7 +17,7 @@ import trio
 import trio._core._run as scheduler
 import trio.testing
 
-from engine.actors import pusher
+from engine.actors import push_conductor
 from engine.actors.supervisor import Meter, MeterOptions
 from engine.core.configured import Mapping
 from engine.core.events import EventLimits, Refusal, SentEvent, accept
@@ -42,7 +42,8 @@ from tests.sim.violation import Violation
 from wal.memory_log import MemoryLog, Operation, Verdict
 
 DAY = 86_400
-WORKERS = 6
+COURSES_MAX = 6
+"""So that lanes wait for each other."""
 METERS = ("calls", "bytes", "seats", "level")
 METRICS = (
     Metric("calls", "calls", "sum", "1"),
@@ -309,7 +310,7 @@ def run_seed(
     scheduler._ALLOW_DETERMINISTIC_SCHEDULING = True
     scheduler._r.seed(seed)
     clock = trio.testing.MockClock(autojump_threshold=0)
-    workers, pusher.WORKERS = pusher.WORKERS, WORKERS  # type: ignore[misc]  # more than lanes are idle
+    courses, push_conductor.COURSES_MAX = push_conductor.COURSES_MAX, COURSES_MAX  # type: ignore[misc]
 
     async def main() -> PushWorld:
         world = make(seed, clock)
@@ -321,7 +322,7 @@ def run_seed(
     finally:
         scheduler._ALLOW_DETERMINISTIC_SCHEDULING = False
         scheduler._r.setstate(state)
-        pusher.WORKERS = workers  # type: ignore[misc]
+        push_conductor.COURSES_MAX = courses  # type: ignore[misc]
 
 
 async def life(world: PushWorld, story: Callable[[PushWorld, Meter], Any], *, points: int) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import msgspec
 import pytest
 import trio
@@ -32,14 +35,17 @@ async def test_an_intent_whose_record_takes_past_finalization_does_not_leave(
     async with place.running() as meter:
         await place.map(meter)
         recorder = meter.started.push.recorder
-        record = recorder.record
+        hand_in = recorder.hand_in
 
-        async def slowly(records: object, *more: object) -> None:
-            await record(records, *more)  # type: ignore[arg-type]
-            if "PushIntent" in repr(records):
-                clock.jump(9 * 86_400)
+        def slowly(records: Any, holds: Any, done: Callable[[object], None]) -> None:
+            def late(error: object) -> None:
+                if "PushIntent" in repr(records):
+                    clock.jump(9 * 86_400)
+                done(error)
 
-        monkeypatch.setattr(recorder, "record", slowly)
+            hand_in(records, holds, late)
+
+        monkeypatch.setattr(recorder, "hand_in", slowly)
         await place.use(meter, 3)
         await trio.sleep(30)  # over at once: the clock jumps
         await trio.sleep(30)

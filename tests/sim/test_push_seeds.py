@@ -11,6 +11,7 @@ import pytest
 
 from engine.actors import push_lanes, push_reading
 from engine.actors.push_connections import Connection
+from engine.actors.push_course import Course
 from engine.actors.push_lanes import LaneServer
 from engine.actors.push_recorder import PushRecorder
 from engine.core import push_baselines, push_ledger, push_plan
@@ -98,21 +99,23 @@ def _an_identifier_from_the_cumulative_total(patch: pytest.MonkeyPatch) -> None:
 def _an_outcome_before_the_answer(patch: pytest.MonkeyPatch) -> None:
     real = LaneServer._send
 
-    async def hopeful(self: LaneServer, intent: PushIntent, *more: Any) -> None:
-        await self._record_surely((push_plan.outcome(intent, Close("delivered", "answer")),))
-        await real(self, intent, *more)
+    def hopeful(self: LaneServer, intent: PushIntent, *more: Any) -> Course[None]:
+        yield from self._record_surely((push_plan.outcome(intent, Close("delivered", "answer")),))
+        yield from real(self, intent, *more)
 
     patch.setattr(LaneServer, "_send", hopeful)
 
 
 def _sending_before_the_intent_is_durable(patch: pytest.MonkeyPatch) -> None:
-    real = PushRecorder.record
+    real = PushRecorder.hand_in
 
-    async def at_once(self: PushRecorder, records: Any, *more: Any) -> None:
-        if not isinstance(records[0], PushIntent):
-            await real(self, records, *more)
+    def at_once(self: PushRecorder, records: Any, holds: Any, done: Any) -> None:
+        if isinstance(records[0], PushIntent):
+            done(None)
+        else:
+            real(self, records, holds, done)
 
-    patch.setattr(PushRecorder, "record", at_once)
+    patch.setattr(PushRecorder, "hand_in", at_once)
 
 
 def _a_breaker_that_mixes_targets(patch: pytest.MonkeyPatch) -> None:
@@ -159,9 +162,9 @@ def _absence_is_taken_as_proof(patch: pytest.MonkeyPatch) -> None:
 def _a_refusal_after_an_unknown_attempt_is_taken_as_proof(patch: pytest.MonkeyPatch) -> None:
     real = LaneServer._refused
 
-    async def sure(self: LaneServer, *args: Any, before_us: int | None) -> None:
+    def sure(self: LaneServer, *args: Any, before_us: int | None) -> Course[None]:
         assert before_us is None or before_us > 0
-        await real(self, *args, before_us=None)
+        return real(self, *args, before_us=None)
 
     patch.setattr(LaneServer, "_refused", sure)
 

@@ -8,9 +8,9 @@ import pytest
 
 from engine.core.configured import Change, Mapping
 from engine.core.keeping import EraseChange
+from engine.core.push_misfits import NO_CUSTOMER, unroutable
 from engine.core.push_routes import PushRoutes, Route, Segment, mapping_route
 from engine.core.push_state import PushState
-from engine.core.push_totals import NO_CUSTOMER, unroutable
 from tests.helpers.pushing import (
     AUGUST,
     DAY_US,

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from engine.core.billing import Destination, Resolved, Unresolved
+from engine.core.billing import Destination, PushRequest, Resolved, Unresolved
 from engine.core.push_ledger import ROWS_FEW, ROWS_US, PushLedger
 from engine.core.push_plan import plan
-from engine.core.push_records import Lane, PushDecision, Target
+from engine.core.push_records import Lane, PushDecision, Target, series_digest
+from engine.core.push_uses import PeriodUse
 from engine.core.shard_state import Series
 from tests.helpers.push_world import ANNA, BOB, World, frozen, shared, use
 from tests.helpers.pushing import (
@@ -315,6 +316,87 @@ def test_what_an_erased_customer_had_used_stays_in_the_target() -> None:
     (july,) = world.totals.targets
     world.fold(PushDecision(kind="keep", actor="k", target=july, micros=str(7 * UNIT)))
     assert world.only().local_micros == 12 * UNIT
+
+
+def test_what_an_erased_customer_goes_on_using_adds_to_it_step_by_step() -> None:
+    world = shared()
+    world.take(ANNA, use(5))
+    (july,) = world.totals.targets
+    erased: Series = ("acme", "calls", "erased")
+    request = PushRequest(
+        driver="meter", identifier="", value="0", timestamp_s=0, api_version="v", event_name="calls"
+    )
+    rows = ((series_digest(*erased), JULY, str(2 * UNIT)),)
+    world.fold(
+        PushDecision(
+            kind="keep",
+            actor="k",
+            target=july,
+            micros=str(2 * UNIT),
+            request=request,
+            rows=rows,
+            tenant_id="acme",
+            metric="calls",
+        )
+    )
+    for units in (5, 9, 4, 20):
+        assert world.take(erased, use(units)) == {july}
+        assert world.only().local_micros == (5 + units) * UNIT
+    assert not world.take(erased, use(20))
+
+
+GONE = Unresolved("there is no such meter")
+STEP_BY_STEP: dict[str, tuple[list[Any], list[PeriodUse], dict[str, Unresolved]]] = {
+    "grows": ([], [use(1), use(5), use(5), use(3)], {}),
+    "is held": ([], [use(5), use(9, hold="historic"), use(12, hold="historic"), use(12)], {}),
+    "is cut over": (
+        [frozen(ANNA, 5 * UNIT), mapped(NOON, "carry", meter_event_name="new")],
+        [use(5), use(9)._replace(newest_event_us=NOON + DAY_US), use(7)],
+        {},
+    ),
+    "is cut over and back": (
+        [
+            frozen(ANNA, 3 * UNIT),
+            mapped(NOON, "carry", meter_event_name="new"),
+            frozen(ANNA, 5 * UNIT, NOON + 1),
+            mapped(NOON + 1, "carry"),
+        ],
+        [use(6), use(9)._replace(newest_event_us=NOON + DAY_US), use(7)],
+        {},
+    ),
+    "is lost later": (
+        [
+            frozen(ANNA, 5 * UNIT),
+            mapped(NOON, "carry", meter_event_name="gone"),
+            mapped(NOON, "carry", meter_event_name="gone", active=False),
+        ],
+        [use(5), use(9)],
+        {"gone": GONE},
+    ),
+    "is lost in shadow": (
+        [mapped(shadow=True, shadow_meter_event_name="gone"), mapped()],
+        [use(0), use(9)],
+        {"gone": GONE},
+    ),
+    "is cut short": ([], [use(5), use(6)._replace(end_us=NOON + DAY_US)], {}),
+}
+
+
+@pytest.mark.parametrize("name", STEP_BY_STEP)
+def test_what_changes_step_by_step_is_what_a_start_finds(name: str) -> None:
+    records, steps, known = STEP_BY_STEP[name]
+    by_and_by = shared(*records)
+    by_and_by.known.update(known)
+    for step in steps:
+        by_and_by.take(ANNA, step)
+        afresh = shared(*records)
+        afresh.known.update(known)
+        afresh.take(ANNA, step)
+        assert by_and_by.locals() == afresh.locals()
+        for each in afresh.totals.targets:
+            assert by_and_by.view(each) == afresh.view(each)
+        assert by_and_by.totals._lost == afresh.totals._lost
+        assert by_and_by.totals.unroutable == afresh.totals.unroutable
 
 
 def test_how_use_was_cut_over_is_forgotten_with_its_period_and_nothing_is_due_by_it() -> None:
