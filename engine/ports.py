@@ -8,7 +8,7 @@ It must not know what fills a port, nor that Stripe has a library.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
 from engine.core.billing import (
     Destination,
@@ -24,7 +24,9 @@ from engine.core.billing import (
     Unresolved,
 )
 from engine.errors import EngineError
-from wal.log import Envelope
+
+if TYPE_CHECKING:  # the process that speaks with Stripe needs the ports, and no log
+    from wal.log import Envelope
 
 ResultT = TypeVar("ResultT")
 
