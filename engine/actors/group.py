@@ -50,6 +50,7 @@ class Group:
         "error",
         "events",
         "first_sequence",
+        "is_urgent",
         "keys",
         "late",
         "marks",
@@ -76,6 +77,8 @@ class Group:
         self.events = 0
         self.bytes = 0
         self.opened_us = 0
+        self.is_urgent = False
+        """Whether somebody waits for its commit who is not content to wait for others'."""
         self.done = trio.Event()
         self.on_done: Callable[[Group], None] | None = None
         """Called once, when `done` is set, for who waits without a task of its own. It must not raise."""

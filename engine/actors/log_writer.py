@@ -23,8 +23,9 @@ import trio
 from engine.actors.appender import BlockingAppender, as_engine_error
 from engine.actors.drafts import drafts_of
 from engine.actors.group import Group, Marks, part_name
-from engine.actors.shard import FoldWork, Shard
-from engine.core.records import UNCOUNTED, ControlRecord, TenantEvents
+from engine.actors.shard import Shard
+from engine.actors.splitting import split
+from engine.core.records import ControlRecord
 from engine.errors import Unavailable
 from engine.limits import QUEUE_BYTES_MAX, QUEUE_EVENTS_MAX
 from engine.ports import Appender, Clock, Fatal, ResultT, RunBlocking
@@ -36,6 +37,8 @@ ACCEPTED, DUPLICATE, CONFLICT = 0, 1, 2
 _KEY, _FINGERPRINT = 5, 6  # columns of engine.core.records.Row
 
 _ONE_ACCEPTED = bytes((ACCEPTED,))
+COMPANY_SECONDS_MAX: Final = 0.005
+"""What may wait for company waits so long for it."""
 FOLDED_AT_ONCE_MAX: Final = 128
 """Events of a group that are folded in the turn in which it is found durable: a millisecond at most. More are folded by
 the shards in turns of their own."""
@@ -293,6 +296,7 @@ class LogWriter:
             group.opened_us = self._clock.monotonic_us()
         group.events += events
         group.bytes += size_bytes
+        group.is_urgent = True
         self._wake()
 
     def _wake(self) -> None:
@@ -304,12 +308,24 @@ class LogWriter:
         """Make a control record durable and have it folded; returns its group when done. Raises like ingest."""
         return await self.append_controls((record,))
 
-    async def append_controls(self, records: Sequence[ControlRecord]) -> Group:
-        """Several at once, all or none of them, in this order; nothing of another's lies between them."""
+    async def append_controls(
+        self, records: Sequence[ControlRecord], *, in_company: bool = False
+    ) -> Group:
+        """Several at once, all or none of them, in this order; nothing of another's lies between them.
+
+        `in_company`: they may wait some milliseconds for others' commit, so that they cost none of their own.
+        """
         assert records, "there is nothing to wait for"
         group = self._admit(0, 0)
         group.controls.extend(records)
-        self._wake()
+        try:
+            if in_company:
+                with trio.move_on_after(COMPANY_SECONDS_MAX):
+                    await group.done.wait()
+        finally:
+            if group is self._filling and not group.is_urgent:
+                group.is_urgent = True
+                self._wake()
         await group.done.wait()
         if group.error is not None:
             raise group.error
@@ -356,7 +372,7 @@ class LogWriter:
                 raise Fatal(
                     f"the key index is damaged ({self._index_damage}); the next start rebuilds it"
                 )
-            if self._committing is None and not self._filling.empty:
+            if self._committing is None and self._filling.is_urgent:
                 await self._writing.acquire()
                 if not self._start():
                     self._writing.release()
@@ -375,7 +391,7 @@ class LogWriter:
     def commit_now(self) -> None:
         """Start the commit of what is gathered, unless one is under way or somebody else writes to the log."""
         self._is_gathering = False
-        if self._committing is not None or self._filling.empty:
+        if self._committing is not None or not self._filling.is_urgent:
             return
         try:
             self._writing.acquire_nowait()
@@ -434,7 +450,7 @@ class LogWriter:
         self._unfolded.append(group)
         for record, envelope in zip(group.controls, envelopes, strict=False):
             self._on_control(record, envelope)
-        work = self._split(group, envelopes)
+        work = split(group, envelopes, self._shards, self._owner)
         self.published_sequence = next_sequence
         self._on_published(group, next_sequence)
         self._give_log_back()
@@ -452,40 +468,3 @@ class LogWriter:
     def _append(self, group: Group) -> tuple[Envelope, ...]:
         """In a thread: encode the group and append it. The group's rows are nobody else's by now."""
         return self._log.append(drafts_of(group, self._clock.now_us(), verify=self._verify))
-
-    def _split(self, group: Group, envelopes: Sequence[Envelope]) -> list[tuple[Shard, FoldWork]]:
-        """Split a group once, by the partitions' owners; shards without a share get nothing."""
-        group.first_sequence = envelopes[-1].sequence
-        work: dict[int, FoldWork] = {}
-        controls = [
-            (record, envelope.sequence)
-            for record, envelope in zip(group.controls, envelopes, strict=False)
-            if type(record) not in UNCOUNTED
-        ]
-        if controls:
-            work = {n: FoldWork(group, controls, []) for n in range(len(self._shards))}
-        sequence = group.first_sequence
-        for part in group.parts:
-            for number, indexes in self._buckets(part).items():
-                share = work.get(number)
-                if share is None:
-                    share = work[number] = FoldWork(group, (), [])
-                share.shares.append((part, indexes, sequence))
-            sequence += part.event_count
-        group.shards_left = len(work)
-        return [(self._shards[number], share) for number, share in work.items()]
-
-    def _buckets(self, part: TenantEvents) -> dict[int, Sequence[int]]:
-        """The indexes of a part's events by the number of the shard that owns their partition."""
-        if len(self._shards) == 1:
-            return {0: range(part.event_count)}
-        owner = self._owner
-        buckets: dict[int, list[int]] = {}
-        for index, partition in enumerate(part.partitions):
-            number = owner[partition]
-            bucket = buckets.get(number)
-            if bucket is None:
-                buckets[number] = [index]
-            else:
-                bucket.append(index)
-        return {**buckets}

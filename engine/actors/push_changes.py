@@ -45,6 +45,11 @@ class PushChanges:
     def __bool__(self) -> bool:
         return bool(self._dirty or self._scans or self._later)
 
+    @property
+    def dirty(self) -> int | None:
+        """How many series may have changed; None: whole metrics, and nobody has counted theirs."""
+        return None if self._scans else len(self._dirty)
+
     def map_everything(self) -> None:
         """At the start: every series of every mapped metric."""
         for tenant, metric in self._routes.metrics():

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 from typing import Literal
 
@@ -304,7 +305,7 @@ class Meter:
             rules=self.rules,
             shards=self.shards,
             shard_of_customer=self.shard_of_customer,
-            append=writer.append_controls,
+            append=partial(writer.append_controls, in_company=True),
             clock=self.clock,
             rng=Random(self.ids.token(8)),
             log_id=self.log_id,

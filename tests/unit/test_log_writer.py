@@ -11,7 +11,7 @@ import trio
 import trio.testing
 
 from engine.actors import log_writer
-from engine.actors.group import Group, Marks
+from engine.actors.group import Marks
 from engine.actors.log_writer import ACCEPTED, CONFLICT, DUPLICATE, LogWriter
 from engine.actors.shard import FoldWork, Shard
 from engine.core.configured import Change, CustomerChange, Mapping, MappingChange
@@ -61,7 +61,12 @@ class Gate:
 
 
 class Clock:
+    def __init__(self) -> None:
+        self.asked = 0
+        """Once a commit, for the time of its receipt."""
+
     def now_us(self) -> int:
+        self.asked += 1
         return MONTH_END_US
 
     def monotonic_us(self) -> int:
@@ -77,10 +82,11 @@ class Bench:
         self.log = MemoryLog(self.disk)
         keys = KeyIndex.open(MemoryRuns(), log_id=bytes(16), epoch=1, head_sequence=0)
         self.controls: list[Any] = []
+        self.clock = Clock()
         self.writer = LogWriter(
             self.log,
             keys,
-            Clock(),
+            self.clock,
             self.gate,
             on_published=lambda _group, _next: None,
             on_control=lambda record, _envelope: self.controls.append(record),
@@ -91,6 +97,11 @@ class Bench:
             Shard(n, ShardState([p for p in range(PARTITIONS) if owner[p] == n])) for n in range(2)
         ]
         self.writer.serve_shards(self.shards, owner)
+
+    @property
+    def disk_appends(self) -> int:
+        """Commits so far."""
+        return self.clock.asked
 
     def total(self) -> int:
         tables = [t for s in self.shards for t in s.state.counters.values()]
@@ -286,94 +297,6 @@ async def test_usage_that_is_being_committed_is_on_its_way() -> None:
         await offer.settled()
 
 
-async def test_what_is_gathered_in_a_turn_is_one_commit_and_starts_in_that_turn() -> None:
-    async with bench() as b:
-        await trio.testing.wait_all_tasks_blocked()
-        b.writer.gather()
-        offers = [b.writer.offer_one("t", one(key), 10) for key in "abc"]
-        b.writer.commit_now()
-        assert b.writer.queued == (0, 0), "under way before anybody else has a turn"
-        for offer in offers:
-            await offer.settled()
-        assert b.total() == 3
-        [record] = b.log.read(0, bytes_max=1 << 20)
-        assert record.envelope.item_count == 3
-        later = b.writer.offer_one("t", one("d"), 10)
-        await later.settled()
-        assert b.total() == 4, "without anybody who gathers it starts by itself"
-
-
-async def test_what_is_gathered_while_somebody_is_alone_with_the_log_waits_for_that() -> None:
-    async with bench() as b:
-        b.gate.shut()
-        order: list[str] = []
-
-        async def alone() -> None:
-            await b.writer.alone_with_log(lambda: order.append(str(b.log.head().next_sequence)))
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(alone)
-            await b.gate.waiting.wait()
-            b.writer.gather()
-            offer = b.writer.offer_one("t", one("a"), 10)
-            b.writer.commit_now()
-            assert b.writer.queued == (1, 10), "the log is somebody else's just now"
-            await trio.testing.wait_all_tasks_blocked()
-            nursery.start_soon(alone)
-            assert await is_blocked(offer.settled)
-            b.gate.open()
-            await offer.settled()
-        assert order == ["0", "1"], "in the order in which they asked"
-        assert b.total() == 1
-
-
-async def test_who_wants_to_be_alone_with_the_log_has_its_turn_between_commits() -> None:
-    async with bench() as b:
-        b.gate.shut()
-        first = b.writer.offer_one("t", one("a"), 10)
-        await b.gate.waiting.wait()
-        heads: list[int] = []
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(
-                b.writer.alone_with_log, lambda: heads.append(b.log.head().next_sequence)
-            )
-            await trio.testing.wait_all_tasks_blocked()
-            second = b.writer.offer_one("t", one("b"), 10)
-            b.gate.open()
-        await first.settled()
-        await second.settled()
-        assert heads == [1], "events that keep coming don't keep it waiting"
-
-
-@pytest.mark.parametrize("at_once", [0, 1, 1000])
-async def test_events_are_folded_in_the_order_of_the_log_at_once_or_in_turn(
-    monkeypatch: pytest.MonkeyPatch, at_once: int
-) -> None:
-    monkeypatch.setattr(log_writer, "FOLDED_AT_ONCE_MAX", at_once)
-    async with bench() as b:
-        folded: list[int] = []
-        for shard in b.shards:
-            fold = shard.state.fold_events
-
-            def noted(*args: Any, fold: Any = fold, first_sequence: int, **more: Any) -> Any:
-                folded.append(first_sequence)
-                return fold(*args, first_sequence=first_sequence, **more)
-
-            monkeypatch.setattr(shard.state, "fold_events", noted)
-        offers = []
-        for number in range(60):
-            size = 1 + number % 3
-            offers.append(
-                b.writer.offer("t", [one(f"{number}-{n}", customer="c") for n in range(size)], 10)
-            )
-            if number % 2:
-                await trio.lowlevel.checkpoint()
-        for offer in offers:
-            await offer.settled()
-        assert folded == sorted(folded)
-        assert b.total() == 120
-
-
 @pytest.mark.parametrize("order", ["columns, rows", "rows, columns", "columns, columns"])
 @pytest.mark.parametrize("repeats", ["none", "of its own", "of others"])
 async def test_rows_by_column_are_the_same_rows_wherever_they_meet_others(
@@ -404,28 +327,6 @@ async def test_rows_by_column_are_the_same_rows_wherever_they_meet_others(
             found.append((told, [part.data for part in record.parts], b.total()))
     assert found[0] == found[1]
     assert found[0][2] == sum(range(9)) + (repeats != "none")
-
-
-async def test_what_is_ahead_in_a_shards_inbox_is_folded_first() -> None:
-    shard = Shard(0, ShardState(range(PARTITIONS)))
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(shard.run)
-        await trio.testing.wait_all_tasks_blocked()
-        folded: list[int] = []
-        works = []
-        for number in range(3):
-            group = Group()
-            group.shards_left = 1
-            group.on_done = lambda _group, number=number: folded.append(number)  # type: ignore[misc]
-            works.append(FoldWork(group, (), []))
-        shard.give(works[0], at_once=True)
-        assert folded == [0], "nothing is ahead of it"
-        shard.give(works[1], at_once=False)
-        shard.give(works[2], at_once=True)
-        assert folded == [0]
-        await trio.testing.wait_all_tasks_blocked()
-        assert folded == [0, 1, 2]
-        nursery.cancel_scope.cancel()
 
 
 async def test_records_of_pushing_are_done_without_a_shard_and_others_only_with_all() -> None:

@@ -6,8 +6,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import trio
+import trio.testing
 
 from engine.actors.push_changes import PushChanges
+from engine.actors.pusher import SERIES_PER_SLICE
 from engine.core.push_routes import PushRoutes
 from tests.gateway.test_pushes import customer, mapped, pushes, use
 from tests.helpers.served import served
@@ -86,3 +88,63 @@ async def test_whoever_stops_asking_half_way_loses_nothing() -> None:
         with trio.fail_after(5):
             while not await pushes(server):
                 await trio.sleep(0.01)
+
+
+def taking(server: Any) -> list[float]:
+    """From now on: when each series is taken in, in the loop's time."""
+    push, times = server.gateway.meter.started.push, list[float]()
+    take = push._take
+
+    def noted(series: Any) -> None:
+        times.append(trio.current_time())
+        take(series)
+
+    push._take = noted
+    return times
+
+
+async def filled(server: Any) -> None:
+    """Forty customers with usage, all pushed; then all of them have more."""
+    await mapped(server)
+    for number in range(40):
+        await customer(server, f"c{number}", stripeCustomerId=f"cus_{number}")
+        await use(server, f"k{number}", 1, f"c{number}")
+    await trio.sleep(5)
+    times = taking(server)
+    await trio.sleep(3)
+    assert not times, "nothing changed"
+    await server.ingest(
+        *(
+            {"tenantId": "acme", "metric": "calls", "customerRef": f"c{n}", "quantity": 1}
+            | {"idempotencyKey": f"more-{n}"}
+            for n in range(40)
+        )
+    )
+
+
+async def test_what_changed_together_is_taken_in_over_a_tenth_of_the_interval(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with served(stripe={}, push_interval_seconds="20") as server:
+        await filled(server)
+        times = taking(server)
+        await trio.sleep(5)
+        assert len(times) == 40, "each once"
+        assert 1.5 < times[-1] - times[0] <= 2.0
+        assert times[-1] <= autojump_clock.current_time()
+        at_once = max(times.count(each) for each in times)
+        assert at_once <= SERIES_PER_SLICE
+
+
+async def test_whoever_asks_does_not_wait_for_what_is_taken_in_slowly(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with served(stripe={}, push_interval_seconds="20") as server:
+        await filled(server)
+        times = taking(server)
+        while len(times) < 8:
+            await trio.sleep(0.05)
+        asked = autojump_clock.current_time()
+        await server.gateway.meter.started.push.look()
+        assert len(times) == 40
+        assert autojump_clock.current_time() - asked < 0.1
