@@ -28,7 +28,7 @@ from engine.ports import Clock
 COURSES_MAX: Final = 64
 """Lanes served at once: requests under way, and records waited for."""
 COURSES_PER_TURN: Final = 4
-"""A seventh of a millisecond, half of one where caches are cold."""
+"""A tenth of a millisecond, a third of one where caches are cold."""
 DUE_PER_TURN: Final = 64
 """Lanes moved to those that are ready; thousands may be due at once."""
 SLEEP_SECONDS_MAX: Final = 60.0
