@@ -111,8 +111,6 @@ class LogWriter:
         """Taken while the log is written to: it takes one writer at a time. Given from one to the next in order."""
         self._is_gathering = False
         self._closing = False
-        self._is_idle = True
-        """No commit is under way, and all that was committed is with the shards."""
         self.drained = trio.Event()
         """Set when `run` has ended after `close`: everything taken is with the shards or failed."""
         self._index_damage: IndexDamaged | None = None
@@ -377,7 +375,8 @@ class LogWriter:
                 if not self._start():
                     self._writing.release()
                 continue
-            if self._closing and self._is_idle and self._filling.empty:
+            # What is not being committed is with the shards: that is one turn.
+            if self._closing and self._committing is None and self._filling.empty:
                 self.drained.set()
                 return
             self._due = trio.Event()
@@ -408,7 +407,6 @@ class LogWriter:
         group, self._filling = self._filling, Group()
         self._committing = group
         self._unfolded = [g for g in self._unfolded if not g.done.is_set()]
-        self._is_idle = False
         self._appender.start(partial(self._append, group))
         return True
 
@@ -421,8 +419,6 @@ class LogWriter:
                 self._failed(error)
             else:
                 await self._landed(envelopes)
-            if self._committing is None:
-                self._is_idle = True
             if self._closing:
                 self._due.set()
 

@@ -31,6 +31,8 @@ COURSES_PER_TURN: Final = 4
 """A tenth of a millisecond, a third of one where caches are cold."""
 DUE_PER_TURN: Final = 64
 """Lanes moved to those that are ready; thousands may be due at once."""
+STALE_MAX: Final = 64
+"""Entries of the timetable that stand for nothing any more, beyond one for each lane."""
 SLEEP_SECONDS_MAX: Final = 60.0
 """A wall clock may step; what is due is looked for at least this often."""
 SLEEP_SECONDS_MIN: Final = 0.01
@@ -100,8 +102,18 @@ class Conductor:
         self._due_at[lane] = at_us
         self._entries += 1
         heapq.heappush(self._heap, (at_us, self._entries, lane))
+        if len(self._heap) > 2 * len(self._due_at) + STALE_MAX:
+            self._forget_stale()
         if self._heap[0][2] is lane:
             self._wake.set()
+
+    def _forget_stale(self) -> None:
+        """A lane that is served earlier than was arranged leaves its entry: weeks away perhaps, and one more each time."""
+        self._heap = []
+        for lane, at_us in self._due_at.items():
+            self._entries += 1
+            self._heap.append((at_us, self._entries, lane))
+        heapq.heapify(self._heap)
 
     def is_serving(self, lane: Lane) -> bool:
         """Whether a lane's course is under way."""

@@ -272,3 +272,32 @@ async def test_a_request_goes_without_a_task_where_it_can_and_with_one_where_not
             assert not stage.who("Delivered"), "what is told is only noted"
     found = "Delivered" if is_there else "Unknown"
     assert len(stage.who(found)) == len(stage.steps) == 5
+
+
+async def test_lanes_that_keep_coming_early_leave_nothing_behind_in_the_timetable(
+    autojump_clock: trio.testing.MockClock,  # noqa: ARG001 - so that waiting takes no time
+) -> None:
+    """Each course wants to come again in weeks, and something changes long before: as with a decision nobody takes."""
+
+    def in_weeks(stage: Stage, one: Lane) -> Course[int | None]:
+        stage.step(one, "begins")
+        yield from recorded((object(),))  # type: ignore[arg-type]
+        return stage.clock.now_us() + 10**13 + len(stage.steps) * (-1) ** len(stage.steps)
+
+    stage = Stage(in_weeks)
+    conductor = stage.conductor
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stage.recorder.run)
+        nursery.start_soon(conductor.run)
+        conductor.schedule(lane(9), stage.clock.now_us() + 10**12)
+        for _ in range(300):
+            for number in range(3):
+                conductor.schedule(lane(number), stage.clock.now_us())
+            await trio.sleep(1)
+        assert len(stage.steps) == 900
+        assert len(conductor._heap) <= 2 * 4 + push_conductor.STALE_MAX + 3
+        stage.clock.start_us += 2 * 10**13  # and what was arranged still comes
+        conductor.schedule(lane(0), stage.clock.now_us())
+        await trio.sleep(100)
+        assert {f"cus_{n:03d}" for n in (0, 1, 2, 9)} <= {c for _, c, _ in stage.steps[900:]}
+        nursery.cancel_scope.cancel()
