@@ -55,7 +55,8 @@ bench: $(STAMP) ## All benchmarks, one JSON result each
 	done
 
 sim: $(STAMP) ## The simulated worlds, SIM_SEEDS=10000 seeds
-	@SIM_SEEDS=$(SIM_SEEDS) RECON_SEEDS=1000 $(BIN)/python -m pytest -q tests/sim tests/pricing -m "soak or not soak"
+	@SIM_SEEDS=$(SIM_SEEDS) RECON_SEEDS=1000 $(BIN)/python -m pytest -q -n auto --dist=worksteal \
+	  tests/sim tests/pricing -m "soak or not soak"
 
 kill: $(STAMP) ## kill -9 under load, KILL_ROUNDS=1000 times; nothing lost, nothing double
 	@KILL_ROUNDS=$(KILL_ROUNDS) $(BIN)/python -m pytest -q tests/crash -m "soak or not soak"

@@ -22,6 +22,9 @@ from hypothesis import HealthCheck, settings
 # Before anything of ours is imported: the costly assertions are on in every test.
 os.environ["STRIPEMETER_VERIFY"] = "1"
 
+SEEDS_AT_ONCE = 120
+"""In one test; half a minute."""
+
 # The machine is shared and a deadline would fail on its load, not on our code.
 _SHARED = {"deadline": None, "print_blob": True, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("dev", max_examples=50, **_SHARED)
@@ -74,14 +77,16 @@ def logging_as_it_was() -> Iterator[None]:
     root.handlers[:], root.level = handlers, level
 
 
-@pytest.fixture
-def sim_seeds() -> range:
-    """The seeds a simulation is to run: 120 in every test run, as many as asked for by `make sim`.
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """`sim_seeds`, a range: 120 in every test run; as many as asked for by `make sim`, in blocks that tell of progress.
 
     SIM_FIRST moves the range on, so that many nights are not one night many times.
     """
-    first = int(os.environ.get("SIM_FIRST") or "0")
-    return range(first, first + int(os.environ.get("SIM_SEEDS") or "120"))
+    if "sim_seeds" in metafunc.fixturenames:
+        first = int(os.environ.get("SIM_FIRST") or "0")
+        seeds = range(first, first + int(os.environ.get("SIM_SEEDS") or "120"))
+        blocks = [seeds[at : at + SEEDS_AT_ONCE] for at in range(0, len(seeds), SEEDS_AT_ONCE)]
+        metafunc.parametrize("sim_seeds", blocks, ids=[f"{b.start}-{b.stop - 1}" for b in blocks])
 
 
 @pytest.fixture
