@@ -26,7 +26,7 @@ REFUSED: Final = "refused"
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _CORS_EXPOSED: Final = b"location, retry-after, x-request-id"
 _INGEST_HEADERS: Final = [(b"x-content-type-options", b"nosniff")]
-_ALL_HEADERS: Final = [
+ALL_HEADERS: Final = [
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
     (b"referrer-policy", b"no-referrer"),
@@ -73,7 +73,7 @@ class Around:
     ) -> list[tuple[bytes, bytes]]:
         """What the answer to a request with these headers carries beside its own."""
         extra = [(b"x-request-id", request_id.encode())]
-        extra += _INGEST_HEADERS if is_ingest else _ALL_HEADERS
+        extra += _INGEST_HEADERS if is_ingest else ALL_HEADERS
         if self.origins:
             extra.append((b"vary", b"origin"))
             origin = header(headers, b"origin")

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 import structlog
 
 from gateway.answering import Asked, answer_route, rendered
-from gateway.around import INGEST_PATH, REFUSED, USAGE_PATH, Around, complete
+from gateway.around import ALL_HEADERS, INGEST_PATH, REFUSED, USAGE_PATH, Around, complete
 from gateway.auth import Identity
 from gateway.context import Gateway
 from gateway.ingest import Counting, Ingest
@@ -144,6 +144,10 @@ class LaneAnswers:
             answer = Problem(500, INTERNAL_DETAIL)
         status, text_headers, body = rendered(answer, request_id)
         assert isinstance(body, bytes), "current usage is answered at once"
+        if status == 200 and text_headers == _ONLY_JSON and self._is_plain and not close:
+            self._around.done("GET", USAGE_PATH, status, began_us, request_id)
+            lines = _PLAIN_USAGE % (len(body), request_id.encode())
+            return b"HTTP/1.1 200 \r\n%b%b\r\n%b" % (lines, self._lines_of_server(), body)
         own = [(name.encode(), value.encode("latin-1")) for name, value in text_headers]
         own.append((b"content-length", b"%d" % len(body)))
         extra = self._around.extra_headers(head.headers, request_id, is_ingest=False)
@@ -222,3 +226,14 @@ def _at_once(work: Coroutine[Any, Any, ResultT]) -> ResultT:
 _CLOSE: Final = b"Connection: close\r\n"
 _PLAIN_START: Final = b"content-type: application/json\r\ncontent-length: "
 _PLAIN_END: Final = b"x-content-type-options: nosniff\r\n"
+_ONLY_JSON: Final = [("content-type", "application/json")]
+
+
+def _plain_usage() -> bytes:
+    """The header lines of current usage, but for the body's bytes and the request's id."""
+    own = [(b"content-type", b"application/json"), (b"content-length", b"%d")]
+    extra = [(b"x-request-id", b"%b"), *ALL_HEADERS]
+    return b"".join(b"%b: %b\r\n" % pair for pair in complete(own, extra, is_ingest=False))
+
+
+_PLAIN_USAGE: Final = _plain_usage()

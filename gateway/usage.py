@@ -6,7 +6,7 @@ answer. It must not know how anything is counted.
 
 from __future__ import annotations
 
-from functools import partial
+from functools import lru_cache, partial
 from typing import Annotated, Final
 
 import msgspec
@@ -213,6 +213,7 @@ def common_period(
     return period_of("calendar", at_us)
 
 
+@lru_cache(maxsize=1024)
 def _period(start_us: int, end_us: int) -> Period:
     return Period(instant_or_none(start_us) or "", instant_or_none(end_us) or "")
 

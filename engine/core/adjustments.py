@@ -264,6 +264,10 @@ class Adjustments:
         """A counter's adjustments, oldest first."""
         return self._of_counter.get(key, ())
 
+    def is_adjusted(self, series: tuple[str, str, str]) -> bool:
+        """Whether a series has an adjustment, whatever became of it."""
+        return series in self._periods
+
     def of_series(self, series: tuple[str, str, str]) -> Iterator[Adjustment]:
         """A customer's adjustments of a metric, of all periods."""
         for start_us in self._periods.get(series, ()):
@@ -293,6 +297,8 @@ def effective_value(
     counter: Counter | None, adjustments: Sequence[Adjustment], aggregation: str
 ) -> int:
     """What counts, in micros: the counter's aggregate with its approved adjustments, by the metric's own rule."""
+    if not adjustments:  # nearly always
+        return counter.value(aggregation) if counter is not None else 0
     approved = [a for a in adjustments if a.status == "approved"]
     if aggregation == "sum":
         base = counter.sum if counter is not None else 0
