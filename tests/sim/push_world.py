@@ -18,6 +18,7 @@ import trio._core._run as scheduler
 import trio.testing
 
 from engine.actors import push_conductor
+from engine.actors.push_desk import Unproven
 from engine.actors.supervisor import Meter, MeterOptions
 from engine.core.configured import Mapping
 from engine.core.events import EventLimits, Refusal, SentEvent, accept
@@ -106,6 +107,8 @@ class PushWorld(PushPlace):
         self.points = 0
         """Until the power is cut; below 0 it is not."""
         self.trace: list[Any] = []
+        self.unproven: set[str] = set()
+        """Identifiers of which Stripe rejected an event, and nobody can tell which of two that were sent."""
         self.numbers = 0
         self.is_mapped_late = self.used.anchor is None and rng.random() < 0.2
         self.watched = self._make_wire()
@@ -270,6 +273,10 @@ class PushWorld(PushPlace):
                 if at_us <= self.clock.now_us():
                     try:
                         await meter.started.pusher.report_rejected(identifier, "no", "stripe")
+                    except Unproven:
+                        self.unproven.add(identifier)
+                        lane = self.books.refresh().intents[identifier].target.lane
+                        await meter.started.reconciler.rejected_unnamed(lane.object_id, 1)
                     except Conflict:
                         pass
                     except EngineError:
