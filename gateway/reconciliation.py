@@ -91,6 +91,8 @@ async def report(call: Call) -> Answer | Problem:
     if call.query["format"] == "csv":
         data = reconciliation_report.report_csv(lines, call.now_us)
         return _csv(data, f"reconciliation-{period}")
+    months = month_of(period)
+    waiting = await meter.started.reconciler.waiting(call.tenant, months.start_us, months.end_us)
     shown = lines[: reconciliation_report.ROWS_SHOWN_MAX]
     as_string = call.numbers_as_strings
     return Answer(
@@ -103,7 +105,7 @@ async def report(call: Call) -> Answer | Problem:
             truncated=len(shown) < len(lines),
             suggested_adjustments=reconciliation_report.suggestions_of(shown),
             notices=reconciliation_report.notices_of(meter, call.tenant),
-            summary=reconciliation_report.totals_of(lines),
+            summary=reconciliation_report.totals_of(lines, waiting),
             epsilon=bytes(number(call.gateway.settings.epsilon)).decode(),
             last_run_at=instant_or_none(meter.started.reconciler.last_ended_at_us),
         )
