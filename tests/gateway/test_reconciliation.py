@@ -254,6 +254,7 @@ async def test_usage_that_goes_nowhere_is_a_row_of_its_own(server: Served) -> No
     assert (row["customerRef"], row["localTotal"], row["stripeTotal"]) == ("nobody", 7, 0)
     assert (row["driftPct"], row["status"]) == (1, "investigate")
     assert row["causes"][0]["cause"] == "mapping_missing"
+    assert (row["periodEnd"], row["verdict"]) == (None, "differs"), "nothing is there to be read"
 
 
 async def test_a_run_of_another_tenant_does_not_exist() -> None:
