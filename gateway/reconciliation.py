@@ -131,7 +131,16 @@ async def summary(call: Call) -> Answer | Problem:
         for line in await reconciliation_report.lines_of(call.gateway.meter, call.tenant, months)
         if _is_asked_for(line, query["metric"], query["customerRef"])
     ]
-    per_metric, overall = reconciliation_report.sums_of(lines, as_string=call.numbers_as_strings)
+    waiting = await call.gateway.meter.started.reconciler.waiting(
+        call.tenant,
+        months.start_us,
+        months.end_us,
+        metric=query["metric"],
+        customer_ref=query["customerRef"],
+    )
+    per_metric, overall = reconciliation_report.sums_of(
+        lines, waiting, as_string=call.numbers_as_strings
+    )
     if query["format"] == "csv":
         return _csv(reconciliation_report.summary_csv(per_metric, overall), "reconciliation")
     return Answer(

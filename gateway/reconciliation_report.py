@@ -321,8 +321,10 @@ class _Sums:
         self.items += 1
 
 
-def sums_of(lines: Iterable[Line], *, as_string: bool = False) -> tuple[list[SummaryLine], Overall]:
-    """Per metric, sorted, and together."""
+def sums_of(
+    lines: Sequence[Line], waiting: int = 0, *, as_string: bool = False
+) -> tuple[list[SummaryLine], Overall]:
+    """Per metric, sorted, and together. `waiting`: as `totals_of` has it."""
     per_metric: dict[str, _Sums] = defaultdict(_Sums)
     overall = _Sums()
     for line in lines:
@@ -332,7 +334,9 @@ def sums_of(lines: Iterable[Line], *, as_string: bool = False) -> tuple[list[Sum
         SummaryLine(metric=metric, **_numbers(sums, as_string=as_string), items=sums.items)
         for metric, sums in sorted(per_metric.items())
     ]
-    return summed, Overall(**_numbers(overall, as_string=as_string), items=overall.items)
+    unread = sum(1 for line in lines if _verdict(line) == "unread") + waiting
+    numbers = _numbers(overall, as_string=as_string)
+    return summed, Overall(**numbers, items=overall.items, unread=unread)
 
 
 def _numbers(sums: _Sums, *, as_string: bool) -> dict[str, msgspec.Raw]:

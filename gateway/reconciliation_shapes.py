@@ -203,6 +203,15 @@ class Overall(msgspec.Struct, kw_only=True):
     drift_abs: _Number
     drift_pct: _Number
     items: int
+    unread: Annotated[
+        int,
+        msgspec.Meta(
+            description=(
+                "Totals that Stripe did not tell at the last look, or was not asked yet; also those that are in no sum "
+                "here, since Stripe has not said where they belong."
+            )
+        ),
+    ]
 
 
 class Summary(msgspec.Struct, rename="camel", kw_only=True):

@@ -225,9 +225,17 @@ class Reconciler:
             raise NotFound(f"there is no reconciliation run {wanted}")
         return found
 
-    async def waiting(self, tenant: str | None, start_us: int, end_us: int) -> int:
+    async def waiting(
+        self,
+        tenant: str | None,
+        start_us: int,
+        end_us: int,
+        *,
+        metric: str | None = None,
+        customer_ref: str | None = None,
+    ) -> int:
         """Totals of these periods that no book holds yet, since Stripe has not said where they belong."""
-        return await self._unrouted.waiting(tenant, start_us, end_us)
+        return await self._unrouted.waiting(tenant, start_us, end_us, metric, customer_ref)
 
     async def _run_job(self, job: Job) -> None:
         began_us = self._clock.monotonic_us()

@@ -139,6 +139,10 @@ async def test_usage_whose_place_at_stripe_is_not_known_yet_is_unread_in_its_own
     report = await ask(server, "GET", MONTH, params=TENANT)
     assert [row["customerRef"] for row in report["reports"]] == ["cus_anna"]
     assert (report["summary"]["unread"], report["summary"]["green"]) == (1, False)
+    months = TENANT | {"periodStart": "2025-12", "periodEnd": "2026-01"}
+    for more, unread in (({}, 1), ({"metric": "calls"}, 0), ({"customerRef": "cus_bert"}, 1)):
+        sums = await ask(server, "GET", "/v1/reconciliation/summary", params=months | more)
+        assert sums["overall"]["unread"] == unread, more
     before = await ask(server, "GET", "/v1/reconciliation/2025-12", params=TENANT)
     assert (before["summary"]["unread"], before["summary"]["green"]) == (0, True)
     other = await ask(server, "GET", MONTH, params={"tenantId": "other"})
