@@ -22,10 +22,9 @@ import msgspec
 
 from engine.dotenv import parse_dotenv
 from engine.errors import SettingsError
-from engine.settings_table import SETTINGS, VALUE_CHARS_MAX, shown
+from engine.settings_table import MASK, SECRET_TEXT, SETTINGS, VALUE_CHARS_MAX, shown
 
 PREFIX: Final = "STRIPEMETER_"
-MASK: Final = "********"
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -203,10 +202,12 @@ def unknown(
 
 
 def masked(found: Mapping[str, Source]) -> dict[str, Source]:
-    """`found` with every secret that is set replaced by a mask: for the operator's eyes."""
+    """`found` with every secret that is set replaced by a mask, also one that stands in the wrong place."""
     secret = {setting.name for setting in SETTINGS if setting.secret}
     return {
-        name: Source(MASK, source.origin) if name in secret and source.text else source
+        name: source._replace(
+            text=MASK if name in secret and source.text else SECRET_TEXT.sub(MASK, source.text)
+        )
         for name, source in found.items()
     }
 

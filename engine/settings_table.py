@@ -49,6 +49,15 @@ JSON_DEPTH_SETTING_MIN: Final = 4
 JSON_DEPTH_SETTING_MAX: Final = 256
 """Far below the depth at which the decoder would run into Python's recursion limit."""
 
+MASK: Final = "********"
+SECRET_TEXT: Final = re.compile(
+    r"(?i:bearer)\s+[^\s'\",]+"  # an Authorization header in a message or a traceback
+    r"|\bsm_[A-Za-z0-9_\-]{8,}"  # our own API keys
+    r"|\b(?:sk|rk|whsec)_[A-Za-z0-9_\-]{8,}"  # Stripe's
+    r"|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"  # user and password of a URL
+)
+"""What looks like a secret wherever it stands: also in a setting that holds none, and in a line of the log."""
+
 _WHOLE_NUMBER: Final = re.compile(r"[0-9]{1,18}")
 _DECIMAL: Final = re.compile(r"[0-9]{1,9}(\.[0-9]{1,12})?")
 _HOST_NAME: Final = re.compile(
@@ -82,7 +91,8 @@ class Setting(NamedTuple):
 
 
 def shown(text: str) -> str:
-    """`text` fit for one line: control characters escaped, cut at a bound."""
+    """`text` fit for one line: control characters escaped, what looks like a secret masked, cut at a bound."""
+    text = SECRET_TEXT.sub(MASK, text)
     text = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
     return text if len(text) <= VALUE_CHARS_SHOWN_MAX else text[:VALUE_CHARS_SHOWN_MAX] + "..."
 

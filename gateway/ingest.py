@@ -191,7 +191,10 @@ class Ingest:
         try:
             if headers.content_encoding is not None:
                 body = unpack(body, headers.content_encoding, self._body_limits.body_bytes_max)
-            sent = read_events(body, headers.content_type, self._body_limits)
+            has_key = headers.idempotency_key is not None
+            sent = read_events(
+                body, headers.content_type, self._body_limits, has_header_key=has_key
+            )
         except Unreadable as error:
             return Problem(error.status, error.detail)
         if len(sent.events) == 1 and marks is None and not sent.may_hold_nul:

@@ -67,6 +67,10 @@ class _RawBatch(msgspec.Struct, gc=False):
     events: list[msgspec.Raw]
 
 
+class _KeylessEvent(SentEvent, gc=False, kw_only=True, forbid_unknown_fields=True):
+    """An event whose key is derived of its fields: one that is passed over would make two events one."""
+
+
 class _CloudEvent(msgspec.Struct, gc=False):
     specversion: str
     id: str
@@ -82,6 +86,7 @@ class _CloudEvent(msgspec.Struct, gc=False):
 _decode_batch = msgspec.json.Decoder(_Batch).decode
 _decode_raw_batch = msgspec.json.Decoder(_RawBatch).decode
 _decode_event = msgspec.json.Decoder(SentEvent).decode
+_decode_keyless_event = msgspec.json.Decoder(_KeylessEvent).decode
 _decode_cloud_event = msgspec.json.Decoder(_CloudEvent).decode
 _decode_raw_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _decode_data = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
@@ -122,8 +127,13 @@ def too_large(bytes_max: int) -> str:
     return f"the body is larger than {bytes_max} bytes; send smaller batches"
 
 
-def read_events(body: bytes, content_type: str, limits: BodyLimits) -> Sent:
-    """The events of a body. Raises Unreadable when there is nothing to take from it."""
+def read_events(
+    body: bytes, content_type: str, limits: BodyLimits, *, has_header_key: bool = False
+) -> Sent:
+    """The events of a body. Raises Unreadable when there is nothing to take from it.
+
+    `has_header_key`: the request has an `Idempotency-Key`, so no key is derived of an event's fields.
+    """
     if content_type == CLOUD_EVENT:
         return _checked(body, [_cloud_event(body, whole=True)], limits)
     if content_type == CLOUD_EVENT_BATCH:
@@ -135,7 +145,33 @@ def read_events(body: bytes, content_type: str, limits: BodyLimits) -> Sent:
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
         events = _one_by_one(body, limits)
     _check_length(len(events), limits)
+    if not has_header_key and any(map(_is_keyless, events)):
+        events = _without_unknown_fields(body, events)
     return _checked(body, events, limits)
+
+
+def _is_keyless(event: SentEvent | Refusal) -> bool:
+    return event.idempotency_key is None
+
+
+def _without_unknown_fields(
+    body: bytes, events: Sequence[SentEvent | Refusal]
+) -> Sequence[SentEvent | Refusal]:
+    """Refuse events without a key that have a field of another name: two that differ in it alone would count as one."""
+    read: list[SentEvent | Refusal] = []
+    values = _values(body, lambda data: _decode_raw_batch(data).events)
+    for event, value in zip(events, values, strict=True):
+        read.append(event)
+        if isinstance(event, SentEvent) and event.idempotency_key is None:
+            try:
+                _decode_keyless_event(value.data)
+            except msgspec.ValidationError as error:
+                read[-1] = Refusal(
+                    None,
+                    f"{_event_error(error)}: check its spelling, put it into meta, or give the event an "
+                    "idempotencyKey; else it could not be told from one that differs in this alone",
+                )
+    return read
 
 
 def _check_length(count: int, limits: BodyLimits) -> None:

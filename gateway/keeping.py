@@ -23,6 +23,11 @@ from gateway.shapes import CustomerRef, Instant, TenantId, instant_or_none
 
 Manner = Literal["tombstone", "pseudonym"]
 _MANNERS: Final = ("tombstone", "pseudonym")
+_EVERY_TENANTS: Final = Problem(
+    403,
+    "retention drops events of every tenant, and this API key is of one: use STRIPEMETER_ADMIN_KEY's, "
+    "set STRIPEMETER_RETENTION_DAYS, or run `stripemeter retention` on the stopped server's directory",
+)
 AS = parameters.choice(
     "as",
     "`tombstone`: a random id takes the name's place, and nothing links the two; `pseudonym`: an id that whoever has "
@@ -144,7 +149,9 @@ async def get_erasure(call: Call) -> Answer | Problem:
 
 
 async def run_retention(call: Call) -> Answer | Problem:
-    """POST /v1/admin/retention."""
+    """POST /v1/admin/retention: of the whole log, so never at the word of one tenant's key."""
+    if call.identity.tenant is not None:
+        return _EVERY_TENANTS
     body: RetentionBody = call.body
     meter = call.gateway.meter
     retention = meter.started.retention

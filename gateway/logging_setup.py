@@ -22,21 +22,15 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from engine.core.times import format_instant
+from engine.settings_table import MASK, SECRET_TEXT
 from gateway.terminal.colour import is_plain
 
-MASK: Final = "********"
 VALUE_CHARS_MAX: Final = 8192
 """A longer text is cut: a line must not be as large as a request's body."""
 NESTING_MAX: Final = 4
 
 _SECRET_FIELD: Final = re.compile(
     r"(?i)(authorization|cookie|password|passwd|pepper|secret|token|api_?key|admin_?key|x-api-key|^key)$"
-)
-_SECRET_TEXT: Final = re.compile(
-    r"(?i:bearer)\s+[^\s'\",]+"  # an Authorization header in a message or a traceback
-    r"|\bsm_[A-Za-z0-9_\-]{8,}"  # our own API keys
-    r"|\b(?:sk|rk|whsec)_[A-Za-z0-9_\-]{8,}"  # Stripe's
-    r"|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"  # user and password of a URL
 )
 _QUIET_LOGGERS: Final = (
     "hypercorn",
@@ -140,7 +134,7 @@ class RequestLines:
         if second != self._second:
             self._second, self._second_text = second, format_instant(second * 1_000_000)[:19]
         if request_id.count("_") > 1 or not request_id.startswith("req_"):  # else it is our own
-            request_id = _SECRET_TEXT.sub(MASK, request_id)
+            request_id = SECRET_TEXT.sub(MASK, request_id)
         at = f"{self._second_text}.{fraction_us:06d}Z"
         self._kept.append(self._line % (at, method, milliseconds, request_id, route, status))
         if len(self._kept) >= self._kept_max:
@@ -204,7 +198,7 @@ def _scrubbed(value: Any, depth: int) -> Any:
         # The middle goes: a message says most at its start, a traceback at its end.
         half = VALUE_CHARS_MAX // 2
         text = f"{text[:half]}... ({len(text)} characters) ...{text[-half:]}"
-    return _SECRET_TEXT.sub(MASK, text)
+    return SECRET_TEXT.sub(MASK, text)
 
 
 def _renderers(*, console: bool, colors: bool) -> list[Processor]:

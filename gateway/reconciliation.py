@@ -91,6 +91,8 @@ async def report(call: Call) -> Answer | Problem:
     if call.query["format"] == "csv":
         data = reconciliation_report.report_csv(lines, call.now_us)
         return _csv(data, f"reconciliation-{period}")
+    months = month_of(period)
+    waiting = await meter.started.reconciler.waiting(call.tenant, months.start_us, months.end_us)
     shown = lines[: reconciliation_report.ROWS_SHOWN_MAX]
     as_string = call.numbers_as_strings
     return Answer(
@@ -103,7 +105,7 @@ async def report(call: Call) -> Answer | Problem:
             truncated=len(shown) < len(lines),
             suggested_adjustments=reconciliation_report.suggestions_of(shown),
             notices=reconciliation_report.notices_of(meter, call.tenant),
-            summary=reconciliation_report.totals_of(lines),
+            summary=reconciliation_report.totals_of(lines, waiting),
             epsilon=bytes(number(call.gateway.settings.epsilon)).decode(),
             last_run_at=instant_or_none(meter.started.reconciler.last_ended_at_us),
         )
@@ -129,7 +131,16 @@ async def summary(call: Call) -> Answer | Problem:
         for line in await reconciliation_report.lines_of(call.gateway.meter, call.tenant, months)
         if _is_asked_for(line, query["metric"], query["customerRef"])
     ]
-    per_metric, overall = reconciliation_report.sums_of(lines, as_string=call.numbers_as_strings)
+    waiting = await call.gateway.meter.started.reconciler.waiting(
+        call.tenant,
+        months.start_us,
+        months.end_us,
+        metric=query["metric"],
+        customer_ref=query["customerRef"],
+    )
+    per_metric, overall = reconciliation_report.sums_of(
+        lines, waiting, as_string=call.numbers_as_strings
+    )
     if query["format"] == "csv":
         return _csv(reconciliation_report.summary_csv(per_metric, overall), "reconciliation")
     return Answer(

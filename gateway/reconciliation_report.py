@@ -32,6 +32,7 @@ from gateway.reconciliation_shapes import (
     RowStatus,
     Suggestion,
     SummaryLine,
+    Verdict,
     number,
     share,
 )
@@ -192,7 +193,6 @@ def row_of(line: Line, now_us: int, *, as_string: bool) -> ReportRow:
     invoiced = None if line.look is None else line.look.invoiced
     diff = line.diff
     drift = None if diff is None else share(abs(diff), line.stripe or Fraction(0))
-    end_us = line.end_us if line.end_us is not None else line.start_us
     return ReportRow(
         id=line.id,
         tenant_id=line.tenant,
@@ -202,7 +202,7 @@ def row_of(line: Line, now_us: int, *, as_string: bool) -> ReportRow:
         subscription_item_id=line.item,
         stripe_customer_id=None if lane is None else lane.customer,
         period_start=format_date(line.start_us),
-        period_end=format_instant(end_us),
+        period_end=None if line.end_us is None else format_instant(line.end_us),
         local_total=number(line.local, as_string=as_string),
         pushed_total=number(line.pushed, as_string=as_string),
         stripe_total=number(line.stripe, as_string=as_string),
@@ -213,7 +213,7 @@ def row_of(line: Line, now_us: int, *, as_string: bool) -> ReportRow:
         diff=number(diff, as_string=as_string),
         drift_pct=number(drift, as_string=as_string),
         status=line.status,
-        verdict="unread" if line.look is None else line.look.verdict,
+        verdict=_verdict(line),
         causes=[cause_of(one) for one in line.causes],
         finalizes_at=None if report is None else format_instant(report.finalization_us),
         looked_at=None if line.look is None else instant_or_none(line.look.at_us),
@@ -279,10 +279,11 @@ def notices_of(meter: Meter, tenant: str | None) -> list[Notice]:
     return found
 
 
-def totals_of(lines: Sequence[Line]) -> ReportSummary:
-    """How many rows stand how."""
+def totals_of(lines: Sequence[Line], waiting: int) -> ReportSummary:
+    """How many rows stand how. `waiting`: totals without a row, as it is not known yet where they are at Stripe."""
     statuses = Counter(line.status for line in lines)
-    verdicts = Counter("unread" if line.stripe is None else _verdict(line) for line in lines)
+    verdicts = Counter(_verdict(line) for line in lines)
+    unread = verdicts["unread"] + waiting
     diffs = [abs(line.diff) for line in lines if line.diff is not None]
     is_exact = all(line.diff == 0 for line in lines)
     return ReportSummary(
@@ -291,14 +292,17 @@ def totals_of(lines: Sequence[Line]) -> ReportSummary:
         investigating=statuses["investigate"],
         resolved=statuses["resolved"],
         lagging=verdicts["lagging"],
-        unread=verdicts["unread"],
+        unread=unread,
         max_diff=number(max(diffs, default=Fraction(0))),
-        green=is_exact and not statuses["investigate"],
+        green=is_exact and not statuses["investigate"] and not unread,
     )
 
 
-def _verdict(line: Line) -> str:
-    return "agrees" if line.look is None else line.look.verdict
+def _verdict(line: Line) -> Verdict:
+    """As the row says it; of use that reaches no target there is nothing to read."""
+    if line.report is None:
+        return "differs"
+    return "unread" if line.look is None or line.stripe is None else line.look.verdict
 
 
 class _Sums:
@@ -317,8 +321,10 @@ class _Sums:
         self.items += 1
 
 
-def sums_of(lines: Iterable[Line], *, as_string: bool = False) -> tuple[list[SummaryLine], Overall]:
-    """Per metric, sorted, and together."""
+def sums_of(
+    lines: Sequence[Line], waiting: int = 0, *, as_string: bool = False
+) -> tuple[list[SummaryLine], Overall]:
+    """Per metric, sorted, and together. `waiting`: as `totals_of` has it."""
     per_metric: dict[str, _Sums] = defaultdict(_Sums)
     overall = _Sums()
     for line in lines:
@@ -328,7 +334,9 @@ def sums_of(lines: Iterable[Line], *, as_string: bool = False) -> tuple[list[Sum
         SummaryLine(metric=metric, **_numbers(sums, as_string=as_string), items=sums.items)
         for metric, sums in sorted(per_metric.items())
     ]
-    return summed, Overall(**_numbers(overall, as_string=as_string), items=overall.items)
+    unread = sum(1 for line in lines if _verdict(line) == "unread") + waiting
+    numbers = _numbers(overall, as_string=as_string)
+    return summed, Overall(**numbers, items=overall.items, unread=unread)
 
 
 def _numbers(sums: _Sums, *, as_string: bool) -> dict[str, msgspec.Raw]:

@@ -19,6 +19,7 @@ from gateway.shapes import CustomerRef, Instant, MetricName, TenantId, instant_o
 
 _PCT_DIGITS: Final = 6
 RowStatus = Literal["ok", "investigate", "resolved"]
+Verdict = Literal["agrees", "lagging", "differs", "unread"]
 _Number = Annotated[
     msgspec.Raw, msgspec.Meta(extra_json_schema={"type": ["number", "string"], "examples": [1500]})
 ]
@@ -73,7 +74,10 @@ class ReportRow(msgspec.Struct, rename="camel", kw_only=True):
     subscription_item_id: str | None
     stripe_customer_id: str | None
     period_start: Annotated[str, msgspec.Meta(examples=["2026-01-01"])]
-    period_end: Instant
+    period_end: Annotated[
+        Instant | None,
+        msgspec.Meta(description="Null of usage that reaches no total at Stripe."),
+    ]
     local_total: _Number
     pushed_total: _Number
     stripe_total: _NumberOrNull
@@ -95,7 +99,7 @@ class ReportRow(msgspec.Struct, rename="camel", kw_only=True):
     drift_pct: _NumberOrNull
     status: RowStatus
     verdict: Annotated[
-        Literal["agrees", "lagging", "differs", "unread"],
+        Verdict,
         msgspec.Meta(
             description="Of Stripe's summary against what was pushed, when it was read last."
         ),
@@ -141,7 +145,15 @@ class ReportSummary(msgspec.Struct, rename="camel", kw_only=True):
     investigating: int
     resolved: int
     lagging: Annotated[int, msgspec.Meta(description="Rows that Stripe does not show all of yet.")]
-    unread: int
+    unread: Annotated[
+        int,
+        msgspec.Meta(
+            description=(
+                "Totals that Stripe did not tell at the last look, or was not asked yet; also those that have no row "
+                "here, since Stripe has not said where they belong."
+            )
+        ),
+    ]
     max_diff: _Number
     green: Annotated[
         bool,
@@ -191,6 +203,15 @@ class Overall(msgspec.Struct, kw_only=True):
     drift_abs: _Number
     drift_pct: _Number
     items: int
+    unread: Annotated[
+        int,
+        msgspec.Meta(
+            description=(
+                "Totals that Stripe did not tell at the last look, or was not asked yet; also those that are in no sum "
+                "here, since Stripe has not said where they belong."
+            )
+        ),
+    ]
 
 
 class Summary(msgspec.Struct, rename="camel", kw_only=True):

@@ -62,8 +62,9 @@ KEEPING: Final = (
         tag="admin",
         summary="Archive and drop old events, or say which",
         description=(
-            "Only events in closed periods. They are archived to files of the data directory first; totals stay. "
-            "From then on older events are refused, and questions about the time before answer 410."
+            "Only events in closed periods, of every tenant: a tenant's own key is 403, whatever its scopes. They are "
+            "archived to files of the data directory first; totals stay. From then on older events are refused, and "
+            "questions about the time before answer 410."
         ),
         scope="admin",
         tenancy="optional",

@@ -26,7 +26,7 @@ from engine.core.push_records import Role, Target, target_id
 from engine.core.push_totals import PushTotals
 from engine.core.registry import Registry
 from engine.core.times import DAY_US, format_instant
-from engine.errors import Refused
+from engine.errors import Refused, Unavailable
 from engine.ports import Clock, RunBlocking
 from engine.pricing.line import priced_line
 from engine.witness.canonical import Document, Signer
@@ -99,6 +99,10 @@ class Certifier:
                     "ask for a customer at a time"
                 )
                 raise Refused(message, (("customerRef", message),))
+            if (why := parity.unplaced()) is not None:
+                # Signed, it would say that nobody's use goes to what was pushed.
+                message = f"it is not known yet where all usage goes at Stripe ({why}); ask again"
+                raise Unavailable(message, retry_after_seconds=10)
             sides = await self._read_all(parity, trail, age_us_max)
             body = await self._body(parity, fold.registry, prefix, sides)
             head = {

@@ -60,6 +60,28 @@ class ReconUnrouted:
         self.again_us = min(later, default=None)
         return [one for key, one in found if now_us >= since_us[key] + self._lag_us]
 
+    async def waiting(
+        self,
+        tenant: str | None,
+        start_us: int,
+        end_us: int,
+        metric: str | None,
+        customer_ref: str | None,
+    ) -> int:
+        """Totals of periods that begin in [start_us, end_us) whose place at Stripe is not known yet, nor what is there."""
+        totals = self._pusher.totals
+        found = 0
+        for number, series in enumerate(list(totals.unroutable)):
+            if number % _SLICE == _SLICE - 1:
+                await trio.lowlevel.checkpoint()
+            wanted = (tenant, metric, customer_ref)
+            is_wanted = all(one in (None, own) for one, own in zip(wanted, series, strict=True))
+            if is_wanted and totals.is_waiting(series):
+                shard, partition = self._pusher.changes.place_of(series)
+                uses = uses_of(shard.state, self._pusher.rules, partition, series)
+                found += sum(1 for use in uses if use.micros and start_us <= use.start_us < end_us)
+        return found
+
     def _meant(self) -> set[tuple[str, str]]:
         """(tenant, metric) that are to be pushed for every customer."""
         registry = self._registry()

@@ -51,6 +51,8 @@ JOBS_WAITING_MAX: Final = 10
 TICK_SECONDS_MIN, TICK_SECONDS_MAX = 0.05, 5.0
 SETTLE_SECONDS: Final = 0.2
 """How often it is asked whether the pusher has taken in what there was at the start."""
+STRIPE_AWAITED_US: Final = 10 * 1_000_000
+"""How long a run waits, right after the start, for Stripe to say whose key it is."""
 SECOND_LOOKS_MAX: Final = 2
 JobStatus = Literal["pending", "running", "completed", "failed"]
 
@@ -136,8 +138,9 @@ class Reconciler:
 
     async def run(self) -> None:
         """Look until cancelled."""
-        while not self._pusher.is_settled or not self._is_connected():  # noqa: ASYNC110 - once, at the start
+        while not self._pusher.is_settled or not self._is_connected():
             await trio.sleep(SETTLE_SECONDS)
+            self._give_up_waiting()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._run_by_clock)
             nursery.start_soon(self._run_due)
@@ -146,6 +149,19 @@ class Reconciler:
                     nursery.start_soon(self._run_job, self._waiting.popleft())
                 self._wake = trio.Event()
                 await self._wake.wait()
+
+    def _give_up_waiting(self) -> None:
+        """Runs that were asked for before Stripe said whose key it is fail with the reason, and nobody waits for ever."""
+        now_us = self._clock.now_us()
+        while self._waiting and now_us - self._waiting[0].created_at_us >= STRIPE_AWAITED_US:
+            job = self._waiting.popleft()
+            reasons = [one.error for one in self._pusher.connections.values() if one.error]
+            job.status, job.ended_at_us = "failed", now_us
+            job.error = (
+                "; ".join(reasons) or "usage of before the start is still being gone through"
+            )
+            self.runs[job.status] += 1
+            job.ended.set()
 
     def _is_connected(self) -> bool:
         return any(one.proven is not None for one in self._pusher.connections.values())
@@ -208,6 +224,18 @@ class Reconciler:
         if found is None or (tenant is not None and found.tenant != tenant):
             raise NotFound(f"there is no reconciliation run {wanted}")
         return found
+
+    async def waiting(
+        self,
+        tenant: str | None,
+        start_us: int,
+        end_us: int,
+        *,
+        metric: str | None = None,
+        customer_ref: str | None = None,
+    ) -> int:
+        """Totals of these periods that no book holds yet, since Stripe has not said where they belong."""
+        return await self._unrouted.waiting(tenant, start_us, end_us, metric, customer_ref)
 
     async def _run_job(self, job: Job) -> None:
         began_us = self._clock.monotonic_us()

@@ -119,6 +119,13 @@ class Parity:
         lane = self._trail.push.ledger.lane(target.lane)
         return lane is not None and any(tenant == self._trail.tenant for tenant, _ in lane.series)
 
+    def unplaced(self) -> str | None:
+        """Why it can't be said whose use a target holds, where one seems to hold nobody's; None: all can be said."""
+        if self._totals.is_everything_resolved or all(map(self.view, self.targets)):
+            return None
+        waiting = filter(self._totals.is_waiting, self._totals.unroutable)
+        return next((self._totals.unroutable[series] for series in waiting), None)
+
     def view(self, target: Target) -> TargetView | None:
         """A target as the plan sees it; None: nobody contributes to it any more."""
         return self._totals.view(target)

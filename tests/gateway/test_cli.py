@@ -14,6 +14,7 @@ import pytest
 
 from engine import config
 from engine.errors import SettingsError, StartRefused
+from engine.settings_table import MASK
 from gateway import doctor
 from gateway.cli import main as cli_main
 from gateway.cli.main import cli, main
@@ -156,8 +157,8 @@ def test_the_doctor_masks_secrets_and_says_where_a_value_is_from(
     assert main(["doctor"]) == 0
     assert SECRET not in text + capsys.readouterr().out
     shown = {s["name"]: (s["value"], s["source"]) for s in json.loads(text)["settings"]}
-    assert shown["STRIPEMETER_ADMIN_KEY"] == (config.MASK, "environment")
-    assert shown["STRIPEMETER_KEY_PEPPER"] == (config.MASK, ".env")
+    assert shown["STRIPEMETER_ADMIN_KEY"] == (MASK, "environment")
+    assert shown["STRIPEMETER_KEY_PEPPER"] == (MASK, ".env")
     assert shown["STRIPEMETER_DATA_DIR"] == (str(tmp_path / "d"), "flag")
     assert shown["STRIPEMETER_AUTH"] == ("required", "default"), (
         "what is in force, not an empty cell"

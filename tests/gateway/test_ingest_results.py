@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import pytest
+
 from tests.helpers.served import served
 
 OLD = "2025-01-01T00:00:00Z"
@@ -76,3 +78,22 @@ async def test_every_mix_of_fates_and_tenants_is_answered_in_the_order_sent(seed
             fates = [fate for _, fate in expected]
             assert answer["accepted"] == fates.count("accepted")
             assert answer["duplicates"] == fates.count("duplicate")
+
+
+@pytest.mark.parametrize("count", [1, 2, 20])
+async def test_without_a_key_events_that_differ_in_an_unknown_field_alone_are_refused_not_made_one(
+    count: int,
+) -> None:
+    bare = {name: value for name, value in event("").items() if name != "idempotencyKey"}
+    wanted = [bare | {"traceId": f"trace-{number}"} for number in range(count)]
+    async with served() as server:
+        answer = await server.ingest(*wanted, bare, event("keyed") | {"traceId": "passed over"})
+        refused = answer["results"][:count]
+        assert [one["status"] for one in refused] == ["error"] * count
+        assert all("`traceId`" in one["error"] for one in refused)
+        assert [one["index"] for one in answer["errors"]] == list(range(count))
+        assert [one["status"] for one in answer["results"][count:]] == ["accepted"] * 2
+        lone = await server.ingest(wanted[0])
+        assert lone["errors"][0]["error"] == refused[0]["error"]
+        named = await server.ingest(wanted[0], headers={"Idempotency-Key": "of-the-request"})
+        assert statuses(named) == [("of-the-request", "accepted")]

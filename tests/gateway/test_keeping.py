@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from engine.core.times import DAY_US, format_instant
-from tests.helpers.served import Served, served
+from tests.helpers.served import ADMIN_KEY, Served, bearer, served
 from tests.helpers.server import command
 
 
@@ -147,3 +147,25 @@ def test_commands_say_what_is_missing(tmp_path: Path) -> None:
         assert done.returncode == status, done.stderr
         assert words in done.stderr
         assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+async def test_retention_is_not_for_one_tenants_key_as_it_drops_and_counts_everybodys_events(
+    *, dry_run: bool
+) -> None:
+    async with served(auth="required") as server:
+        admin = bearer(ADMIN_KEY)
+        old = event("anna", "old") | {"tenantId": "umbra"}
+        await server.ingest(old, headers=admin)
+        await server.ingest(old | {"idempotencyKey": "old, too"}, headers=admin)
+        server.clock.us += 100 * DAY_US
+        await server.gateway.meter.started.closer.close_due()
+        key = await server.key("acme", "project:*", "admin")
+        asked = {"days": 60, "dryRun": dry_run}
+        refused = await server.client.post("/v1/admin/retention", json=asked, headers=bearer(key))
+        assert refused.status_code == 403, refused.text
+        assert "every tenant" in refused.json()["detail"]
+        kept = await server.client.get("/v1/events", params={"tenantId": "umbra"}, headers=admin)
+        assert kept.json()["total"] == 2
+        done = await server.client.post("/v1/admin/retention", json=asked, headers=admin)
+        assert done.status_code == 200, done.text

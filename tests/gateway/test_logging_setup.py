@@ -15,7 +15,8 @@ import structlog
 import trio
 from quart_trio import QuartTrio
 
-from gateway.logging_setup import MASK, VALUE_CHARS_MAX, adopt_hypercorn, configure, request_scope
+from engine.settings_table import MASK
+from gateway.logging_setup import VALUE_CHARS_MAX, adopt_hypercorn, configure, request_scope
 
 SECRETS = [
     "sm_live_abcdefgh12345678",

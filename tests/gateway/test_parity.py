@@ -232,3 +232,20 @@ async def test_a_tenants_key_gets_its_own_certificate_and_no_other() -> None:
         wrong = bearer(await server.key("acme", "usage:read"))
         assert (await server.client.get(JANUARY, headers=wrong)).status_code == 403
         assert (await server.client.get(JANUARY)).status_code == 401
+
+
+async def test_nothing_is_certified_while_it_is_not_known_whose_use_a_total_holds(
+    server: Served,
+) -> None:
+    await mapped(server, priceConfig=PRICE)
+    await customer(server)
+    await use(server, "1", "100")
+    await flushed(server)
+    connection = server.gateway.meter.started.push.connections["main"]
+    proven, connection.proven = connection.proven, None  # as after a start without Stripe
+    response = await server.client.get(JANUARY, params=TENANT)
+    assert response.status_code == 503, response.text
+    assert "not been asked" in response.json()["detail"]
+    assert response.headers["retry-after"] == "10"
+    connection.proven = proven
+    assert (await certificate(server))["verdict"] == "green"

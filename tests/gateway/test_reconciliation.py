@@ -110,6 +110,45 @@ async def test_what_agrees_is_ok_and_green(server: Served) -> None:
     assert (empty["reports"], empty["summary"]["green"]) == ([], True)
 
 
+async def test_what_stripe_does_not_tell_any_more_is_unread_and_not_green(server: Served) -> None:
+    await mapped(server)
+    await used(server, 30)
+    await run(server)
+    assert server.stripe is not None
+    server.stripe.add_fault("outage", "GET /v1/billing/*", for_seconds=3600)
+    job = await run(server)
+    assert (job["total"], job["unread"]) == (1, 1)
+    report = await ask(server, "GET", MONTH, params=TENANT)
+    (row,) = report["reports"]
+    assert (row["stripeTotal"], row["verdict"]) == (30, "unread"), "the last that was read"
+    assert (report["summary"]["unread"], report["summary"]["green"]) == (1, False)
+
+
+async def test_usage_whose_place_at_stripe_is_not_known_yet_is_unread_in_its_own_month(
+    server: Served,
+) -> None:
+    await mapped(server)
+    await used(server, 30)
+    await run(server)
+    assert server.stripe is not None
+    server.stripe.add_fault("outage", "GET /v1/*", for_seconds=3600)
+    body = TENANT | {"metric": "seats", "meterEventName": "seats"}
+    await ask(server, "POST", "/v1/mappings", 201, json=body)
+    event = TENANT | {"metric": "seats", "customerRef": "cus_bert", "quantity": 7}
+    await server.ingest(event | {"idempotencyKey": "bert"})
+    report = await ask(server, "GET", MONTH, params=TENANT)
+    assert [row["customerRef"] for row in report["reports"]] == ["cus_anna"]
+    assert (report["summary"]["unread"], report["summary"]["green"]) == (1, False)
+    months = TENANT | {"periodStart": "2025-12", "periodEnd": "2026-01"}
+    for more, unread in (({}, 1), ({"metric": "calls"}, 0), ({"customerRef": "cus_bert"}, 1)):
+        sums = await ask(server, "GET", "/v1/reconciliation/summary", params=months | more)
+        assert sums["overall"]["unread"] == unread, more
+    before = await ask(server, "GET", "/v1/reconciliation/2025-12", params=TENANT)
+    assert (before["summary"]["unread"], before["summary"]["green"]) == (0, True)
+    other = await ask(server, "GET", MONTH, params={"tenantId": "other"})
+    assert other["summary"]["unread"] == 0
+
+
 async def suggesting(server: Served) -> Any:
     """The month's report as soon as it suggests something: at the second look that is late enough."""
     for _ in range(10):
@@ -219,6 +258,7 @@ async def test_usage_that_goes_nowhere_is_a_row_of_its_own(server: Served) -> No
     assert (row["customerRef"], row["localTotal"], row["stripeTotal"]) == ("nobody", 7, 0)
     assert (row["driftPct"], row["status"]) == (1, "investigate")
     assert row["causes"][0]["cause"] == "mapping_missing"
+    assert (row["periodEnd"], row["verdict"]) == (None, "differs"), "nothing is there to be read"
 
 
 async def test_a_run_of_another_tenant_does_not_exist() -> None:

@@ -14,7 +14,7 @@ from engine import config
 from engine.config import SETTINGS, Settings, Source, is_loopback, load
 from engine.dotenv import parse_dotenv
 from engine.errors import SettingsError
-from engine.settings_table import Setting
+from engine.settings_table import MASK, Setting
 
 ROOT = Path(__file__).parents[2]
 SECRET = "sm_do_not_print_me_0123456789"
@@ -181,11 +181,11 @@ def test_a_record_and_its_table_mask_every_secret() -> None:
     settings = load(environ, None, {})
     assert settings.admin_key == settings.key_pepper == SECRET
     assert settings.stripe_webhook_secrets == ("whsec_" + SECRET,)
-    assert repr(settings).count(config.MASK) == 5
+    assert repr(settings).count(MASK) == 5
     assert SECRET not in repr(settings)
     assert SECRET not in f"{settings}"
     assert SECRET not in repr(config.masked(config.sources(environ, None, {})))
-    assert repr(load({}, None, {})).count(config.MASK) == 0, "what is not set is shown as None"
+    assert repr(load({}, None, {})).count(MASK) == 0, "what is not set is shown as None"
 
 
 def test_a_name_that_is_no_setting_stops_the_start_with_a_suggestion() -> None:
@@ -371,3 +371,24 @@ def test_the_simulator_is_for_loopback_without_keys_or_when_asked_for(
     environ: dict[str, str], expected: bool
 ) -> None:
     assert load(environ, None, {}).uses_simulator is expected
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "hidden"),
+    [
+        ("STRIPE_API_BASE", "https://meter:hunter2@proxy.example/", "hunter2"),
+        ("STRIPEMETER_ANCHOR", "https://meter:hunter2@anchors.example/log", "hunter2"),
+        ("STRIPEMETER_CORS_ORIGINS", "https://meter:hunter2@app.example", "hunter2"),
+        ("STRIPE_API_BASE", LIVE_KEY, "4eC39"),
+        ("STRIPEMETER_LATE_POLICY", f"whsec_{LIVE_KEY}", "4eC39"),
+    ],
+)
+def test_a_secret_in_a_setting_that_holds_none_is_neither_in_the_refusal_nor_in_the_table(
+    name: str, value: str, hidden: str
+) -> None:
+    [line] = config.problems({name: value}, None, {})
+    assert line.startswith(f"{name}=")
+    assert hidden not in line
+    assert MASK in line
+    table = config.masked(config.sources({name: value}, None, {}))
+    assert hidden not in table[name].text

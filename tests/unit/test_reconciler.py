@@ -101,6 +101,22 @@ def test_reading_goes_on_when_a_probe_is_answered_and_not_a_minute_later() -> No
     told(story)
 
 
+def test_a_run_that_stripe_keeps_waiting_since_the_start_fails_with_the_reason() -> None:
+    async def story() -> None:
+        place = ReconPlace()
+        place.stripe.add_fault("outage", "GET /v1/*", for_seconds=3600)
+        async with place.running() as meter:
+            job = meter.started.reconciler.start("acme")
+            with trio.fail_after(60):
+                await job.ended.wait()
+            assert job.status == "failed"
+            assert job.error is not None
+            assert "whose key it is" in job.error
+            assert job.ended_at_us is not None
+
+    trio.run(story, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
 def found_after(*names: str) -> set[tuple[str, str, str]]:
     """What is found when each of these happens to a customer of its own."""
     found: set[tuple[str, str, str]] = set()
