@@ -436,8 +436,9 @@ class LogWriter:
         group = self._committing
         assert group is not None, "it was under way"
         # What is published is with the shards: whoever looks in between must not find half of it there.
-        for shard in self._shards:
-            await shard.inbox.room()
+        # One that had room may be asked for its state while another is waited for: all of them are looked at again.
+        while (full := next((s for s in self._shards if s.inbox.is_full), None)) is not None:
+            await full.inbox.room()
         # From here on nothing may wait or fail half-way: the events are durable.
         self.last_error = None
         next_sequence = envelopes[-1].sequence + envelopes[-1].item_count
