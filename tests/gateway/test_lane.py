@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import json
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -16,7 +17,7 @@ import trio
 import trio.socket
 
 from engine.actors import log_writer
-from gateway import lane, lane_poll, lane_watch
+from gateway import lane, lane_answers, lane_poll, lane_watch
 from tests.gateway.lane_corpus import HOST, INGEST, USAGE
 from tests.helpers.listening import Listening, exchange, listening, normalised, statuses
 from tests.helpers.served import ADMIN_KEY
@@ -162,6 +163,29 @@ async def test_metrics_count_what_the_lane_answers(capsys: pytest.CaptureFixture
     routes = [(line["route"], line["status"]) for line in lines if line.get("event") == "request"]
     assert ("/v1/events/ingest", 200) in routes
     assert ("/v1/usage/current", 200) in routes
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is always full")
+@pytest.mark.parametrize("way", ["on", "off"])
+async def test_a_log_that_can_not_be_written_costs_lines_and_no_answer(
+    way: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The log's disk is full, or whoever read it has gone: many are answered, past every moment at which lines go out."""
+    monkeypatch.setattr(lane_watch, "LOOK_SECONDS", 0.05)
+    async with listening(way, log_level="info") as server:
+        with monkeypatch.context() as patch, Path("/dev/full").open("w") as full:
+            patch.setattr(sys, "stderr", full)
+            for number in range(3):
+                asked = [post([event(f"{number}-{n}")]) for n in range(lane_answers.LINES_KEPT_MAX)]
+                found = await exchange(server, [*asked, get(b"/nope"), BYE], silence=5)
+                assert found.statuses == (*[200] * len(asked), 404, 200)
+                await trio.sleep(0.1)
+            with contextlib.suppress(OSError):
+                full.close()
+        await exchange(server, [post([event("later")], b"X-Request-Id: later"), BYE], silence=5)
+        await trio.sleep(0.1)
+    text = capsys.readouterr().err
+    assert '"later"' in text, "where there is room again lines are written again"
 
 
 def random_request(rng: Random, number: int) -> bytes:
