@@ -76,3 +76,14 @@ async def test_every_mix_of_fates_and_tenants_is_answered_in_the_order_sent(seed
             fates = [fate for _, fate in expected]
             assert answer["accepted"] == fates.count("accepted")
             assert answer["duplicates"] == fates.count("duplicate")
+
+
+async def test_a_large_batch_of_many_tenants_is_taken_as_a_whole() -> None:
+    """All of it waits for one commit; it is as large as its body, however many it is for."""
+    text = "x" * 700
+    many = [event("k", tenant=f"t{n}") | {"meta": {"text": text}} for n in range(1000)]
+    async with served() as server:
+        answer = await server.ingest(*many)
+        assert (answer["accepted"], answer["errors"]) == (1000, [])
+        again = await server.ingest(*many)
+        assert again["duplicates"] == 1000
