@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
+import re
 import socket
 import sys
 from collections.abc import Iterator
@@ -25,6 +26,10 @@ from wal.log import Envelope
 
 JSON = b"Content-Type: application/json\r\n"
 CLOSE = b"Connection: close\r\n"
+COUNTED = re.compile(
+    r"(http_requests_total|http_request_duration_seconds_count|events_|late_events|ingest_latency_ms_count)(?!.*health)"
+)
+"""Not those of `BYE`: after a request that closes, stock may read it or not."""
 BYE = b"GET /health/live HTTP/1.1\r\n" + HOST + CLOSE + b"\r\n"
 
 
@@ -114,25 +119,49 @@ async def ask_one_by_one(server: Listening, asked: list[bytes]) -> list[bytes]:
     return [normalised((await exchange(server, [one, BYE], silence=5)).data) for one in asked]
 
 
+def closes(request: bytes) -> bool:
+    """Whether the connection ends with its answer."""
+    return CLOSE in request.partition(b"\r\n\r\n")[0] + b"\r\n"
+
+
+def counted(server: Listening) -> list[str]:
+    """What the metrics say of requests and events, without times."""
+    text = server.served.gateway.metrics.exposition().decode()
+    return sorted(line for line in text.splitlines() if COUNTED.match(line))
+
+
+def lines_of(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    """The lines about requests that went well since the last call, without times and made-up ids."""
+    found = [json.loads(line) for line in capsys.readouterr().err.splitlines() if line[:1] == "{"]
+    assert found
+    own = ("timestamp", "ms")
+    for line in found:
+        line["request_id"] = line["request_id"][:4].replace("req_", "")
+    return [{name: value for name, value in line.items() if name not in own} for line in found]
+
+
 @pytest.mark.parametrize("auth", ["off", "required"])
 @pytest.mark.parametrize("origins", ["", "https://app.example.com"])
 async def test_an_answer_of_the_lane_is_the_stock_way_s_to_the_byte(
-    auth: str, origins: str
+    auth: str, origins: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = requests()
-    environ = {"auth": auth, "admin_key": ADMIN_KEY, "cors_origins": origins}
+    """And so are what the metrics count of it, and its lines in the log."""
+    asked = [one for one in requests() if not closes(one)]
+    environ = {"auth": auth, "admin_key": ADMIN_KEY, "cors_origins": origins, "log_level": "info"}
     async with listening("off", **environ) as server:
         stock = await ask_one_by_one(server, asked)
+        told = counted(server), lines_of(capsys)
     async with listening("on", **environ) as server:
         fast = await ask_one_by_one(server, asked)
-    for request, theirs, ours in zip(asked, stock, fast, strict=True):
-        if CLOSE in request.partition(b"\r\n\r\n")[0] + b"\r\n":
+        await trio.sleep(2 * lane_watch.LOOK_SECONDS)
+        assert (counted(server), lines_of(capsys)) == told
+        closing = [one for one in requests() if closes(one)]
+        for request, ours in zip(closing, await ask_one_by_one(server, closing), strict=True):
             # Stock may lose this answer, or refuse, since another request follows it.
             assert b"Connection: close\r\n" in ours
-            assert ours.startswith(
-                b"HTTP/1.1 200" if ADMIN_KEY.encode() in request else b"HTTP/1.1 "
-            )
-            continue
+            wanted = b"200" if ADMIN_KEY.encode() in request else b""
+            assert ours.startswith(b"HTTP/1.1 " + wanted)
+    for request, theirs, ours in zip(asked, stock, fast, strict=True):
         assert theirs == ours, request[:300]
     found = {statuses(one)[0] for one in fast}
     assert found >= {200, 400, 413, 415}
