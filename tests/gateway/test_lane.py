@@ -368,7 +368,8 @@ async def check_a_good_client_beside(many: int) -> None:
                 took.append(trio.current_time() - began)
         return sorted(took)[-3]
 
-    async def dribble(stream: trio.SocketStream) -> None:
+    async def dribble(stream: trio.SocketStream, number: int) -> None:
+        await trio.sleep(number / many)  # some are always about to say a byte
         with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             for byte in post([event("slow")]):
                 await stream.send_all(bytes([byte]))
@@ -378,8 +379,9 @@ async def check_a_good_client_beside(many: int) -> None:
         alone = min([await good(server, f"a{n}-") for n in range(3)])
         streams = [await server.connect() for _ in range(many)]
         async with trio.open_nursery() as nursery:
-            for stream in streams:
-                nursery.start_soon(dribble, stream)
+            for number, stream in enumerate(streams):
+                nursery.start_soon(dribble, stream, number)
+            await trio.sleep(1)  # now each is in the midst of its head
             beside = min([await good(server, f"b{n}-") for n in range(3)])
             nursery.cancel_scope.cancel()
         for stream in streams:
