@@ -34,6 +34,8 @@ SHARDS_MAX: Final = PARTITIONS
 # The log writer's queue: over it ingest answers 503, it never grows. It is also the largest group.
 QUEUE_EVENTS_MAX: Final = 50_000
 QUEUE_BYTES_MAX: Final = 64 << 20
+GROUP_PARTS_MAX: Final = 0xFFFF // 2
+"""Tenants (and operations of theirs) with events in one group: its record counts their parts, two each, in 16 bits."""
 SHARD_INBOX_MAX: Final = 64
 """Groups that wait for a shard; the writer waits beyond it."""
 
@@ -75,6 +77,7 @@ STRIPE_REASON_CHARS_MAX: Final = 500
 """Of Stripe's words in a reason: it is kept in the log."""
 
 assert QUEUE_EVENTS_MAX >= BATCH_EVENTS_MAX, "a whole batch must fit into an empty queue"
+assert GROUP_PARTS_MAX >= BATCH_EVENTS_MAX, "each event of a batch may have a tenant of its own"
 assert QUEUE_BYTES_MAX >= 4 * BODY_BYTES_MAX
 assert SHARDS_MAX <= PARTITIONS, "a shard without a partition has nothing to do"
 assert QUANTITY_MICROS_LIMIT > 2**63 - 1, "hence the wide quantity of the log format"

@@ -14,7 +14,7 @@ import hypercorn.protocol
 import hypercorn.trio.run
 import structlog
 import trio
-from hypercorn.events import Closed, Event, RawData
+from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.tcp_server import MAX_RECV, TCPServer
 
@@ -65,13 +65,17 @@ class ContainedTCPServer(TCPServer):
     """When bytes last left, on trio's clock."""
 
     async def protocol_send(self, event: Event) -> None:
-        """Send what the protocol says. A connection that is to be closed is closed.
+        """Send what the protocol says. A connection that is to be closed is closed, one that is idle is known to be.
 
-        Quart ends the task that closes it, at the disconnect it has just been told of: without the shield
-        `Connection: close` is promised and not kept, and the connection stays until the client goes.
+        Quart ends the task that says so, at the disconnect it has just been told of. Without the shield `Connection: close`
+        is promised and not kept, and the connection stays until the client goes; and nobody waits for the end of an idle
+        one, which then holds up a stop for the whole grace period.
         """
         if isinstance(event, Closed):
             with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_SECONDS_MAX):
+                await super().protocol_send(event)
+        elif isinstance(event, Updated):
+            with trio.CancelScope(shield=True):
                 await super().protocol_send(event)
         else:
             await super().protocol_send(event)

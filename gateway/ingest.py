@@ -220,14 +220,15 @@ class Ingest:
             limited = self._over_limit(tenants)
             if limited is not None:
                 return limited
-        size_bytes = len(body)
+        # Each tenant's part of the body: with all of it for each, many tenants never fit into the queue.
+        sizes = [-(-len(body) * len(of.indexes) // len(sent.events)) for of in tenants.values()]
         try:
             taking = self._gateway.meter.taking
             offers = [
                 taking.offer(tenant, of.rows, size_bytes, marks)
                 if of.columns is None
                 else taking.offer_columns(tenant, of.columns, size_bytes, marks)
-                for tenant, of in tenants.items()
+                for (tenant, of), size_bytes in zip(tenants.items(), sizes, strict=True)
             ]
         except EngineError as error:
             return problem_for(error)

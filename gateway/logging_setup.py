@@ -2,7 +2,7 @@
 
 Rules it keeps: what goes out passes one scrubber, so that no secret is in a line whoever wrote it; on a
 terminal a line is for eyes, elsewhere it is one JSON object; logs go to stderr, since stdout belongs to a
-command's result. It must not know which events there are.
+command's result; where they can't be written the server goes on. It must not know which events there are.
 
 Use: `log = structlog.get_logger()`, then `log.info("recovery_done", events=n, seconds=s)`. A request's id is
 bound once, by `request_scope`, and is in every line written under it.
@@ -14,7 +14,7 @@ import logging
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final, Literal, TextIO
 
 import hypercorn
@@ -142,10 +142,12 @@ class RequestLines:
 
     def flush(self) -> None:
         """Write what is kept."""
-        if self._kept and self._seen is not None:
-            text = "".join(self._kept)
-            self._kept.clear()
-            self._seen.write(text)
+        text = "".join(self._kept)
+        self._kept.clear()
+        if text and self._seen is not None:
+            # A full disk, a reader that has gone: lines are lost, as `logging` loses its own, and nothing else.
+            with suppress(OSError):
+                self._seen.write(text)
 
 
 _CONSOLE_REQUEST: Final = (

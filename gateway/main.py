@@ -12,9 +12,10 @@ import os
 import signal
 import sys
 import threading
+from contextlib import suppress
 from functools import partial
 from random import Random
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 import hypercorn
 import hypercorn.trio
@@ -133,7 +134,7 @@ async def _run(gateway: Gateway, directory: DataDirectory) -> int:
 def _exit_fatal(reason: BaseException) -> NoReturn:
     _logger.critical("fatal", reason=str(reason))
     # Nothing waits for a clean end here: the disk or the log can't be trusted, the next start recovers.
-    sys.stderr.write(f"stripemeter: {reason}\n")
+    _tell(f"stripemeter: {reason}\n", sys.stderr)
     os._exit(EXIT_FATAL)
 
 
@@ -210,8 +211,14 @@ def _ready(gateway: Gateway) -> None:
     if gateway.urls:
         simulator = None if gateway.ways is None else gateway.ways.simulator_url
         text = welcome(gateway.urls[0], auth=gateway.settings.auth_required, simulator=simulator)
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        _tell(text, sys.stdout)
+
+
+def _tell(text: str, stream: TextIO) -> None:
+    """To a person, if somebody listens: neither a start nor an end may hang on a full disk or a pipe without a reader."""
+    with suppress(OSError):
+        stream.write(text)
+        stream.flush()
 
 
 def welcome(url: str, *, auth: bool, simulator: str | None = None) -> str:
@@ -248,7 +255,7 @@ def _exit_hard_after(seconds: float) -> None:
     """A client that never reads holds its connection's task, shielded: don't wait for it for ever."""
 
     def end() -> None:
-        sys.stderr.write("stripemeter: the grace period is over; open connections are cut off\n")
+        _tell("stripemeter: the grace period is over; open connections are cut off\n", sys.stderr)
         os._exit(EXIT_STOPPED)
 
     timer = threading.Timer(seconds, end)

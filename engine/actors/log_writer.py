@@ -27,7 +27,7 @@ from engine.actors.shard import Shard
 from engine.actors.splitting import split
 from engine.core.records import ControlRecord
 from engine.errors import Unavailable
-from engine.limits import QUEUE_BYTES_MAX, QUEUE_EVENTS_MAX
+from engine.limits import GROUP_PARTS_MAX, QUEUE_BYTES_MAX, QUEUE_EVENTS_MAX
 from engine.ports import Appender, Clock, Fatal, ResultT, RunBlocking
 from wal.key_index import KeyIndex
 from wal.log import Envelope, Log, LogError, LogStateUnknown
@@ -128,12 +128,14 @@ class LogWriter:
         """Events and bytes that wait for the next commit."""
         return self._filling.events, self._filling.bytes
 
-    def _admit(self, events: int, size_bytes: int) -> Group:
+    def _admit(self, events: int, size_bytes: int, part: str | None = None) -> Group:
         if self._closing:
             raise Unavailable("the server is stopping; retry on the next one")
         group = self._filling
         if group.events + events > QUEUE_EVENTS_MAX or group.bytes + size_bytes > QUEUE_BYTES_MAX:
             raise Unavailable("too many events wait for the disk; retry")
+        if part is not None and len(group.names) >= GROUP_PARTS_MAX and part not in group.names:
+            raise Unavailable("events of too many tenants wait for the disk; retry")
         if not self.keys.has_room(group.events + events):
             # Not written for too long (disk full, say): keys in memory must not grow without end.
             raise Unavailable("the key index can't keep up with its disk; see /health/ready")
@@ -169,10 +171,9 @@ class LogWriter:
         Rows of an operation carry its `marks`, in a part of their own.
         No await between looking a key up and taking it. Raises Unavailable when the queue is full.
         """
-        group = self._admit(len(rows), size_bytes)
-        name = tenant
+        name = tenant if marks is None else part_name(tenant, marks.operation)
+        group = self._admit(len(rows), size_bytes, name)
         if marks is not None:
-            name = part_name(tenant, marks.operation)
             group.marks[name] = marks
         fresh = {row[_KEY]: row[_FINGERPRINT] for row in rows}
         if len(fresh) == len(rows) and self.are_all_new(fresh):
@@ -182,7 +183,7 @@ class LogWriter:
 
     def offer_one(self, tenant: str, row: tuple[Any, ...], size_bytes: int) -> Offer:
         """`offer` for a lone row, at a third of the cost."""
-        group = self._admit(1, size_bytes)
+        group = self._admit(1, size_bytes, tenant)
         key, committing = row[_KEY], self._committing
         if (
             key in group.keys
@@ -204,10 +205,9 @@ class LogWriter:
     ) -> Offer:
         """`offer` for rows by column (`Row`'s order). If all keys are new, no object is made for any of the rows."""
         count = len(columns[_KEY])
-        group = self._admit(count, size_bytes)
-        name = tenant
+        name = tenant if marks is None else part_name(tenant, marks.operation)
+        group = self._admit(count, size_bytes, name)
         if marks is not None:
-            name = part_name(tenant, marks.operation)
             group.marks[name] = marks
         fresh = dict(zip(columns[_KEY], columns[_FINGERPRINT], strict=True))
         if len(fresh) == count and self.are_all_new(fresh):
@@ -436,8 +436,9 @@ class LogWriter:
         group = self._committing
         assert group is not None, "it was under way"
         # What is published is with the shards: whoever looks in between must not find half of it there.
-        for shard in self._shards:
-            await shard.inbox.room()
+        # One that had room may be asked for its state while another is waited for: all of them are looked at again.
+        while (full := next((s for s in self._shards if s.inbox.is_full), None)) is not None:
+            await full.inbox.room()
         # From here on nothing may wait or fail half-way: the events are durable.
         self.last_error = None
         next_sequence = envelopes[-1].sequence + envelopes[-1].item_count

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Final
 from urllib.parse import urlsplit
 
+import structlog
 import trio
 
 from gateway.simulator import page
@@ -17,6 +18,9 @@ from gateway.simulator.journal import Journal, line_of
 from gateway.simulator.state import StripeState
 from gateway.simulator.wire import Refusal, Request, Response
 
+RETRY_SECONDS: Final = 0.25
+_logger = structlog.get_logger("stripemeter.simulator")
+_FULL: Final = Refusal(503, "The simulator's disk is full: free some space.", type="api_error")
 _NO_KEY: Final = Refusal(
     401,
     "You did not provide an API key. You need to provide your API key in the Authorization header, using Bearer auth (e.g. 'Authorization: Bearer YOUR_SECRET_KEY'). The simulator takes any key.",
@@ -45,6 +49,8 @@ class SimulatorApp:
         refused = _refused_before(request)
         if refused is not None:
             return Response(refused.status, {"content-type": "application/json"}, refused.body())
+        if self._journal.is_behind:
+            return Response(_FULL.status, {"content-type": "application/json"}, _FULL.body())
         is_page = request.path == "/"
         call = self.state.begin(request._replace(path="/_sim/state") if is_page else request)
         response = call.response
@@ -76,12 +82,23 @@ class SimulatorApp:
             self._is_dirty = trio.Event()
             # Who comes while this sync runs may have been written too late for it, and waits for the next.
             waiting, self._durable = self._durable, trio.Event()
-            await trio.to_thread.run_sync(self._journal.sync)
+            while (error := await self._put_on_disk()) is not None:
+                _logger.warning("journal_waits_for_the_disk", reason=error)
+                await trio.sleep(RETRY_SECONDS)
             waiting.set()
             if not self._is_dirty.is_set():
                 self._durable.set()
                 if self._journal.is_long:
                     self._journal.compact(self.state)
+
+    async def _put_on_disk(self) -> str | None:
+        """None, or why it can't be done now. Whose answers wait for it go on waiting; nobody else is ended by it."""
+        try:
+            self._journal.write()
+            await trio.to_thread.run_sync(self._journal.sync)
+        except OSError as error:
+            return str(error.strerror)
+        return None
 
 
 def _refused_before(request: Request) -> Refusal | None:

@@ -16,6 +16,7 @@ import contextlib
 import fcntl
 import os
 import re
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, TypeVar
@@ -29,6 +30,8 @@ from gateway.simulator.wire import Request
 
 COMPACT_BYTES_MIN: Final = 64 << 20
 """A journal shorter than this is not compacted while serving."""
+UNWRITTEN_MAX: Final = 1000
+"""Lines that wait for a disk that is full: a MiB or so. Then nobody is served until there is space."""
 _KEPT_HEADERS: Final = ("idempotency-key", "stripe-account", "stripe-version")
 _NUMBERED: Final = re.compile(r"(?:snapshot-([0-9]+)\.json|journal-([0-9]+)\.jsonl)\Z")
 _T = TypeVar("_T")
@@ -61,16 +64,37 @@ class Journal:
         self._number = 0
         self._length = 0
         self._snapshot_length = 0
+        self._unwritten: deque[bytes] = deque()
+        """What a full disk does not take yet, in order: whatever comes later builds on it."""
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether no more lines may wait for the disk."""
+        return len(self._unwritten) >= UNWRITTEN_MAX
 
     def append(self, line: bytes) -> None:
-        """Hand a line to the kernel; it is on disk after the next `sync`."""
-        view = memoryview(line)
-        while view:
-            view = view[os.write(self._file, view) :]
-        self._length += len(line)
+        """Take a line, and hand it to the kernel if that takes it; it is on disk after the next `write` and `sync`."""
+        self._unwritten.append(line)
+        with contextlib.suppress(OSError):  # `write` says it to who waits
+            self.write()
+
+    def write(self) -> None:
+        """Hand all that was appended to the kernel. Raises OSError: the rest waits, and a later call goes on with it."""
+        while self._unwritten:
+            line = self._unwritten[0]
+            view = memoryview(line)
+            try:
+                while view:
+                    view = view[os.write(self._file, view) :]
+            except OSError:
+                # Half a line with others after it could not be read at the next start.
+                os.ftruncate(self._file, self._length)
+                raise
+            self._length += len(line)
+            self._unwritten.popleft()
 
     def sync(self) -> None:
-        """Wait until all that was appended is on disk. May be called from a thread."""
+        """Wait until all that was written is on disk. May be called from a thread. Raises OSError."""
         os.fdatasync(self._file)
 
     @property
@@ -102,7 +126,9 @@ class Journal:
     def close(self) -> None:
         """Let go of the directory."""
         if self._file >= 0:
-            self.sync()
+            with contextlib.suppress(OSError):  # whoever asked for that was not answered
+                self.write()
+                self.sync()
             os.close(self._file)
         os.close(self._lock)
 
@@ -130,6 +156,10 @@ def open_journal(
     try:
         settings = _identified(directory, settings, fresh_seed)
         return _restore(directory, lock, settings, now_us)
+    except OSError as error:
+        os.close(lock)
+        message = f"the simulator's directory {directory} can't be written ({error.strerror}): free some disk space"
+        raise SimulatorRefused(message) from error
     except BaseException:
         os.close(lock)
         raise

@@ -97,3 +97,14 @@ async def test_without_a_key_events_that_differ_in_an_unknown_field_alone_are_re
         assert lone["errors"][0]["error"] == refused[0]["error"]
         named = await server.ingest(wanted[0], headers={"Idempotency-Key": "of-the-request"})
         assert statuses(named) == [("of-the-request", "accepted")]
+
+
+async def test_a_large_batch_of_many_tenants_is_taken_as_a_whole() -> None:
+    """All of it waits for one commit; it is as large as its body, however many it is for."""
+    text = "x" * 700
+    many = [event("k", tenant=f"t{n}") | {"meta": {"text": text}} for n in range(1000)]
+    async with served() as server:
+        answer = await server.ingest(*many)
+        assert (answer["accepted"], answer["errors"]) == (1000, [])
+        again = await server.ingest(*many)
+        assert again["duplicates"] == 1000

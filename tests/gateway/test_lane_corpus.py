@@ -13,6 +13,8 @@ from random import Random
 import pytest
 import trio
 
+from engine.limits import BODY_BYTES_MAX
+from gateway.lane_head import HEAD_END, Route, read_head
 from tests.gateway.lane_corpus import corpus
 from tests.helpers.listening import Listening, Outcome, exchange, listening, normalised
 
@@ -164,3 +166,43 @@ async def test_where_a_request_is_cut_into_packets_changes_nothing(rng: Random) 
                     nursery.start_soon(one, name, [data[:at], data[at:]])
                 if name != "all ways in one":
                     nursery.start_soon(one, name, [bytes([byte]) for byte in data])
+
+
+CUTS_EACH = 2
+HYPERCORNS = frozenset((Route.LOAN, Route.REST))
+
+
+def is_the_lanes(data: bytes) -> bool:
+    """Whether the lane itself answers or refuses the first request, or Hypercorn does and has all of it by its head."""
+    end = data.find(HEAD_END) + len(HEAD_END)
+    if end < len(HEAD_END):
+        return True
+    head = read_head(data[:end], BODY_BYTES_MAX)
+    return head.route not in HYPERCORNS or (head.route is Route.LOAN and not head.length)
+
+
+@pytest.mark.slow
+async def test_any_cut_of_any_case_that_the_lane_reads_to_its_end_changes_nothing(
+    rng: Random,
+) -> None:
+    """A few cuts of each, chosen anew each time, and those around the end of its head."""
+    cases = {name: data for name, data in CASES.items() if name not in SPLIT and is_the_lanes(data)}
+    assert len(cases) >= 80
+    async with listening("on") as server:
+        slots = trio.CapacityLimiter(AT_ONCE)
+        whole = await run_all(server, cases)
+
+        async def one(name: str, at: int) -> None:
+            async with slots:
+                pieces = [cases[name][:at], cases[name][at:]]
+                found = await exchange(server, pieces, silence=3.0, pause=0.001)
+            expected = whole[name]
+            assert found[:2] == expected[:2], (name, at, found, expected)
+            assert normalised(found.data) == normalised(expected.data), (name, at)
+
+        async with trio.open_nursery() as nursery:
+            for name, data in cases.items():
+                end = data.find(HEAD_END)
+                cuts = {rng.randrange(1, len(data)) for _ in range(CUTS_EACH)} | {end + 1, end + 3}
+                for at in cuts:
+                    nursery.start_soon(one, name, at)

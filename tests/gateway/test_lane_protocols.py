@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import shutil
 import subprocess
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import h2.connection
+import h2.events
 import httpx
 import pytest
 import trio
 
 from tests.gateway.lane_corpus import HOST
-from tests.helpers.listening import exchange, listening, statuses
+from tests.helpers.listening import Listening, exchange, listening, statuses
 
 EVENT = {
     "tenantId": "a", "metric": "m", "customerRef": "c", "quantity": 1, "idempotencyKey": "k",
@@ -86,6 +89,43 @@ async def test_http2_with_prior_knowledge_goes_to_hypercorn() -> None:
         base = f"http://127.0.0.1:{server.port}"
         async with httpx.AsyncClient(base_url=base, http1=False, http2=True) as client:
             await check_use(client, "HTTP/2")
+
+
+async def http2_client(server: Listening) -> trio.SocketStream:
+    """A connection of HTTP/2 whose one request was answered by Quart."""
+    stream = await server.connect()
+    client = h2.connection.H2Connection()
+    client.initiate_connection()
+    names = {":method": "GET", ":path": "/health/live", ":scheme": "http", ":authority": "x"}
+    client.send_headers(1, list(names.items()), end_stream=True)
+    await stream.send_all(client.data_to_send())
+    ended = False
+    while not ended:
+        events = client.receive_data(await stream.receive_some(65536))
+        ended = any(isinstance(event, h2.events.StreamEnded) for event in events)
+    return stream
+
+
+async def chunked_client(server: Listening) -> trio.SocketStream:
+    """A connection that the lane has given away, and whose one request was answered by Quart."""
+    stream = await server.connect()
+    head = b"POST /v1/usage/projection HTTP/1.1\r\n" + HOST + b"Content-Type: application/json\r\n"
+    await stream.send_all(head + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n")
+    assert statuses(await stream.receive_some(65536)) == (400,)
+    return stream
+
+
+@pytest.mark.parametrize("way", ["on", "off"])
+@pytest.mark.parametrize("client", [http2_client, chunked_client])
+async def test_a_connection_of_hypercorns_that_is_idle_does_not_hold_up_a_stop(
+    client: Callable[[Listening], Awaitable[trio.SocketStream]], way: str
+) -> None:
+    async with listening(way) as server, await client(server) as stream:
+        await trio.sleep(0.05)
+        server.stop.set()
+        with trio.fail_after(2):
+            while await stream.receive_some(65536):
+                pass
 
 
 async def test_an_http_client_keeps_one_connection_over_all_ways() -> None:

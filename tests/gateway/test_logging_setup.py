@@ -5,6 +5,9 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
+import queue
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,7 +19,14 @@ import trio
 from quart_trio import QuartTrio
 
 from engine.settings_table import MASK
-from gateway.logging_setup import VALUE_CHARS_MAX, adopt_hypercorn, configure, request_scope
+from gateway import main as composition
+from gateway.logging_setup import (
+    VALUE_CHARS_MAX,
+    RequestLines,
+    adopt_hypercorn,
+    configure,
+    request_scope,
+)
 
 SECRETS = [
     "sm_live_abcdefgh12345678",
@@ -207,3 +217,30 @@ def test_a_long_text_loses_its_middle() -> None:
     text = lines(stream)[0]["text"]
     assert len(text) < VALUE_CHARS_MAX + 100
     assert (text[0], text[-1]) == ("a", "z")
+
+
+class Gone(io.StringIO):
+    """A pipe whose reader has gone."""
+
+    def write(self, _text: str) -> int:
+        raise BrokenPipeError
+
+
+def test_the_hard_exit_after_the_grace_period_does_not_hang_on_who_reads_the_complaint(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ended: queue.SimpleQueue[int] = queue.SimpleQueue()
+    monkeypatch.setattr(sys, "stderr", Gone())
+    monkeypatch.setattr(os, "_exit", ended.put)
+    composition._exit_hard_after(0.01)
+    assert ended.get(timeout=5) == composition.EXIT_STOPPED
+
+
+def test_lines_without_a_stream_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    kept = RequestLines("info", "json", kept_max=2)
+    for _ in range(5):
+        kept.write(
+            method="GET", route="/x", status=200, milliseconds=1, request_id="req_1", now_us=0
+        )
+    assert len(kept._kept) < 2

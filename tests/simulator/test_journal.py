@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import signal
@@ -15,8 +16,11 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
+import trio
 
+from gateway.simulator import app as app_module
 from gateway.simulator import journal as journal_module
+from gateway.simulator.app import SimulatorApp
 from gateway.simulator.journal import Journal, SimulatorRefused, line_of, open_journal
 from gateway.simulator.ledger import Settings
 from gateway.simulator.state import StripeState, read_snapshot
@@ -340,4 +344,71 @@ def test_a_long_journal_is_compacted(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert isinstance(again.state, StripeState)
     assert again.sim.get(f"/v1/customers/{customer}").json()["name"] == "Ada"
     assert again.state.world.last_us >= START_S * 1_000_000
+    again.journal.close()
+
+
+class FullDisk:
+    """In place of `os.write`: the disk takes some bytes more, then no more until there is space."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, left: int) -> None:
+        self.left = left
+        self.write = os.write
+        monkeypatch.setattr(journal_module.os, "write", self)
+
+    def __call__(self, file: int, data: Any) -> int:
+        if self.left <= 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        taken = self.write(file, data[: self.left])
+        self.left -= taken
+        return taken
+
+
+def test_a_disk_that_is_full_for_a_while_leaves_no_half_line_and_loses_no_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = Kept(tmp_path)
+    kept.sim.customer()
+    kept.write()
+    disk = FullDisk(monkeypatch, 20)
+    for _ in range(2):
+        kept.sim.customer()
+        kept.write()
+        with pytest.raises(OSError, match="No space left"):
+            kept.journal.write()
+    (file,) = tmp_path.glob("journal-*.jsonl")
+    assert file.read_bytes().endswith(b"\n"), "what a start could not read"
+    disk.left = 1 << 20
+    kept.sim.customer()
+    kept.write()
+    kept.journal.write()
+    kept.journal.sync()
+    assert settled(kept.reopened().sim) == settled(kept.sim)
+
+
+async def test_answers_wait_for_a_full_disk_and_nothing_ends_by_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app_module, "RETRY_SECONDS", 0.01)
+    kept = Kept(tmp_path)
+    app = SimulatorApp(kept.state, kept.journal)
+    ask = Request("POST", "/v1/customers", "", KEY)
+    disk, answers = FullDisk(monkeypatch, 20), []
+
+    async def answered() -> None:
+        answers.append((await app.answer(ask)).status)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(app.committing)
+        async with trio.open_nursery() as asking:
+            for _ in range(3):
+                asking.start_soon(answered)
+                await trio.sleep(0.03)
+            assert not answers
+            monkeypatch.setattr(journal_module, "UNWRITTEN_MAX", 3)
+            assert (await app.answer(ask)).status == 503, "lines that wait have a bound"
+            disk.left = 1 << 20
+        assert answers == [200, 200, 200]
+        nursery.cancel_scope.cancel()
+    again = kept.reopened()
+    assert settled(again.sim) == settled(kept.sim)
     again.journal.close()

@@ -27,10 +27,11 @@ from engine.core.records import (
 )
 from engine.core.shard_state import ShardState
 from engine.errors import StorageFull, Unavailable
-from engine.limits import PARTITIONS
+from engine.limits import GROUP_PARTS_MAX, PARTITIONS
 from engine.ports import Fatal
 from tests.helpers.pushing import Book, baseline, ended, mapped, view
 from tests.property.test_fold import MONTH_END_US, row
+from wal.envelope import PARTS_MAX
 from wal.key_index import KeyIndex
 from wal.memory_log import FakeDisk, MemoryLog
 from wal.memory_runs import MemoryRuns
@@ -244,6 +245,35 @@ async def test_over_the_bound_an_offer_is_refused_and_takes_nothing(
         b.gate.open()
         await last.settled()
         assert b.total() == 4
+
+
+async def test_more_tenants_than_a_record_has_parts_for_wait_for_the_next_group(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert 2 * GROUP_PARTS_MAX <= PARTS_MAX, "a counting and an erasable part for each"
+    monkeypatch.setattr(log_writer, "GROUP_PARTS_MAX", 2)
+    refused = pytest.raises(Unavailable, match="too many tenants")
+    async with bench() as b:
+        b.gate.shut()
+        b.writer.offer("t", [one("first")], 10)
+        await b.gate.waiting.wait()
+        offers = [
+            b.writer.offer_one("t", one("a"), 10),
+            b.writer.offer("t", [one("b")], 10, Marks("import")),
+            b.writer.offer("t", [one("c")], 10),
+            b.writer.offer("t", [one("d")], 10, Marks("import")),
+        ]
+        with refused:
+            b.writer.offer_one("u", one("e"), 10)
+        with refused:
+            b.writer.offer("t", [one("e")], 10, Marks("another"))
+        with refused:
+            b.writer.offer_columns("u", list(zip(one("e"), strict=True)), 10)
+        b.gate.open()
+        for offer in offers:
+            await offer.settled()
+        await b.writer.offer_one("u", one("e"), 10).settled()
+        assert b.total() == 6
 
 
 async def test_closing_drains_what_was_taken_and_takes_no_more() -> None:

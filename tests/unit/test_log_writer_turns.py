@@ -9,9 +9,9 @@ import pytest
 import trio
 import trio.testing
 
-from engine.actors import log_writer
+from engine.actors import log_writer, shard
 from engine.actors.group import Group
-from engine.actors.shard import FoldWork, Shard
+from engine.actors.shard import FoldWork, PartitionRequest, Shard
 from engine.core.shard_state import ShardState
 from engine.limits import PARTITIONS
 from tests.helpers.pushing import Book, baseline, view
@@ -177,3 +177,43 @@ async def test_what_is_ahead_in_a_shards_inbox_is_folded_first() -> None:
         await trio.testing.wait_all_tasks_blocked()
         assert folded == [0, 1, 2]
         nursery.cancel_scope.cancel()
+
+
+async def test_a_shard_whose_inbox_fills_while_another_has_no_room_is_waited_for_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A snapshot asks a shard for its state while the writer waits for another: what is durable must find room there."""
+    monkeypatch.setattr(shard, "SHARD_INBOX_MAX", 1)
+    go = [trio.Event(), trio.Event()]
+    encode = Shard._encode
+
+    async def slow(self: Shard, request: PartitionRequest) -> None:
+        await go[self.number].wait()
+        await encode(self, request)
+
+    monkeypatch.setattr(Shard, "_encode", slow)
+    async with bench() as b:
+
+        async def ask(number: int) -> None:
+            """Twice: the first is under way, the second fills the inbox."""
+            for _ in range(2):
+                request = PartitionRequest(b.owner.index(number), trio.Event())
+                await b.shards[number].inbox.put(request)
+                await trio.testing.wait_all_tasks_blocked()
+
+        await ask(1)
+        events = [one(key, customer=f"c{number}") for number, key in enumerate("abcdefgh")]
+        assert any(b.owner[event[4]] == 0 for event in events)
+        offer = b.writer.offer("t", events, 10)
+        await trio.testing.wait_all_tasks_blocked()
+        assert b.log.head().next_sequence == len(events), (
+            "durable, and waiting for the second shard"
+        )
+        await ask(0)
+        for each in reversed(go):
+            assert not offer.groups[0].done.is_set()
+            each.set()
+            await trio.testing.wait_all_tasks_blocked()
+        with trio.fail_after(5):
+            await offer.settled()
+        assert b.total() == len(events)
