@@ -172,6 +172,8 @@ class Unread(NamedTuple):
     after_us: int | None = None
     is_missing: bool = False
     """Stripe says that this account has no such thing."""
+    is_refused: bool = False
+    """Stripe answers, and refuses what was asked for: that says nothing against the account's other questions."""
 
 
 class PricedItem(NamedTuple):

@@ -179,14 +179,18 @@ def plan(
     at_us = _ready_at_us(view, state, now_us, interval_us)
     if state is not None and state.refusal is not None:
         refusal = state.refusal
-        wait_us = min(REFUSED_RETRY_US << min(refusal.count - 1, 16), REFUSED_RETRY_US_MAX)
-        retry_us = refusal.at_us + wait_us
+        retry_us = refusal.at_us + refused_wait_us(refusal.count)
         if refusal.at_us < target.end_us:
             # The period's end is tried whatever was refused before it: afterwards it is final.
             retry_us = min(retry_us, target.end_us)
         if now_us < retry_us:
             return planned("refused", refusal.reason, retry_us)
     return planned("due", None, at_us)
+
+
+def refused_wait_us(count: int) -> int:
+    """How long what was refused so many times in a row (from 1) is left alone."""
+    return min(REFUSED_RETRY_US << min(count - 1, 16), REFUSED_RETRY_US_MAX)
 
 
 def _was_pushed(state: TargetState | None) -> bool:
