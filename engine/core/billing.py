@@ -57,6 +57,8 @@ class Delivered(NamedTuple):
     """Stripe took it."""
 
     request_id: str | None = None
+    is_replay: bool = False
+    """The answer is the one that an earlier request with the same idempotency key got."""
 
 
 class AlreadyDelivered(NamedTuple):

@@ -264,7 +264,7 @@ class StripeBilling:
         found = decode(answer.body, shape, path)
         if isinstance(found, Unanswered) or not is_receipt(found):
             return Unknown("a successful answer that is no receipt for this request")
-        return Delivered(answer.request_id)
+        return Delivered(answer.request_id, answer.is_replay)
 
     async def resolve(self, destination: Destination) -> Resolved | Unresolved:
         """See the port."""
