@@ -133,8 +133,7 @@ class LaneServer:
             now_us=now_us,
             interval_us=0 if forced else self._interval_us,
         )
-        runtime = self.runtimes.get(lane)
-        return found if runtime is None else runtime.planned(found, now_us)
+        return self.runtime(lane).planned(found, now_us)
 
     def serve(self, lane: Lane) -> Course[int | None]:
         """Do what can be done for a lane now; when to come again (wall time), None: when something changes."""

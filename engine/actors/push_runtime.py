@@ -40,15 +40,13 @@ class LaneRuntime:
         """Why Stripe refuses that reading, in words; None: it does not."""
 
     def planned(self, found: Planned, now_us: int) -> Planned:
-        """A plan for one of its targets, as far as the reading before it holds it up."""
+        """A plan for one of its targets as it stands now: not in the past, and not before what it waits for is read."""
         if found.standing != "due" or found.at_us is None:
             return found
-        if now_us < self.read_again_us:
-            at_us = max(found.at_us, self.read_again_us)
-            if self.read_refused is not None:
-                return found._replace(standing="refused", reason=self.read_refused, at_us=at_us)
-            return found._replace(at_us=at_us)
-        return found
+        at_us = max(found.at_us, self.read_again_us, now_us)
+        if self.read_refused is not None and now_us < self.read_again_us:
+            return found._replace(standing="refused", reason=self.read_refused, at_us=at_us)
+        return found._replace(at_us=at_us)
 
     def waits_to_read(self, answer: Unread, again_us: int) -> int:
         """The reading before its first push came to nothing, and is not tried before `again_us`, which is returned."""

@@ -71,3 +71,18 @@ async def test_who_is_unknown_at_stripe_is_refused_in_words_and_asked_about_ever
         await meter.started.pusher.flush("acme", "cus_0", 5_000_000)
         assert (await _stranger(meter)).standing == "current"
         assert place.total("cus_0") == 21
+
+
+async def test_what_was_never_pushed_is_due_now_and_not_in_1970(
+    autojump_clock: trio.testing.MockClock,  # noqa: ARG001 - so that waiting takes no time
+) -> None:
+    place = _place()
+    async with place.running() as meter:
+        await place.map(meter)
+        await place.use(meter, 1)
+        place.stripe.add_fault("outage", "GET /v1/billing/meters/*")
+        await trio.sleep(5)
+        (report,) = await meter.started.pusher.targets("acme")
+        assert (report.standing, report.pushed) == ("due", 0)
+        assert report.next_at_us is not None
+        assert report.next_at_us >= place.clock.now_us()
