@@ -151,7 +151,7 @@ class PushDesk:
             remainder=remainder_text(view.local_micros, target.scale),
             standing=planned.standing,
             reason=planned.reason,
-            next_at_us=planned.at_us,
+            next_at_us=None if planned.at_us is None else max(planned.at_us, self._clock.now_us()),
             open=lane.open if lane is not None and is_open else None,
             last_error=error,
             needs_baseline=lane is not None and lane.awaits is not None,

@@ -40,10 +40,10 @@ class LaneRuntime:
         """Why Stripe refuses that reading, in words; None: it does not."""
 
     def planned(self, found: Planned, now_us: int) -> Planned:
-        """A plan for one of its targets as it stands now: not in the past, and not before what it waits for is read."""
+        """A plan for one of its targets, but not before what it waits for is read again."""
         if found.standing != "due" or found.at_us is None:
             return found
-        at_us = max(found.at_us, self.read_again_us, now_us)
+        at_us = max(found.at_us, self.read_again_us)
         if self.read_refused is not None and now_us < self.read_again_us:
             return found._replace(standing="refused", reason=self.read_refused, at_us=at_us)
         return found._replace(at_us=at_us)

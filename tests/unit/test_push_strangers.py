@@ -9,7 +9,7 @@ from engine.actors.push_desk import TargetReport
 from engine.actors.supervisor import Meter
 from engine.core.pace import FAILURES_MAX
 from gateway.simulator.ledger import Settings
-from tests.helpers.push_place import PushPlace
+from tests.helpers.push_place import PushPlace, VirtualClock
 
 STRANGERS = 4 * FAILURES_MAX
 
@@ -86,3 +86,25 @@ async def test_what_was_never_pushed_is_due_now_and_not_in_1970(
         assert (report.standing, report.pushed) == ("due", 0)
         assert report.next_at_us is not None
         assert report.next_at_us >= place.clock.now_us()
+
+
+class _TickingClock(VirtualClock):
+    """As a real one: no two looks at it see the same instant."""
+
+    looks = 0
+
+    def now_us(self) -> int:
+        self.looks += 1
+        return super().now_us() + self.looks
+
+
+async def test_what_is_due_now_goes_on_a_clock_that_never_stands_still(
+    autojump_clock: trio.testing.MockClock,  # noqa: ARG001 - so that waiting takes no time
+) -> None:
+    place = _place()
+    place.clock = _TickingClock()
+    async with place.running() as meter:
+        await place.map(meter)
+        await place.use(meter, 7)
+        await trio.sleep(5)
+        assert place.total() == 7
