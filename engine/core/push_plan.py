@@ -216,7 +216,8 @@ def _against(
         return "its total is larger than Stripe can hold"
     if due < 0 and not view.may_decrease:
         return (
-            "it would decrease, and not everything that belongs to it could be resolved at Stripe"
+            "it would decrease, and usage of its customer goes nowhere that may belong to it: mend or remove what "
+            "`unroutable` names"
         )
     if target.end_us <= now_us - PAST_US_MAX:
         return "its period is further back than Stripe takes usage"
