@@ -40,7 +40,7 @@ ROWS_FEW: Final = 1_024
 
 
 class Refusal(msgspec.Struct, frozen=True, array_like=True):
-    """The last answer that a target's intents were refused with, and how many times in a row."""
+    """The last answer that a target's intents were refused with, and how many times in a row; 0: it goes again at once."""
 
     reason: str
     code: str | None
@@ -298,12 +298,12 @@ class PushLedger:
                     state.add_minute(known.minute, -known.units)
                 del self.delivered[identifier]
                 if record.result == "rejected":
-                    # Reports come in bundles: what was rejected together is one refusal.
+                    # Reports come in bundles: what was rejected together is one refusal. The first is no rule yet.
                     state.rejections += state.refusal is None
+                    before = 0 if state.refusal is None else state.refusal.count
+                    count = max(0, state.rejections - 1, before)
                     reason = f"Stripe took it and rejected it later: {record.reason}"
-                    state.refusal = Refusal(
-                        reason, record.code, False, received_at_us, max(1, state.rejections)
-                    )
+                    state.refusal = Refusal(reason, record.code, False, received_at_us, count)
                 return
 
     def _fold_decision(self, record: PushDecision, received_at_us: int) -> None:

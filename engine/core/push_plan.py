@@ -190,8 +190,8 @@ def plan(
 
 
 def refused_wait_us(count: int) -> int:
-    """How long what was refused so many times in a row (from 1) is left alone."""
-    return min(REFUSED_RETRY_US << min(count - 1, 16), REFUSED_RETRY_US_MAX)
+    """How long what was refused so many times in a row is left alone; 0 times: it goes at once."""
+    return 0 if count == 0 else min(REFUSED_RETRY_US << min(count - 1, 16), REFUSED_RETRY_US_MAX)
 
 
 def _was_pushed(state: TargetState | None) -> bool:
