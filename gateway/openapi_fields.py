@@ -104,7 +104,7 @@ FIELDS: Final[dict[str, str]] = {
     "imports": "The imports of this page.",
     "index": "The event's place in the request, from 0.",
     "investigating": "How many rows have a difference with a cause.",
-    "isSimulator": "Whether it is the server's own simulator, and nothing leaves the machine.",
+    "isSimulator": "Whether it is a Stripe simulator (the built-in one, or `stripemeter stripe-sim`) and not Stripe.",
     "issuedAt": "When it was made.",
     "items": "How many totals at Stripe.",
     "jobId": "The run, as `GET /v1/reconciliation/jobs/{id}` wants it.",

@@ -53,6 +53,15 @@ class Pace:
         self.sends, self.reads, self.resolves = map(TokenBucket, (sends, reads, reads))
         self.breaker = Breaker(rng.randrange)
 
+    def unread(self, answer: Unread, now_us: int) -> None:
+        """What a reading that came to nothing says of the account: nothing, if what was asked for was refused."""
+        if answer.is_refused:
+            self.breaker.succeeded()
+        elif answer.after_us is not None:
+            self.breaker.pause(now_us, answer.after_us)
+        else:
+            self.breaker.failed(now_us, answer.reason)
+
 
 class _Kept(NamedTuple):
     answer: Resolved | Unresolved

@@ -125,15 +125,15 @@ class LaneServer:
 
     def planned(self, view: TargetView, *, forced: bool = False) -> Planned:
         """A target's plan now."""
-        target = view.target
-        interval_us = 0 if forced else self._interval_us
-        return plan(
+        lane, now_us = view.target.lane, self._clock.now_us()
+        found = plan(
             view,
-            self._ledger.lane(target.lane),
-            self._ledger.target(target),
-            now_us=self._clock.now_us(),
-            interval_us=interval_us,
+            self._ledger.lane(lane),
+            self._ledger.target(view.target),
+            now_us=now_us,
+            interval_us=0 if forced else self._interval_us,
         )
+        return self.runtime(lane).planned(found, now_us)
 
     def serve(self, lane: Lane) -> Course[int | None]:
         """Do what can be done for a lane now; when to come again (wall time), None: when something changes."""
@@ -261,9 +261,9 @@ class LaneServer:
         )
         now_us = self._clock.now_us()
         if isinstance(answer, Unread):
-            return self._unread(answer, pace, runtime)
+            return runtime.waits_to_read(answer, self._unread(answer, pace, runtime))
         pace.breaker.succeeded()
-        runtime.failures, runtime.last_error = 0, None
+        runtime.has_read()
         self.confirmed[view.target] = (answer.units, now_us)
         state = self._ledger.target(view.target)
         decision = baseline_decision(view, state, need, answer.units)
@@ -285,10 +285,8 @@ class LaneServer:
 
     def _unread(self, answer: Unread, pace: Pace, runtime: LaneRuntime) -> int:
         now_us = self._clock.now_us()
-        runtime.failures += 1
-        runtime.last_error = answer.reason
-        pace.breaker.failed(now_us, answer.reason)
-        return now_us + (answer.after_us or backoff_us(runtime.failures, self._rng.randrange))
+        pace.unread(answer, now_us)
+        return runtime.unread(answer, now_us, self._rng.randrange)
 
     # An open intent.
 

@@ -6,11 +6,17 @@ lost, and then what may have left is taken for left. It must not know what a lan
 
 from __future__ import annotations
 
+from typing import Final
+
 import trio
 
 from engine.actors.push_connections import Pace
-from engine.core.pace import TokenBucket
-from engine.core.push_plan import Attempts
+from engine.core.billing import Unread
+from engine.core.pace import RandomBelow, TokenBucket, backoff_us
+from engine.core.push_plan import Attempts, Planned, refused_wait_us
+
+READ_REFUSED_US_MAX: Final = 1800 * 1_000_000
+"""Half of the shortest time between a period's end and its invoice: whoever mends it by then is billed."""
 
 
 class LaneRuntime:
@@ -28,6 +34,40 @@ class LaneRuntime:
         """The place it was given in a bucket, and from when it may be used."""
         self.failures = 0
         """Things that went wrong in a row outside of an intent: readings, records."""
+        self.read_again_us = 0
+        """The reading before its first push came to nothing: when it is tried again."""
+        self.read_refused: str | None = None
+        """Why Stripe refuses that reading, in words; None: it does not."""
+
+    def planned(self, found: Planned, now_us: int) -> Planned:
+        """A plan for one of its targets, but not before what it waits for is read again."""
+        if found.standing != "due" or found.at_us is None:
+            return found
+        at_us = max(found.at_us, self.read_again_us)
+        if self.read_refused is not None and now_us < self.read_again_us:
+            return found._replace(standing="refused", reason=self.read_refused, at_us=at_us)
+        return found._replace(at_us=at_us)
+
+    def waits_to_read(self, answer: Unread, again_us: int) -> int:
+        """The reading before its first push came to nothing, and is not tried before `again_us`, which is returned."""
+        self.read_again_us = again_us
+        self.read_refused = answer.reason if answer.is_refused else None
+        self.forced &= not answer.is_refused
+        return again_us
+
+    def has_read(self) -> None:
+        """The reading before its first push was answered."""
+        self.failures, self.last_error = 0, None
+        self.read_again_us, self.read_refused = 0, None
+
+    def unread(self, answer: Unread, now_us: int, random_below: RandomBelow) -> int:
+        """A reading came to nothing; when to come again."""
+        self.failures += 1
+        self.last_error = answer.reason
+        if answer.is_refused:
+            # Sooner than what is refused for sending: nothing was recorded that would have to be undone.
+            return now_us + min(refused_wait_us(self.failures), READ_REFUSED_US_MAX)
+        return now_us + (answer.after_us or backoff_us(self.failures, random_below))
 
     def slot_wait_us(self, now_us: int) -> int:
         """How long until its place in a bucket may be used; 0: it may, or it has none."""

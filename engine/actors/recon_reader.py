@@ -108,13 +108,10 @@ class ReconReader:
         return answer
 
     def _told(self, pace: Pace, answer: object) -> None:
-        now_us = self._clock.now_us()
-        if not isinstance(answer, Unread):
-            pace.breaker.succeeded()
-        elif answer.after_us is not None:
-            pace.breaker.pause(now_us, answer.after_us)
+        if isinstance(answer, Unread):
+            pace.unread(answer, self._clock.now_us())
         else:
-            pace.breaker.failed(now_us, answer.reason)
+            pace.breaker.succeeded()
 
     async def invoiced(self, book: Book, view: TargetView) -> Invoiced | Unread | None:
         """What the final invoice has for a book's period; None: there is none."""

@@ -57,6 +57,8 @@ class Delivered(NamedTuple):
     """Stripe took it."""
 
     request_id: str | None = None
+    is_replay: bool = False
+    """The answer is the one that an earlier request with the same idempotency key got."""
 
 
 class AlreadyDelivered(NamedTuple):
@@ -172,6 +174,8 @@ class Unread(NamedTuple):
     after_us: int | None = None
     is_missing: bool = False
     """Stripe says that this account has no such thing."""
+    is_refused: bool = False
+    """Stripe answers, and refuses what was asked for: that says nothing against the account's other questions."""
 
 
 class PricedItem(NamedTuple):

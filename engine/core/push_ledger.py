@@ -40,7 +40,7 @@ ROWS_FEW: Final = 1_024
 
 
 class Refusal(msgspec.Struct, frozen=True, array_like=True):
-    """The last answer that a target's intents were refused with, and how many times in a row."""
+    """The last answer that a target's intents were refused with, and how many times in a row; 0: it goes again at once."""
 
     reason: str
     code: str | None
@@ -86,6 +86,8 @@ class TargetState(msgspec.Struct):
     """Minutes up to it may have been used and are not remembered."""
     last_intent_at_us: int = 0
     refusal: Refusal | None = None
+    rejections: int = 0
+    """How many times it was delivered and rejected afterwards: a delivery alone does not end that."""
 
     @property
     def carried_out(self) -> int:
@@ -251,7 +253,7 @@ class PushLedger:
     def _fold_outcome(self, record: PushOutcome, received_at_us: int) -> None:
         lane, state = self._at(record.target)
         if record.result in ("rejected", "cancelled"):
-            self._undo(record)
+            self._undo(record, received_at_us)
             return
         intent = lane.open
         assert intent is not None, "an outcome is of an open intent"
@@ -286,7 +288,7 @@ class PushLedger:
         if len(self.delivered) > DELIVERED_MAX:
             del self.delivered[next(iter(self.delivered))]
 
-    def _undo(self, record: PushOutcome) -> None:
+    def _undo(self, record: PushOutcome, received_at_us: int) -> None:
         """What was acknowledged is not there: it was rejected later, or cancelled."""
         for identifier, known in self.delivered.items():
             if (known.target, known.number) == (record.target, record.number):
@@ -295,6 +297,13 @@ class PushLedger:
                 if not known.minute <= state.floor_minute:
                     state.add_minute(known.minute, -known.units)
                 del self.delivered[identifier]
+                if record.result == "rejected":
+                    # Reports come in bundles: what was rejected together is one refusal. The first is no rule yet.
+                    state.rejections += state.refusal is None
+                    before = 0 if state.refusal is None else state.refusal.count
+                    count = max(0, state.rejections - 1, before)
+                    reason = f"Stripe took it and rejected it later: {record.reason}"
+                    state.refusal = Refusal(reason, record.code, False, received_at_us, count)
                 return
 
     def _fold_decision(self, record: PushDecision, received_at_us: int) -> None:

@@ -37,6 +37,8 @@ READ_AFTER_US: Final = HOUR_US
 """From the last attempt to the first reading, and between two readings that find nothing."""
 PAST_US_MAX: Final = 34 * 24 * HOUR_US
 """Stripe takes timestamps of 35 days; a day's room."""
+LAST_CALL_US: Final = 300_000_000
+"""So long before an invoice is final goes what came in after its period's end, however long the interval."""
 REFUSED_RETRY_US: Final = 300_000_000
 REFUSED_RETRY_US_MAX: Final = 6 * HOUR_US
 VALUE_MAX: Final = 10**UNITS_DIGITS_MAX - 1
@@ -179,14 +181,17 @@ def plan(
     at_us = _ready_at_us(view, state, now_us, interval_us)
     if state is not None and state.refusal is not None:
         refusal = state.refusal
-        wait_us = min(REFUSED_RETRY_US << min(refusal.count - 1, 16), REFUSED_RETRY_US_MAX)
-        retry_us = refusal.at_us + wait_us
-        if refusal.at_us < target.end_us:
-            # The period's end is tried whatever was refused before it: afterwards it is final.
-            retry_us = min(retry_us, target.end_us)
+        retry_us = refusal.at_us + refused_wait_us(refusal.count)
+        # Whatever was refused before it: afterwards it is final.
+        retry_us = min(retry_us, _flush_us(view, state, refusal.at_us) or retry_us)
         if now_us < retry_us:
             return planned("refused", refusal.reason, retry_us)
     return planned("due", None, at_us)
+
+
+def refused_wait_us(count: int) -> int:
+    """How long what was refused so many times in a row is left alone; 0 times: it goes at once."""
+    return 0 if count == 0 else min(REFUSED_RETRY_US << min(count - 1, 16), REFUSED_RETRY_US_MAX)
 
 
 def _was_pushed(state: TargetState | None) -> bool:
@@ -211,7 +216,8 @@ def _against(
         return "its total is larger than Stripe can hold"
     if due < 0 and not view.may_decrease:
         return (
-            "it would decrease, and not everything that belongs to it could be resolved at Stripe"
+            "it would decrease, and usage of its customer goes nowhere that may belong to it: mend or remove what "
+            "`unroutable` names"
         )
     if target.end_us <= now_us - PAST_US_MAX:
         return "its period is further back than Stripe takes usage"
@@ -219,13 +225,21 @@ def _against(
 
 
 def _ready_at_us(view: TargetView, state: TargetState | None, now_us: int, interval_us: int) -> int:
-    """When its next intent may be made: paced, except the one that flushes the period's end."""
+    """When its next intent may be made: paced, except those that flush its period."""
     last_us = 0 if state is None else state.last_intent_at_us
-    end_us = view.target.end_us
     paced_us = last_us + interval_us
-    at_us = min(paced_us, max(end_us, last_us)) if last_us < end_us else paced_us
+    at_us = min(paced_us, _flush_us(view, state, last_us) or paced_us)
     first_minute_us = first_minute(view) * MINUTE_US
     return max(at_us, first_minute_us) if now_us < first_minute_us else at_us
+
+
+def _flush_us(view: TargetView, state: TargetState | None, last_us: int) -> int | None:
+    """The next instant after the last attempt that waits for no pace: the period's end, the last call; None: both are over."""
+    end_us = view.target.end_us
+    last_call_us = finalization_us(view.target, state, view.grace_us) - LAST_CALL_US
+    if last_us < end_us:
+        return end_us
+    return last_call_us if last_us < last_call_us else None
 
 
 def first_minute(view: TargetView) -> int:

@@ -53,7 +53,7 @@ from engine.drivers.invoices import read_invoiced
 from engine.drivers.opening import open_wire
 from engine.drivers.outcomes import Subject, outcome_of_failure, outcome_of_problem, read_problem
 from engine.drivers.prices import read_item, read_price
-from engine.drivers.questions import Unanswered, ask, ask_list, decode, is_id
+from engine.drivers.questions import Unanswered, ask, ask_list, decode, is_id, unread
 from engine.drivers.shapes import (
     Account,
     Adjustment,
@@ -264,7 +264,7 @@ class StripeBilling:
         found = decode(answer.body, shape, path)
         if isinstance(found, Unanswered) or not is_receipt(found):
             return Unknown("a successful answer that is no receipt for this request")
-        return Delivered(answer.request_id)
+        return Delivered(answer.request_id, answer.is_replay)
 
     async def resolve(self, destination: Destination) -> Resolved | Unresolved:
         """See the port."""
@@ -297,9 +297,7 @@ class StripeBilling:
             connect_account=connect_account,
         )
         if isinstance(summaries, Unanswered):
-            return Unread(
-                f"summary of {resolved.event_name}: {summaries.reason}", summaries.after_us
-            )
+            return unread(f"summary of {resolved.event_name}", summaries)
         texts = [
             bytes(summary.aggregated_value).decode("ascii", "replace") for summary in summaries
         ]
@@ -357,9 +355,7 @@ class StripeBilling:
             api_version=LEGACY_API_VERSION,
         )
         if isinstance(summaries, Unanswered):
-            return Unread(
-                f"summary of {resolved.object_id}: {summaries.reason}", summaries.after_us
-            )
+            return unread(f"summary of {resolved.object_id}", summaries)
         holding = [
             summary
             for summary in summaries

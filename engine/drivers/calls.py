@@ -58,6 +58,8 @@ class Text(NamedTuple):
 
     body: str
     request_id: str | None
+    is_replay: bool = False
+    """It was kept under the idempotency key."""
 
 
 class _Headers(dict[str, str]):
@@ -183,7 +185,8 @@ class StripeCalls:
         except stripe.StripeError:
             # All that is left of its errors: a body that can't be read. Its message quotes the body.
             raise AnswerLost("the answer is no JSON") from None
-        return Text(answer.body, answer.request_id)
+        is_replay = answer.headers.get("idempotent-replayed") == "true"
+        return Text(answer.body, answer.request_id, is_replay)
 
     def stripe_now_s(self) -> float | None:
         """Stripe's clock as of its last answer; None before the first."""

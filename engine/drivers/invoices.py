@@ -12,7 +12,7 @@ from typing import Final
 
 from engine.core.billing import Invoiced, Resolved, Unread
 from engine.drivers.calls import LEGACY_API_VERSION, LIBRARY_API_VERSION, StripeCalls
-from engine.drivers.questions import Unanswered, ask, ask_list, is_id
+from engine.drivers.questions import Unanswered, ask, ask_list, is_id, unread
 from engine.drivers.shapes import Invoice, InvoiceLine, Price
 
 _FINAL: Final = frozenset({"open", "paid", "uncollectible"})
@@ -39,21 +39,21 @@ async def read_invoiced(
         api_version=version,
     )
     if isinstance(invoices, Unanswered):
-        return Unread(f"invoices of {customer}: {invoices.reason}", invoices.after_us)
+        return unread(f"invoices of {customer}", invoices)
     meters: dict[str, str | None] = {}
     for invoice in invoices:
         if invoice.status not in _FINAL or invoice.period_end < end_s:
             continue
         lines = await _lines(calls, invoice, connect_account, version)
         if isinstance(lines, Unanswered):
-            return Unread(f"lines of {invoice.id}: {lines.reason}", lines.after_us)
+            return unread(f"lines of {invoice.id}", lines)
         found: list[InvoiceLine] = []
         for line in lines:
             if line.period.end != end_s:
                 continue
             is_ours = await _is_of(calls, line, resolved, connect_account, version, meters)
             if isinstance(is_ours, Unanswered):
-                return Unread(f"price of {line.id}: {is_ours.reason}", is_ours.after_us)
+                return unread(f"price of {line.id}", is_ours)
             if is_ours:
                 found.append(line)
         if found:

@@ -211,6 +211,11 @@ def _refusal(problem: Problem, subject: Subject) -> Refused:
     return _refused(problem, "request", "")
 
 
+def is_of_key(problem: Problem) -> bool:
+    """Whether a 4xx that is no limit and no lock is about the key or the address, and not about what was asked for."""
+    return _refusal(problem, Subject()).scope == "account"
+
+
 def _named(subject: Subject) -> str:
     """The target in words."""
     named = [

@@ -13,8 +13,9 @@ from typing import Any, Final, NamedTuple, TypeVar
 import msgspec
 
 from engine import limits
+from engine.core.billing import Unread
 from engine.drivers.calls import LIBRARY_API_VERSION, NotTaken, StripeCalls
-from engine.drivers.outcomes import Problem, read_problem
+from engine.drivers.outcomes import Problem, is_of_key, read_problem
 from engine.drivers.shapes import Page
 from engine.drivers.wire import WireFailure
 
@@ -35,6 +36,8 @@ class Unanswered(NamedTuple):
     is_missing: bool = False
     """Stripe says that there is no such object."""
     after_us: int | None = None
+    is_refused: bool = False
+    """Stripe answers, and refuses this question; not the key, nor all that is asked with it."""
 
 
 def is_id(text: str) -> bool:
@@ -101,8 +104,16 @@ async def ask_list(
             return Unanswered(f"{path}: a page that is empty and not the last", is_temporary=True)
         more["starting_after"] = page.data[-1].id  # type: ignore[attr-defined]  # all shapes of lists
     return Unanswered(
-        f"{path}: more than {limits.STRIPE_PAGES_MAX * PAGE_OBJECTS} objects", is_temporary=False
+        f"{path}: more than {limits.STRIPE_PAGES_MAX * PAGE_OBJECTS} objects",
+        is_temporary=False,
+        is_refused=True,
     )
+
+
+def unread(what: str, found: Unanswered) -> Unread:
+    """A question without an answer, as what could not be read."""
+    reason = f"{what}: {found.reason}"
+    return Unread(reason, found.after_us, found.is_missing, found.is_refused)
 
 
 def unanswered(problem: Problem) -> Unanswered:
@@ -122,4 +133,5 @@ def unanswered(problem: Problem) -> Unanswered:
         is_temporary=is_temporary and not is_missing,
         is_missing=is_missing,
         after_us=problem.retry_after_us,
+        is_refused=(is_missing or not is_temporary) and not is_of_key(problem),
     )

@@ -54,6 +54,7 @@ KeyMode = Literal["live", "test"]
 CLOCK_POLL_SECONDS: Final = 1
 CLOCK_WAIT_SECONDS: Final = 300
 """Stripe advances a clock in seconds; a year of invoices takes minutes."""
+STORED_MAX: Final = 10_000
 _CLOCKS: Final = "/v1/test_helpers/test_clocks"
 
 
@@ -132,6 +133,9 @@ class StripeBillingDriver:
             mode: ResolutionCache(billing, now_us) for mode, billing in self._billings.items()
         }
 
+        self._stored: dict[tuple[KeyMode, str | None, str], int] = {}
+        """(mode, connected account, idempotency key) to the 5xx answers that Stripe keeps under it, the newest last."""
+
     def __repr__(self) -> str:
         return f"StripeBillingDriver({', '.join(self._billings)})"
 
@@ -186,10 +190,11 @@ class StripeBillingDriver:
         )
         destination, resolved = await self._resolve(cache, destination)
         request = _request(destination, resolved, units, start_s, idempotency_key)
-        [outcome] = await billing.send([request], [0])
+        known_as = (mode, stripe_account, idempotency_key)
+        [outcome] = await billing.send([request], [self._stored.get(known_as, 0)])
         match outcome:
-            case Delivered(request_id):
-                return Recorded(request.driver, idempotency_key, units, False, request_id)
+            case Delivered(request_id, is_replay):
+                return Recorded(request.driver, idempotency_key, units, is_replay, request_id)
             case AlreadyDelivered(_, request_id):
                 return Recorded(request.driver, idempotency_key, units, True, request_id)
             case RetryLater(reason, after_us, _):
@@ -198,8 +203,16 @@ class StripeBillingDriver:
                 if scope == "target":
                     cache.forget(destination)
                 raise UsageRefused(reason)
-            case Unknown(reason, _):
+            case Unknown(reason, is_stored):
+                if is_stored:
+                    self._count_stored(known_as)
                 raise UsageUnknown(f"{reason}: call again with the same idempotency key")
+
+    def _count_stored(self, known_as: tuple[KeyMode, str | None, str]) -> None:
+        """Stripe replays a 5xx for a day: the next attempt needs another key, and the event's identifier guards the usage."""
+        self._stored[known_as] = self._stored.pop(known_as, 0) + 1
+        if len(self._stored) > STORED_MAX:
+            del self._stored[next(iter(self._stored))]
 
     async def get_usage_summary(
         self,

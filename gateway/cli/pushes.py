@@ -121,7 +121,7 @@ def show(found: PushList) -> None:
     """The list as tables on stdout."""
     to = console()
     for connection in found.connections:
-        what = "the built-in simulator" if connection.is_simulator else f"{connection.mode}"
+        what = "a Stripe simulator" if connection.is_simulator else f"{connection.mode}"
         line = f"{connection.role}: {connection.account or 'account unknown'}, {what}"
         to.print(Text(f"{line}{f'; {connection.error}' if connection.error else ''}"))
     if not found.connections:

@@ -192,7 +192,7 @@ def _of_directory(found: StripeCheck, settings: Settings) -> None:
 def _show(found: StripeCheck) -> None:
     to = console()
     if found.simulator:
-        to.print(Text("the built-in Stripe simulator is used: nothing leaves this machine"))
+        to.print(Text("a Stripe simulator is used, not Stripe: no money moves"))
     for one in found.connections:
         state = f"account {one.account}, {one.mode}" if one.account else "does not work"
         to.print(Text(f"key of {one.role}: {state}"))

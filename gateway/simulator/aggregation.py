@@ -43,6 +43,7 @@ _MESSAGES: Final = {
     "timestamp_too_far_in_past": "The timestamp is more than 35 days in the past.",
 }
 """The codes of an error report, and what they mean."""
+REJECTION_CODES: Final = tuple(_MESSAGES)
 
 
 def lane_of(customer: str, meter: str) -> str:

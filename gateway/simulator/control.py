@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 
 from gateway.simulator import faults
-from gateway.simulator.aggregation import make_customer, make_meter, total
+from gateway.simulator.aggregation import REJECTION_CODES, make_customer, make_meter, total
 from gateway.simulator.desk import Desk, instant
 from gateway.simulator.ledger import MICROS, Fault, Ledger, Settings, World
 from gateway.simulator.wire import Json, Refusal, Request
@@ -54,6 +54,8 @@ def control(
 def _add_fault(world: World, settings: Settings, request: Request, now_us: int) -> Json | Refusal:
     del settings
     fault = msgspec.json.decode(request.body, type=Fault, strict=True)
+    if fault.code not in REJECTION_CODES:
+        return Refusal(400, f"code must be one of {', '.join(REJECTION_CODES)}")
     added = faults.add(world, fault, now_us)
     if isinstance(added, str):
         return Refusal(400, added)

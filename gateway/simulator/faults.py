@@ -27,6 +27,7 @@ KINDS: Final = {
     "reject": "accepted, then rejected with `code` in an error report",
 }
 FAULTS_MAX: Final = 100
+SECONDS_MAX: Final = 400 * 86_400
 
 
 class Verdict(NamedTuple):
@@ -135,6 +136,13 @@ def add(world: World, fault: Fault, now_us: int) -> Fault | str:
         return "probability must be above 0 and at most 1"
     if fault.count is not None and fault.count < 1:
         return "count must be at least 1"
+    for name, seconds in (
+        ("seconds", fault.seconds),
+        ("for_seconds", fault.for_seconds),
+        ("retry_after", fault.retry_after),
+    ):
+        if seconds is not None and not 0 <= seconds <= SECONDS_MAX:
+            return f"{name} must be 0 to {SECONDS_MAX}"
     if len(world.faults) >= FAULTS_MAX:
         return f"at most {FAULTS_MAX} faults are in force at once: DELETE /_sim/faults"
     fault.id = f"fault_{world.sequence}"

@@ -145,7 +145,7 @@ class Ledger(msgspec.Struct):
     errors: int = 0
 
 
-class Fault(msgspec.Struct, kw_only=True):
+class Fault(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Something that goes wrong on purpose."""
 
     id: str = ""

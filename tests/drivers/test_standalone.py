@@ -144,6 +144,44 @@ async def test_an_event_that_was_there_before_is_said_to_have_been() -> None:
         assert (await record(driver)).was_there_before
 
 
+async def test_the_same_call_after_a_5xx_gets_through_though_stripe_keeps_that_answer() -> None:
+    kept: dict[str, Reply] = {}
+
+    def answer(call: Call) -> Reply:
+        """The first attempt meets a 500, which is replayed under its key; the others are taken."""
+        reply = error_reply(500, "boom") if not kept else meter_event_reply(call)
+        return kept.setdefault(call.headers["idempotency-key"], reply)
+
+    async with (
+        fake_stripe(answering(answer)) as fake,
+        StripeBillingDriver(test_key=KEY, api_base=fake.url) as driver,
+    ):
+        with pytest.raises(UsageUnknown, match="call again with the same idempotency key"):
+            await record(driver)
+        assert (await record(driver)).identifier == "k-1"
+        assert [call.form["identifier"] for call in fake.calls[-2:]] == ["k-1", "k-1"]
+        await record(driver)
+        assert list(kept) == ["k-1:0", "k-1:1"]
+
+
+async def test_a_repeated_call_whose_answer_stripe_kept_is_said_to_have_been_there() -> None:
+    def answer(call: Call) -> Reply:
+        reply = meter_event_reply(call)
+        posts = [one for one in fake.calls if "idempotency-key" in one.headers]
+        return (
+            reply
+            if len(posts) == 1
+            else reply._replace(headers={**reply.headers, "Idempotent-Replayed": "true"})
+        )
+
+    async with (
+        fake_stripe(answering(answer)) as fake,
+        StripeBillingDriver(test_key=KEY, api_base=fake.url) as driver,
+    ):
+        assert not (await record(driver)).was_there_before
+        assert (await record(driver)).was_there_before
+
+
 @pytest.mark.parametrize(
     ("reply", "raised"),
     [

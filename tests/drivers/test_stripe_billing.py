@@ -281,6 +281,35 @@ async def test_a_total_that_is_no_number_is_not_read(value: str) -> None:
         assert isinstance(await billing.read(MTR, "cus_1", 60, 120, None), Unread)
 
 
+@pytest.mark.parametrize(
+    ("reply", "is_refused"),
+    [
+        (error_reply(400, "No such customer: 'cus_1'", code="resource_missing"), True),
+        (error_reply(400, "The customer was deleted."), True),
+        (error_reply(404, "No such meter", code="resource_missing"), True),
+        (error_reply(404, "Unrecognized request URL (GET: /x)."), False),
+        (error_reply(401, "Invalid API Key provided"), False),
+        (error_reply(403, "may not do this"), False),
+        (error_reply(429, "slow"), False),
+        (error_reply(500, "boom"), False),
+    ],
+    ids=range(8),
+)
+async def test_a_reading_is_refused_where_stripe_refuses_what_was_asked_for_and_not_the_key(
+    reply: Reply, is_refused: bool
+) -> None:
+    async with (
+        fake_stripe(lambda _: reply) as fake,
+        StripeBilling(KEY, api_base=fake.url) as billing,
+    ):
+        found = await billing.read(MTR, "cus_1", 60, 120, None)
+        assert isinstance(found, Unread)
+        assert found.is_refused is is_refused
+        invoiced = await billing.invoiced(MTR, "cus_1", 120, None)
+        assert isinstance(invoiced, Unread)
+        assert invoiced.is_refused is is_refused
+
+
 async def test_a_list_that_never_ends_is_not_read() -> None:
     def answer(_: Call) -> Reply:
         return json_reply({"data": [{"id": "mtrusg_1", "aggregated_value": 1}], "has_more": True})

@@ -66,7 +66,7 @@ def test_the_commands_show_flush_and_exit_by_what_waits_for_a_person(
         assert output(capsys) == "1 of 1 targets are at Stripe in full\n"
         assert main(["pushes", "--url", url]) == 0
         text = output(capsys)
-        assert "the built-in simulator" in text
+        assert "a Stripe simulator" in text
         assert "cus_anna (anna)" in text
         assert " 5 " in text
         assert (
@@ -75,7 +75,7 @@ def test_the_commands_show_flush_and_exit_by_what_waits_for_a_person(
         (one,) = json.loads(output(capsys))["pushes"]
         assert (one["pushed"], one["standing"]) == (5, "current")
         assert main(["stripe", "check", "--url", url]) == 0
-        assert "nothing leaves this machine" in output(capsys)
+        assert "a Stripe simulator is used, not Stripe" in output(capsys)
         event = {"tenantId": "acme", "metric": "calls", "customerRef": "bert", "quantity": 5}
         put(url, "POST", "/v1/events/ingest", {"events": [event | {"idempotencyKey": "2"}]})
         assert main(["pushes", "flush", "--url", url, "--timeout", "0"]) == 1

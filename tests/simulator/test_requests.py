@@ -174,6 +174,14 @@ def test_a_fault_that_makes_no_sense_is_refused_in_words() -> None:
         ({"kind": "surprise"}, "kind"),
         ({"kind": "drop", "probability": 2}, "probability"),
         ({"kind": "drop", "count": 0}, "count"),
+        ({"kind": "drop", "counts": 3}, "counts"),
+        ({"kind": "slow", "seconds": -1}, "seconds"),
+        ({"kind": "slow", "seconds": 1e300}, "seconds"),
+        ({"kind": "lag", "seconds": -1}, "seconds"),
+        ({"kind": "outage", "for_seconds": -1}, "for_seconds"),
+        ({"kind": "outage", "for_seconds": 1e300}, "for_seconds"),
+        ({"kind": "rate_limited", "retry_after": -1}, "retry_after"),
+        ({"kind": "reject", "code": "because"}, "code must be one of archived_meter"),
         ({"kind": 3}, "body"),
     ):
         response = sim.post("/_sim/faults", fields)

@@ -14,7 +14,7 @@ from engine.core.push_ledger import (
     PushLedger,
     Refusal,
 )
-from engine.core.push_plan import finalization_us
+from engine.core.push_plan import REFUSED_RETRY_US, finalization_us
 from engine.core.push_records import Lane, PushDecision, Target, series_digest, target_id
 from engine.core.times import HOUR_US, MINUTE_US
 from tests.helpers.pushing import (
@@ -81,6 +81,31 @@ def test_what_is_rejected_later_is_due_again_once(result: Any) -> None:
     assert book.state().acknowledged_in(minute_of(NOON)) == 0
     assert book.state().is_used(minute_of(NOON)), "perhaps it is only not there yet"
     assert book.planned(view(8)).due == 5
+
+
+def test_what_stripe_rejects_again_and_again_says_why_and_is_tried_ever_less_often() -> None:
+    book = Book(baseline())
+    waits = []
+    for _ in range(4):
+        first, second = book.push(view(5)), book.push(view(8))
+        for rejected in (first, second):  # one bundle of reports is one refusal
+            book.fold(ended(rejected, "rejected", proof="report", reason="no such customer"))
+        refusal = book.state().refusal
+        assert refusal is not None
+        assert refusal.reason == "Stripe took it and rejected it later: no such customer"
+        planned = book.planned(view(8))
+        if planned.standing == "refused":
+            assert planned.reason == refusal.reason
+            assert planned.at_us is not None
+            waits.append(planned.at_us - refusal.at_us)
+        else:
+            assert (planned.standing, waits) == ("due", []), "once is no rule yet"
+        book.push(view(8))
+        assert book.planned(view(8)).standing == "current"
+        book.fold(ended(book.push(view(9)), "cancelled", proof="report"))
+        assert book.planned(view(9)).standing == "due", "a repair is no refusal"
+        book.fold(baseline())
+    assert waits == [REFUSED_RETRY_US << doubled for doubled in range(3)]
 
 
 def test_a_rejection_while_another_intent_is_under_way_stays_rejected() -> None:

@@ -7,6 +7,7 @@ import pytest
 from engine.core.billing import same_units
 from engine.core.configured_checks import check_mapping
 from engine.core.push_plan import (
+    LAST_CALL_US,
     PAST_US_MAX,
     REFUSED_RETRY_US,
     REFUSED_RETRY_US_MAX,
@@ -16,6 +17,7 @@ from engine.core.push_plan import (
     choose_minute,
     finalization_us,
     first_minute,
+    plan,
     remainder_text,
 )
 from engine.core.push_records import Lane, PushDecision, identifier_of
@@ -146,6 +148,30 @@ def test_deltas_are_paced_and_the_periods_last_one_goes_right_after_its_end() ->
     assert early.planned(view(2), now_us=NOON + 1).at_us == NOON + INTERVAL_US
     book.push(view(2), now_us=AUGUST + 1)
     assert book.planned(view(3), now_us=AUGUST + 2).at_us == AUGUST + 1 + INTERVAL_US
+
+
+@pytest.mark.parametrize("interval_hours", [1, 24])
+def test_what_comes_in_after_the_periods_end_goes_before_the_invoice_is_final(
+    interval_hours: int,
+) -> None:
+    book = Book(baseline())
+    interval_us = interval_hours * HOUR_US
+    last_call_us = AUGUST + HOUR_US - LAST_CALL_US
+
+    def at_us(units: int, now_us: int) -> int | None:
+        lane, state = book.ledger.lane(TARGET.lane), book.ledger.target(TARGET)
+        return plan(view(units), lane, state, now_us=now_us, interval_us=interval_us).at_us
+
+    book.push(view(5), AUGUST - 60_000_000)
+    assert at_us(6, AUGUST - 30_000_000) == AUGUST
+    book.push(view(6), AUGUST)
+    assert at_us(7, AUGUST + 1) == last_call_us
+    for _ in range(8):  # and whatever was refused before it
+        book.push(view(7), AUGUST + 1, result="refused")
+    assert book.planned(view(7), AUGUST + 2).at_us == last_call_us
+    assert book.planned(view(7), last_call_us).standing == "due"
+    book.push(view(7), last_call_us)
+    assert at_us(8, last_call_us + 1) == last_call_us + interval_us
 
 
 def test_what_was_refused_backs_off_up_to_hours_and_is_tried_at_the_periods_end() -> None:
