@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
@@ -14,6 +15,7 @@ from engine.actors.administration import Administration, By
 from engine.actors.corrections import Corrections, Filter
 from engine.actors.push_desk import Asker
 from engine.core.times import parse_instant
+from engine.errors import Conflict
 from tests.helpers.push_place import PushPlace
 from tests.helpers.recount import month_of
 from tests.sim.push_books import Delta
@@ -158,3 +160,86 @@ async def test_a_period_waits_for_its_own_decision_after_one_that_nobody_made(
         reports = await meter.started.pusher.targets("acme")
         assert [one.standing for one in reports] == ["awaiting_baseline", "finalized"]
         assert clock.current_time() > 100, "the time is virtual"
+
+
+# Who asks may go away while the record of a decision is on its way: the disk takes its time.
+
+
+@contextmanager
+def slow_disk(patch: pytest.MonkeyPatch, seconds: float) -> Iterator[None]:
+    """Until the block ends commits take so long."""
+
+    async def slowly(function: Callable[[], Any]) -> Any:
+        await trio.sleep(seconds)
+        return function()
+
+    with patch.context() as of_block:
+        of_block.setattr("tests.helpers.push_place.run_inline", slowly)
+        yield
+
+
+async def test_a_carry_that_is_asked_for_again_after_a_disconnect_is_carried_once(
+    clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with slow_disk(monkeypatch, 0.5):
+        place = PushPlace()
+        async with place.running() as meter:
+            await place.map(meter)
+            await place.use(meter, 5, ts="2026-09-20T10:00:00Z")
+            await place.use(meter, 0)
+            by = By("person", None)
+            await Corrections(meter).decide_many(Filter("acme"), "approve", by, dry_run=False)
+            await trio.sleep(60)
+            desk = meter.started.pusher
+            (report,) = [one for one in await desk.targets("acme") if one.due]
+            assert report.standing == "finalized"
+            person = Asker("person", None)
+            with trio.move_on_after(0.1):
+                await desk.carry_forward("acme", report.id, "current", person)
+            with pytest.raises(Conflict):
+                await desk.carry_forward("acme", report.id, "current", person)
+            await trio.sleep(600)
+            assert place.total() == 5
+            assert clock.current_time() > 100, "the time is virtual"
+
+
+async def test_a_report_that_comes_again_after_a_disconnect_does_not_end_the_meter_for_ever(
+    clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with slow_disk(monkeypatch, 0.5):
+        place = PushPlace()
+        async with place.running() as meter:
+            await place.map(meter)
+            place.stripe.add_fault("reject", EVENTS, count=1)
+            place.stripe.add_fault("swallow", EVENTS, count=1)
+            await place.use(meter, 3)
+            await trio.sleep(10)
+            desk = meter.started.pusher
+            (report,) = await desk.targets("acme")
+            assert report.open is not None
+            identifier = report.open.request.identifier
+            lock = meter.started.push.server.runtime(report.target.lane).lock
+            while lock.value == 0:
+                await trio.sleep(0.01)
+            with trio.move_on_after(0.1):
+                await desk.report_rejected(identifier, "no", "stripe")
+            assert not await desk.report_rejected(identifier, "no", "stripe")
+            await trio.sleep(3_600)
+            assert place.total() == 3
+            assert clock.current_time() > 100, "the time is virtual"
+
+
+async def test_a_correction_that_is_asked_for_again_after_a_disconnect_is_made_once(
+    clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with slow_disk(monkeypatch, 0.5):
+        place = PushPlace()
+        async with place.running() as meter:
+            await place.map(meter)
+            start_us = month_of(place.clock.now_us())[0]
+            asked = Delta("calls", "cus_anna", start_us, 9_000_000, "r", keep=True)
+            with trio.move_on_after(0.1):
+                await ask_for(meter, asked)
+            await ask_for(meter, asked)
+            assert len(await Corrections(meter).matching(Filter("acme"))) == 1
+            assert clock.current_time() > 0.4, "the time is virtual"
