@@ -43,6 +43,8 @@ from engine.errors import Conflict, NotFound
 from engine.ports import Clock
 
 FLUSH_SLICE_SECONDS: Final = 0.5
+FLUSH_PAUSE_SECONDS: Final = 0.02
+"""Between two looks of a flush at all its targets: ingest comes in between."""
 
 
 class Unproven(Conflict):
@@ -173,20 +175,24 @@ class PushDesk:
         """Push what is due now, whatever the pace; the reports when Stripe has it all, or at the time-out."""
         pusher = self._pusher
         until_us = self._clock.monotonic_us() + timeout_us
-        forced: set[str] = set()
+        hurried_at: dict[Target, float] = {}
         while True:
             reports = await self.targets(tenant, customer_ref)
-            behind = [report for report in reports if is_behind(report)]
+            behind = [report.target for report in reports if is_behind(report)]
             is_all_there = not behind and not self._is_waiting(tenant, customer_ref)
             if is_all_there or self._clock.monotonic_us() >= until_us:
                 return reports
-            for report in behind:
-                if report.id not in forced:
-                    forced.add(report.id)
-                    pusher.server.runtime(report.target.lane).forced = True
-                pusher.schedule(report.target.lane, self._clock.now_us())
+            now = trio.current_time()
+            for target in behind:
+                if target not in hurried_at:
+                    pusher.server.runtime(target.lane).forced.add(target)
+                # Not whenever something has moved: a lane that has to wait moves by being looked at.
+                if now >= hurried_at.get(target, now):
+                    hurried_at[target] = now + FLUSH_SLICE_SECONDS
+                    pusher.schedule(target.lane, self._clock.now_us())
             with trio.move_on_after(FLUSH_SLICE_SECONDS):
                 await pusher.conductor.moved.wait()
+            await trio.sleep(FLUSH_PAUSE_SECONDS)
 
     def _is_waiting(self, tenant: str | None, customer_ref: str | None) -> bool:
         """Whether usage has no target only because Stripe has not said yet where it goes."""

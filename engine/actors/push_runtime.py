@@ -11,6 +11,7 @@ import trio
 from engine.actors.push_connections import Pace
 from engine.core.pace import TokenBucket
 from engine.core.push_plan import Attempts
+from engine.core.push_records import Target
 
 
 class LaneRuntime:
@@ -21,8 +22,8 @@ class LaneRuntime:
         """Held while the lane is served or decided about; not a Lock: a course belongs to no task."""
         self.attempts: Attempts | None = None
         """Of the open intent; None: the next one is new, or nothing is known of it."""
-        self.forced = False
-        """The next plan passes over the pace and an earlier refusal."""
+        self.forced: set[Target] = set()
+        """Targets whose next plan passes over the pace and an earlier refusal."""
         self.last_error: str | None = None
         self.slot: tuple[TokenBucket, int] | None = None
         """The place it was given in a bucket, and from when it may be used."""

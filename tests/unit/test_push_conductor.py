@@ -333,3 +333,29 @@ async def test_who_waits_for_a_record_hears_that_nobody_records_any_more(
             nursery.cancel_scope.cancel()
     assert heard == ["unavailable"] * 2
     assert disk.appends == []
+
+
+async def test_a_lane_that_is_due_now_is_served_now_also_when_the_timetable_is_made_anew(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    def at_once(stage: Stage, one: Lane) -> Course[int | None]:
+        stage.step(one, "begins")
+        return None
+        yield  # a course
+
+    stage = Stage(at_once)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stage.recorder.run)
+        nursery.start_soon(stage.conductor.run)
+        await trio.testing.wait_all_tasks_blocked()
+        at_us = stage.clock.now_us() + 3_600_000_000
+        entries = push_conductor.STALE_MAX + 2
+        for number in range(entries):
+            stage.conductor.schedule(lane(1), at_us - number)
+        await trio.testing.wait_all_tasks_blocked()
+        before = autojump_clock.current_time()
+        stage.conductor.schedule(lane(1), stage.clock.now_us())
+        while not stage.steps:
+            await trio.sleep(0.01)
+        assert autojump_clock.current_time() - before < 1
+        nursery.cancel_scope.cancel()
