@@ -76,7 +76,8 @@ BEACON = "cus_beacon"
 
 def is_remote(seed: int) -> bool:
     """Whether a process of its own speaks with Stripe in a world."""
-    return random.Random(f"remote {seed}").random() < REMOTE_SHARE
+    rng = random.Random(f"remote {seed}")
+    return rng.random() < REMOTE_SHARE
 
 
 class PushWorld(PushPlace):
