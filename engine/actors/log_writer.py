@@ -312,19 +312,19 @@ class LogWriter:
         """Several at once, all or none of them, in this order; nothing of another's lies between them.
 
         `in_company`: they may wait some milliseconds for others' commit, so that they cost none of their own.
+        Who waits can't be cancelled: the records can't be called back, and what allowed them must hold until they are folded.
         """
         assert records, "there is nothing to wait for"
         group = self._admit(0, 0)
         group.controls.extend(records)
-        try:
+        with trio.CancelScope(shield=True):
             if in_company:
                 with trio.move_on_after(COMPANY_SECONDS_MAX):
                     await group.done.wait()
-        finally:
             if group is self._filling and not group.is_urgent:
                 group.is_urgent = True
                 self._wake()
-        await group.done.wait()
+            await group.done.wait()
         if group.error is not None:
             raise group.error
         return group
@@ -360,8 +360,19 @@ class LogWriter:
                 nursery.start_soon(self._follow_appends)
                 await self._start_due()
                 nursery.cancel_scope.cancel()
+        except BaseException:
+            self._give_up()
+            raise
         finally:
             self._appender.close()
+
+    def _give_up(self) -> None:
+        """Nobody commits any more: who waits hears it, also those that can't be cancelled."""
+        self._closing = True
+        committing = () if self._committing is None else (self._committing,)
+        for group in (*self._unfolded, *committing, self._filling):
+            if not group.done.is_set():
+                group.fail(Unavailable("the server ended before it was done; retry"))
 
     async def _start_due(self) -> None:
         """Start the commits that nobody started at once; until closed and drained."""

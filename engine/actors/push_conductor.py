@@ -104,7 +104,7 @@ class Conductor:
         heapq.heappush(self._heap, (at_us, self._entries, lane))
         if len(self._heap) > 2 * len(self._due_at) + STALE_MAX:
             self._forget_stale()
-        if self._heap[0][2] is lane:
+        if self._heap[0][0] == at_us:
             self._wake.set()
 
     def _forget_stale(self) -> None:

@@ -174,7 +174,7 @@ class PushDesk:
         """Push what is due now, whatever the pace; the reports when Stripe has it all, or at the time-out."""
         pusher = self._pusher
         again_us = began_us = self._clock.monotonic_us()
-        forced: set[str] = set()
+        forced: set[Target] = set()
         while True:
             moved, looked_us = pusher.conductor.moved, self._clock.monotonic_us()
             reports = await self.targets(tenant, customer_ref)
@@ -187,10 +187,11 @@ class PushDesk:
             is_time = now_us >= again_us
             again_us = now_us + FLUSH_SLICE_US if is_time else again_us
             for report in behind:
-                if report.id not in forced or (is_time and report.standing != "refused"):
-                    forced.add(report.id)
-                    pusher.server.runtime(report.target.lane).forced = True
-                    pusher.schedule(report.target.lane, self._clock.now_us())
+                target = report.target
+                if target not in forced or (is_time and report.standing != "refused"):
+                    forced.add(target)
+                    pusher.server.runtime(target.lane).forced.add(target)
+                    pusher.schedule(target.lane, self._clock.now_us())
             # A look costs as much as there are targets, and ingest waits for it: a fifth of the time is enough.
             await trio.sleep((FLUSH_PAUSE_US + 4 * (now_us - looked_us)) / 1e6)
             with trio.move_on_after(FLUSH_SLICE_US / 1e6):

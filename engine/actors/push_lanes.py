@@ -169,7 +169,7 @@ class LaneServer:
     def _begin(self, lane: Lane, runtime: LaneRuntime) -> Course[int | None]:
         views = self._behind(lane)
         if not views:
-            runtime.forced = False
+            runtime.forced.clear()
             return None
         now_us = self._clock.now_us()
         if self._held() is not None:
@@ -181,8 +181,8 @@ class LaneServer:
         wake_us: int | None = None
         due: TargetView | None = None
         for view in views:
-            planned = self.planned(view, forced=runtime.forced)
-            if planned.standing == "refused" and runtime.forced:
+            planned = self.planned(view, forced=view.target in runtime.forced)
+            if planned.standing == "refused" and view.target in runtime.forced:
                 planned = planned._replace(standing="due", at_us=now_us)
             if planned.standing == "awaiting_baseline":
                 # A later period must not become the first while a person may still choose this one.
@@ -199,7 +199,7 @@ class LaneServer:
                 break
             wake_us = planned.at_us if wake_us is None else min(wake_us, planned.at_us)
         if due is None:
-            runtime.forced = False
+            runtime.forced.clear()
             return wake_us
         connection = self._connection(due.role)
         if connection is None or connection.proven is None:
@@ -217,7 +217,7 @@ class LaneServer:
         if intent is None:
             return now_us + MINUTE_US - now_us % MINUTE_US
         yield from recorded((intent,), self._is_current)
-        runtime.forced = False
+        runtime.forced.discard(due.target)
         attempts = runtime.attempts = Attempts()
         # The disk may have taken its time: by now the invoice may be final.
         finalized_us, now_us = self._finalized_us(intent), self._clock.now_us()
@@ -323,7 +323,8 @@ class LaneServer:
         return finalization_us(target, self._ledger.target(target), self._grace_us(target))
 
     def _close(self, intent: PushIntent, close: Close, runtime: LaneRuntime) -> Course[int]:
-        yield from recorded((outcome(intent, close),))
+        # Surely: an identifier that was there before it was sent would look like its own when it is sent again.
+        yield from self._record_surely((outcome(intent, close),))
         self.results[intent.role, close.result] += 1
         runtime.attempts = None
         if close.result != "delivered":

@@ -2,8 +2,8 @@
 
 Rules it keeps: a record is durable and folded before its lane goes on; records are appended in the order they were
 given; what the log can't take now is told to whoever waits, and nothing is kept for later; what was planned before a
-mapping or customer changed is not recorded after it: both hold the lock of all changes. It must not know what the
-records mean.
+mapping or customer changed is not recorded after it: both hold the lock of all changes; who handed something in waits
+for what becomes of it, since it can't be called back. It must not know what the records mean.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 import trio
 
 from engine.core.records import ControlRecord
-from engine.errors import EngineError
+from engine.errors import EngineError, Unavailable
 
 RECORDS_PER_APPEND_MAX: Final = 32
 """They are folded in one turn of the loop: half a millisecond. A commit takes as long, so no push waits for it."""
@@ -49,13 +49,15 @@ class PushRecorder:
         self._change_lock = change_lock
         self._queue: deque[_Waiting] = deque()
         self._wake = trio.Event()
+        self._is_running = False
 
     async def record(
         self, records: Sequence[ControlRecord], holds: Callable[[], bool] | None = None
     ) -> None:
         """Return when the records are durable and folded. Raises EngineError when they are not.
 
-        `holds` is asked under the lock, just before: False raises Outdated and records nothing.
+        `holds` is asked under the lock, just before: False raises Outdated and records nothing. It can't be cancelled
+        while records are taken: what they were checked against must not be decided about again before they are folded.
         """
         is_done = trio.Event()
         errors: list[EngineError] = []
@@ -66,7 +68,8 @@ class PushRecorder:
             is_done.set()
 
         self.hand_in(records, holds, done)
-        await is_done.wait()
+        with trio.CancelScope(shield=self._is_running):
+            await is_done.wait()
         if errors:
             raise errors[0]
 
@@ -81,26 +84,36 @@ class PushRecorder:
         self._wake.set()
 
     async def run(self) -> None:
-        """Append what waits, until cancelled."""
-        while True:
-            while not self._queue:
-                self._wake = trio.Event()
-                await self._wake.wait()
+        """Append what waits, until cancelled: then who waits is told."""
+        self._is_running = True
+        try:
+            while True:
+                await self._append_next()
+                if len(self._queue) < RECORDS_PER_APPEND_MAX:
+                    await trio.sleep(GATHER_SECONDS)
+        finally:
+            self._is_running = False
+            while self._queue:
+                self._queue.popleft().done(_ended())
+
+    async def _append_next(self) -> None:
+        """What waits, or comes first, in one append."""
+        while not self._queue:
+            self._wake = trio.Event()
+            await self._wake.wait()
+        try:
+            self._change_lock.acquire_nowait()  # nearly always; waiting would cost a turn
+        except trio.WouldBlock:
+            await self._change_lock.acquire()
+        try:
             taken: list[_Waiting] = []
             count = 0
             while self._queue and count < RECORDS_PER_APPEND_MAX:
                 taken.append(self._queue.popleft())
                 count += len(taken[-1].records)
-            try:
-                self._change_lock.acquire_nowait()  # nearly always; waiting would cost a turn
-            except trio.WouldBlock:
-                await self._change_lock.acquire()
-            try:
-                await self._append_all(taken)
-            finally:
-                self._change_lock.release()
-            if len(self._queue) < RECORDS_PER_APPEND_MAX:
-                await trio.sleep(GATHER_SECONDS)
+            await self._append_all(taken)
+        finally:
+            self._change_lock.release()
 
     async def _append_all(self, taken: list[_Waiting]) -> None:
         """Whoever handed in is told."""
@@ -112,10 +125,16 @@ class PushRecorder:
                 each.done(Outdated("a mapping or customer changed meanwhile"))
         if not good:
             return
-        failed: EngineError | None = None
+        failed: EngineError | None = _ended()
         try:
             await self._append([record for each in good for record in each.records])
+            failed = None
         except EngineError as error:
             failed = error
-        for each in good:
-            each.done(failed)
+        finally:
+            for each in good:
+                each.done(failed)
+
+
+def _ended() -> EngineError:
+    return Unavailable("the server is stopping; retry", retry_after_seconds=2)

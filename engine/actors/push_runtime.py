@@ -14,6 +14,7 @@ from engine.actors.push_connections import Pace
 from engine.core.billing import Unread
 from engine.core.pace import RandomBelow, TokenBucket, backoff_us
 from engine.core.push_plan import Attempts, Planned, refused_wait_us
+from engine.core.push_records import Target
 
 READ_REFUSED_US_MAX: Final = 1800 * 1_000_000
 """Half of the shortest time between a period's end and its invoice: whoever mends it by then is billed."""
@@ -27,8 +28,8 @@ class LaneRuntime:
         """Held while the lane is served or decided about; not a Lock: a course belongs to no task."""
         self.attempts: Attempts | None = None
         """Of the open intent; None: the next one is new, or nothing is known of it."""
-        self.forced = False
-        """The next plan passes over the pace and an earlier refusal."""
+        self.forced: set[Target] = set()
+        """Targets whose next plan passes over the pace and an earlier refusal."""
         self.last_error: str | None = None
         self.slot: tuple[TokenBucket, int] | None = None
         """The place it was given in a bucket, and from when it may be used."""
@@ -52,7 +53,8 @@ class LaneRuntime:
         """The reading before its first push came to nothing, and is not tried before `again_us`, which is returned."""
         self.read_again_us = again_us
         self.read_refused = answer.reason if answer.is_refused else None
-        self.forced &= not answer.is_refused
+        if answer.is_refused:
+            self.forced.clear()
         return again_us
 
     def has_read(self) -> None:

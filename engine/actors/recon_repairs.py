@@ -96,7 +96,7 @@ class Repairs:
             case "carry_forward":
                 await self._desk.carry_forward(None, target_id(target), "current", by)
             case "push_again":
-                self._pusher.server.runtime(target.lane).forced = True
+                self._pusher.server.runtime(target.lane).forced.add(target)
                 self._pusher.schedule(target.lane, self._clock.now_us())
             case "resume":
                 await self._desk.resume(None, target_id(target), by)

@@ -292,6 +292,8 @@ async def settle_down(world: PushWorld, meter: Meter) -> None:
         await world.wait(700)
         reports = await meter.started.pusher.targets(TENANT)
         is_quiet = not world.truth.reports and not world.truth.delayed
+        # What has no target yet is in no report.
+        is_quiet = is_quiet and not meter.started.pusher.unroutable(TENANT)
         is_quiet = is_quiet and all(map(is_settled, reports))
         if is_quiet and (not world.unproven or is_billed(world, meter, reports)):
             return

@@ -93,16 +93,20 @@ class WatchedWire:
         sender: str,
         period_of: Callable[[int], tuple[int, int]],
         grace_us: int,
+        late_us: int = 0,
         point: Callable[[], None] = lambda: None,
         check: Callable[[], None] = lambda: None,
     ) -> None:
-        """`point`: a crash may come here, by cancelling. `check`: what holds after every request."""
+        """`point`: a crash may come here, by cancelling. `check`: what holds after every request.
+
+        `late_us`: so long after it was decided a request may leave.
+        """
         self.truth = truth
         self.books = books
         self._rng = rng
         self._sender = sender
         self._period_of = period_of
-        self._grace_us = grace_us
+        self._grace_us = grace_us + late_us
         self._point = point
         self._check = check
         self._under_way: set[tuple[str, str]] = set()

@@ -1,7 +1,8 @@
 """A meter that pushes, in a seeded world: months of virtual time, a Stripe that fails, disks that fail, power cuts.
 
 One seed is one history. Customers use metrics, some late; a person corrects, maps, decides; Stripe loses answers, is
-slow, refuses, lags, rejects afterwards, is away for minutes or for weeks. Every request is held against the rules as
+slow, refuses, lags, rejects afterwards, is away for minutes or for weeks. In some worlds a process of its own speaks with
+Stripe, as it does in production, and dies of itself now and then (tests.sim.push_sender). Every request is held against the rules as
 it leaves (tests.sim.push_wire), every start against the raw log (tests.sim.push_books), and in the end Stripe against
 what was used.
 """
@@ -9,7 +10,8 @@ what was used.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
@@ -22,9 +24,11 @@ from engine.actors.push_desk import Unproven
 from engine.actors.supervisor import Meter, MeterOptions
 from engine.core.configured import Mapping
 from engine.core.events import EventLimits, Refusal, SentEvent, accept
+from engine.core.push_records import Role
 from engine.core.times import format_instant, parse_instant
 from engine.errors import Conflict, EngineError, StartRefused
-from engine.ports import Fatal, ResultT
+from engine.limits import STRIPE_BEGIN_SECONDS
+from engine.ports import Billing, Fatal, ResultT
 from gateway.simulator.ledger import Settings
 from tests.helpers.push_place import BY, PushPlace
 from tests.sim.push_books import (
@@ -38,6 +42,7 @@ from tests.sim.push_books import (
     assert_same_ledger,
     whole_units,
 )
+from tests.sim.push_sender import SimulatedSender, set_machine_clock, virtual_machine_us
 from tests.sim.push_wire import StripeTruth, WatchedWire
 from tests.sim.violation import Violation
 from wal.memory_log import MemoryLog, Operation, Verdict
@@ -64,8 +69,16 @@ QUANTITIES = {
     "max": ("1", "5", "90", "100", "7.5"),
     "last": ("100", "90", "100", "0", "12.25"),
 }
+REMOTE_SHARE = 0.4
+"""Of the worlds, those in which a process of its own speaks with Stripe."""
 BEACON = "cus_beacon"
 """Uses something now and then in the end, so that there are later pushes to compare with."""
+
+
+def is_remote(seed: int) -> bool:
+    """Whether a process of its own speaks with Stripe in a world."""
+    rng = random.Random(f"remote {seed}")
+    return rng.random() < REMOTE_SHARE
 
 
 class PushWorld(PushPlace):
@@ -111,8 +124,38 @@ class PushWorld(PushPlace):
         """Identifiers of which Stripe rejected an event, and nobody can tell which of two that were sent."""
         self.numbers = 0
         self.is_mapped_late = self.used.anchor is None and rng.random() < 0.2
+        self.sender_rng = random.Random(f"sender {seed}")
+        self.is_remote = is_remote(seed)
+        self.death_rate = self.sender_rng.choice((0.0, 0.02, 0.2))
+        self.sender: SimulatedSender | None = None
+        """The process that speaks with Stripe, in this life."""
+        self.deaths = 0
         self.watched = self._make_wire()
         self.wire = self.watched  # type: ignore[assignment]
+
+    def billing(self) -> dict[Role, Billing]:
+        """The ways to Stripe of the next meter."""
+        return super().billing() if self.sender is None else {"main": self.sender.billing("main")}
+
+    @asynccontextmanager
+    async def speaking(self) -> AsyncIterator[None]:
+        """A life of the process that speaks with Stripe, where there is one."""
+        if not self.is_remote:
+            yield
+            return
+        self.sender = SimulatedSender(
+            self.watched,
+            self.sender_rng,
+            death_rate=self.death_rate,
+            may_die=lambda: not self.calm,
+            died=self.watched.failed_keys.clear,
+        )
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.sender.run)
+            await trio.sleep(self.sender_rng.choice((0, 0.1)))
+            yield
+            nursery.cancel_scope.cancel()
+        self.deaths += self.sender.deaths
 
     def _make_wire(self) -> WatchedWire:
         return WatchedWire(
@@ -122,6 +165,7 @@ class PushWorld(PushPlace):
             sender="main",
             period_of=self.used.period_of,
             grace_us=self.grace_us,
+            late_us=STRIPE_BEGIN_SECONDS * 1_000_000 if self.is_remote else 0,
             point=self.point,
             check=self.check_upward,
         )
@@ -324,9 +368,11 @@ def run_seed(
         await history(world)
         return world
 
+    set_machine_clock(virtual_machine_us)
     try:
         return trio.run(main, clock=clock)
     finally:
+        set_machine_clock(None)
         scheduler._ALLOW_DETERMINISTIC_SCHEDULING = False
         scheduler._r.setstate(state)
         push_conductor.COURSES_MAX = courses  # type: ignore[misc]
@@ -334,13 +380,13 @@ def run_seed(
 
 async def life(world: PushWorld, story: Callable[[PushWorld, Meter], Any], *, points: int) -> None:
     """Start the meter, let the story happen, then stop in order, or cut the power after so many `points`."""
-    meter = world.meter()
     stop, ready = trio.Event(), trio.Event()
     world.points = points
     world.watched.failed_keys.clear()
     with trio.CancelScope() as world.power:
         try:
-            async with trio.open_nursery() as nursery:
+            async with world.speaking(), trio.open_nursery() as nursery:
+                meter = world.meter()
                 nursery.start_soon(meter.run, stop.wait, ready.set)
                 await ready.wait()
                 assert_same_ledger(meter, world.books.refresh())

@@ -18,13 +18,17 @@ from engine.core import push_baselines, push_ledger, push_plan
 from engine.core.billing import RetryLater, Unknown
 from engine.core.push_plan import Close, Planned
 from engine.core.push_records import PushIntent, identifier_of
+from engine.drivers import remote
+from engine.drivers.frames import Answer
 from tests.sim.push_small import SMALL, run_small
 from tests.sim.push_story import history
-from tests.sim.push_world import run_seed
+from tests.sim.push_world import is_remote, run_seed
 from tests.sim.test_seeds import _is_violation
 
 pytestmark = pytest.mark.slow
 CANARY_SEEDS = 300
+REMOTE_FROM = 40
+"""The first that finds the faults of the process that speaks with Stripe soon."""
 SMALL_SEEDS = 20
 Plant = Callable[[pytest.MonkeyPatch], None]
 
@@ -177,6 +181,70 @@ def _a_rejection_is_not_undone(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(push_ledger.PushLedger, "_undo", lambda *_: None)
 
 
+# Of the process that speaks with Stripe: only worlds that have one can find them.
+
+
+def _an_answer_goes_to_who_asked_first(patch: pytest.MonkeyPatch) -> None:
+    """As if answers came in the order of the questions."""
+    real = remote.read_answer
+    init, made = remote.StripeProcess.__init__, []
+
+    def known(self: remote.StripeProcess, *more: Any) -> None:
+        init(self, *more)
+        made[:] = [self]
+
+    def in_order(body: bytes) -> Answer:
+        answer = real(body)
+        pending = made[0]._pending
+        own = pending.get(answer.number)
+        if own is None or own.wakes_task:
+            return answer
+        first = next(number for number, one in pending.items() if not one.wakes_task)
+        return msgspec.structs.replace(answer, number=first)
+
+    patch.setattr(remote.StripeProcess, "__init__", known)
+    patch.setattr(remote, "read_answer", in_order)
+
+
+def _what_a_dead_process_had_is_given_to_the_next(patch: pytest.MonkeyPatch) -> None:
+    """Without a mark in the log that it was sent, and beside the lane that was told that nobody knows."""
+    process = remote.StripeProcess
+    hand_over, forget, converse = process._hand_over, process._forget_pending, process._hand_out
+    given: dict[int, Any] = {}
+    lost: list[Any] = []
+
+    def noted(self: Any, writer: Any, *call: Any, begin_by_us: int) -> int:
+        number = hand_over(self, writer, *call, begin_by_us=begin_by_us)
+        given[number] = call
+        return number
+
+    def kept(self: Any) -> None:
+        lost.extend(given[number] for number in self._pending if given[number][1] == "send")
+        forget(self)
+
+    async def again(self: Any, reader: Any) -> Any:
+        for way, method, arguments, _ in lost:
+            nobody = remote._Pending(lambda _results: None, wakes_task=False)
+            by_us = remote.machine_us() + 20_000_000
+            self._hand_over(self._writer, way, method, arguments, nobody, begin_by_us=by_us)
+        lost.clear()
+        return await converse(self, reader)
+
+    patch.setattr(process, "_hand_over", noted)
+    patch.setattr(process, "_forget_pending", kept)
+    patch.setattr(process, "_hand_out", again)
+
+
+def _what_a_dead_process_had_never_left(patch: pytest.MonkeyPatch) -> None:
+    real = remote._unsent
+    patch.setattr(remote, "_unsent", lambda reason, _may_have_left: real(reason, False))
+
+
+REMOTE: list[Plant] = [
+    _an_answer_goes_to_who_asked_first,
+    _what_a_dead_process_had_is_given_to_the_next,
+    _what_a_dead_process_had_never_left,
+]
 GREAT: list[Plant] = [
     _a_push_after_finalization,
     _a_new_identifier_per_retry,
@@ -308,6 +376,15 @@ def _must_be_found(runs: Iterator[Callable[[], object]]) -> None:
 def test_a_planted_fault_of_pushing_is_found(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch)
     _must_be_found(lambda seed=seed: run_seed(seed, history) for seed in range(CANARY_SEEDS))
+
+
+@pytest.mark.parametrize("plant", REMOTE, ids=lambda f: f.__name__.strip("_"))
+def test_a_planted_fault_of_the_process_that_speaks_with_stripe_is_found(
+    plant: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(monkeypatch)
+    seeds = filter(is_remote, range(REMOTE_FROM, CANARY_SEEDS))
+    _must_be_found(lambda seed=seed: run_seed(seed, history) for seed in seeds)
 
 
 @pytest.mark.parametrize(

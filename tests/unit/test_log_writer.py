@@ -189,6 +189,47 @@ async def test_a_full_disk_is_told_apart_and_passes() -> None:
         assert b.total() == 1
 
 
+async def test_a_control_record_is_waited_for_by_who_was_cancelled_too() -> None:
+    async with bench() as b:
+        b.gate.shut()
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(b.writer.append_control, mapped())
+                await b.gate.waiting.wait()
+                scope.cancel()
+                with trio.CancelScope(shield=True):
+                    await trio.testing.wait_all_tasks_blocked()
+                    assert nursery.child_tasks, "what it was checked against could be decided again"
+                    b.gate.open()
+        assert b.controls == [mapped()]
+
+
+@pytest.mark.parametrize("in_company", [False, True])
+async def test_who_waits_for_a_control_record_hears_that_the_writer_ended(in_company: bool) -> None:
+    """Else nobody could end the process: who waits can't be cancelled."""
+    b = Bench()
+    b.disk.fault = lambda operation: "error" if operation == "head" else "ok"
+    b.gate.shut()
+    heard: list[str] = []
+
+    async def ask() -> None:
+        with pytest.raises(Unavailable):
+            await b.writer.append_controls((mapped(),), in_company=in_company)
+        heard.append("unavailable")
+
+    with trio.fail_after(5), pytest.RaisesGroup(Fatal, flatten_subgroups=True):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(b.writer.run)
+            nursery.start_soon(ask)
+            await b.gate.waiting.wait()
+            nursery.start_soon(ask)  # for the next commit, which never comes
+            await trio.testing.wait_all_tasks_blocked()
+            b.gate.open()
+    assert heard == ["unavailable"] * 2
+    with pytest.raises(Unavailable):
+        await b.writer.append_control(mapped())
+
+
 async def test_an_unknown_outcome_ends_the_writer() -> None:
     b = Bench()
     b.disk.fault = lambda operation: "error" if operation == "head" else "ok"
@@ -369,9 +410,16 @@ async def test_records_of_pushing_are_done_without_a_shard_and_others_only_with_
         with trio.fail_after(5):
             await bench.writer.append_controls((intent, ended(intent)))
         assert bench.controls == [intent, ended(intent)]
-        with trio.move_on_after(0.1) as waiting:
-            await bench.writer.append_controls((mapped(),))
-        assert waiting.cancelled_caught, "shards judge later events by it"
+        asked = trio.Event()
+
+        async def ask() -> None:
+            with pytest.raises(Unavailable):
+                await bench.writer.append_controls((mapped(),))
+            asked.set()
+
+        nursery.start_soon(ask)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not asked.is_set(), "shards judge later events by it"
         for shard in bench.shards:
             [work] = await shard.inbox.take_all()
             assert isinstance(work, FoldWork)

@@ -46,9 +46,10 @@ class Disk:
     def __init__(self) -> None:
         self.appends: list[int] = []
         self.error: EngineError | None = None
+        self.seconds = 0.001
 
     async def append(self, records: Sequence[Any]) -> None:
-        await trio.sleep(0.001)
+        await trio.sleep(self.seconds)
         if self.error is not None:
             raise self.error
         self.appends.append(len(records))
@@ -300,4 +301,61 @@ async def test_lanes_that_keep_coming_early_leave_nothing_behind_in_the_timetabl
         conductor.schedule(lane(0), stage.clock.now_us())
         await trio.sleep(100)
         assert {f"cus_{n:03d}" for n in (0, 1, 2, 9)} <= {c for _, c, _ in stage.steps[900:]}
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("waits_for", ["lock", "disk"])
+async def test_who_waits_for_a_record_hears_that_nobody_records_any_more(
+    autojump_clock: trio.testing.MockClock,  # noqa: ARG001 - so that waiting takes no time
+    waits_for: str,
+) -> None:
+    """Who waits can't be cancelled, so a stop would wait for them."""
+    disk, lock = Disk(), trio.Lock()
+    disk.seconds = 60
+    recorder = PushRecorder(disk.append, lock)
+    heard: list[str] = []
+
+    async def ask() -> None:
+        with pytest.raises(Unavailable):
+            await recorder.record((object(),))  # type: ignore[arg-type]  # nobody reads it here
+        heard.append("unavailable")
+
+    if waits_for == "lock":
+        await lock.acquire()
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(recorder.run)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(ask)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(ask)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+    assert heard == ["unavailable"] * 2
+    assert disk.appends == []
+
+
+async def test_a_lane_that_is_due_now_is_served_now_also_when_the_timetable_is_made_anew(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    def at_once(stage: Stage, one: Lane) -> Course[int | None]:
+        stage.step(one, "begins")
+        return None
+        yield  # a course
+
+    stage = Stage(at_once)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stage.recorder.run)
+        nursery.start_soon(stage.conductor.run)
+        await trio.testing.wait_all_tasks_blocked()
+        at_us = stage.clock.now_us() + 3_600_000_000
+        entries = push_conductor.STALE_MAX + 2
+        for number in range(entries):
+            stage.conductor.schedule(lane(1), at_us - number)
+        await trio.testing.wait_all_tasks_blocked()
+        before = autojump_clock.current_time()
+        stage.conductor.schedule(lane(1), stage.clock.now_us())
+        while not stage.steps:
+            await trio.sleep(0.01)
+        assert autojump_clock.current_time() - before < 1
         nursery.cancel_scope.cancel()
