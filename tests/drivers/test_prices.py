@@ -90,7 +90,7 @@ async def test_what_is_not_there_is_told_apart_from_what_could_not_be_asked(name
     ):
         assert isinstance(found, Unread)
         assert found.is_missing
-    place.sim.fault("error", status=500)
+    place.sim.fault("error")
     for asked in (
         place.billing.price("price_1", None, None),
         place.billing.priced_item("si_1", None),
