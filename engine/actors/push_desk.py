@@ -80,7 +80,8 @@ class TargetReport(NamedTuple):
     def needs_person(self) -> bool:
         """Whether it stays as it is until somebody decides."""
         return self.standing in ("awaiting_baseline", "quarantined", "stopped", "refused") or (
-            self.standing == "finalized" and self.due != 0
+            (self.standing == "finalized" and self.due != 0)
+            or (self.standing == "held" and self.due < 0)
         )
 
 

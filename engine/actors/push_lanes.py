@@ -41,6 +41,7 @@ from engine.core.push_ledger import PushLedger
 from engine.core.push_plan import (
     Attempts,
     Close,
+    OpenStep,
     Planned,
     ReadBack,
     Send,
@@ -105,7 +106,7 @@ class LaneServer:
         self.results: Tallied[tuple[Role, str]] = Tallied()
         """(role, what became of an attempt or intent) to how often; for metrics."""
         self._undecided: dict[Lane, None] = {}
-        """Lanes that would decrease once it is known that nothing is missing from them."""
+        """Lanes that would decrease, or take over from one that would, once it is known that nothing is missing from it."""
         self.confirmed: dict[Target, tuple[str, int]] = {}
         """What Stripe's summary held when it was read last, and when."""
         self._reader = PushReader(ledger, clock)
@@ -190,7 +191,7 @@ class LaneServer:
                 final_us = finalization_us(view.target, state, view.grace_us)
                 wake_us = final_us if wake_us is None else min(wake_us, final_us)
                 break
-            if planned.due < 0 and not view.may_decrease:
+            if (planned.due < 0 and not view.may_decrease) or view.is_not_left:
                 self._undecided[lane] = None
             if planned.at_us is None or planned.standing not in ("due", "refused"):
                 continue
@@ -220,9 +221,7 @@ class LaneServer:
         runtime.forced.discard(due.target)
         attempts = runtime.attempts = Attempts()
         # The disk may have taken its time: by now the invoice may be final.
-        finalized_us, now_us = self._finalized_us(intent), self._clock.now_us()
-        step = next_for_open(intent, attempts, finalized_us=finalized_us, now_us=now_us)
-        if isinstance(step, Send):
+        if isinstance(self._next_for_open(intent, attempts), Send):
             yield from self._send(intent, runtime, connection, pace)
         return 0
 
@@ -290,27 +289,33 @@ class LaneServer:
 
     # An open intent.
 
+    def _next_for_open(self, intent: PushIntent, attempts: Attempts) -> OpenStep:
+        return next_for_open(
+            intent,
+            attempts,
+            finalized_us=self._finalized_us(intent),
+            now_us=self._clock.now_us(),
+            monotonic_us=self._clock.monotonic_us(),
+        )
+
     def _go_on(self, intent: PushIntent, runtime: LaneRuntime) -> Course[int | None]:
         if runtime.attempts is None:
-            runtime.attempts = Attempts.unknown(intent, self._clock.now_us())
+            now_us, monotonic_us = self._clock.now_us(), self._clock.monotonic_us()
+            runtime.attempts = Attempts.unknown(intent, now_us, monotonic_us)
         connection = self._connection(intent.role)
         proven = None if connection is None else connection.proven
         request = intent.request
-        account = request.connect_account or (None if proven is None else proven.account)
+        account = request.connect_account or (proven and proven.account)
         if connection is None or proven is None or account != intent.target.lane.account:
             runtime.last_error = "the account it was begun with is not connected"
             return None
-        now_us = self._clock.now_us()
-        step = next_for_open(
-            intent, runtime.attempts, finalized_us=self._finalized_us(intent), now_us=now_us
-        )
-        match step:
+        match step := self._next_for_open(intent, runtime.attempts):
             case Wait(until_us):
                 return until_us
             case Close():
                 return (yield from self._close(intent, step, runtime))
             case Send():
-                pace = connection.pace(request.connect_account)
+                pace, now_us = connection.pace(request.connect_account), self._clock.now_us()
                 if wait_us := runtime.admitted(pace, pace.sends, now_us):
                     return now_us + wait_us
                 yield from self._send(intent, runtime, connection, pace)
@@ -344,10 +349,7 @@ class LaneServer:
         assert attempts is not None, "what an attempt may have done is noted before it is made"
         before_us = attempts.left_at_us
         had_left = attempts.has_left
-        attempts.is_resent |= had_left and before_us is None
-        now_us = self._clock.now_us()
-        attempts.left_at_us = now_us if before_us is None else before_us
-        attempts.has_left, attempts.last_us = True, now_us
+        attempts.leave(self._clock.now_us(), self._clock.monotonic_us())
         answer = yield from sent(connection, intent.request, attempts.stored)
         now_us = self._clock.now_us()
         attempts.tries += 1

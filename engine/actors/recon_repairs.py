@@ -13,6 +13,7 @@ from typing import Final
 
 import msgspec
 import structlog
+import trio
 
 from engine.actors.push_desk import Asker, PushDesk
 from engine.actors.pusher import Pusher
@@ -53,11 +54,19 @@ class Repairs:
         self._reader = reader
         self._registry = registry
         self._clock = clock
+        self._applying = trio.Lock()
+        """Asked for twice at once a repair is made once: the second finds that it was."""
 
     async def apply(
         self, tenant: str | None, wanted: str, by: Asker, note: str | None, choice: Repair | None
     ) -> OpenFinding:
         """Make a finding's repair, or accept it. Raises NotFound or Conflict."""
+        async with self._applying:
+            return await self._apply(tenant, wanted, by, note, choice)
+
+    async def _apply(
+        self, tenant: str | None, wanted: str, by: Asker, note: str | None, choice: Repair | None
+    ) -> OpenFinding:
         found = self._pusher.state.findings.by_id(wanted)
         if found is None or (tenant is not None and found.record.tenant_id != tenant):
             raise NotFound(f"there is no suggestion {wanted}: it was never made, or is dealt with")

@@ -79,6 +79,8 @@ class TargetView(NamedTuple):
     """When its mapping was made."""
     may_decrease: bool = True
     """False: not all that belongs to it could be resolved, so less than before proves nothing."""
+    is_not_left: bool = False
+    """Use was moved here, and what was pushed where it was can't be taken back yet: it would be billed twice."""
     is_past: bool = False
     """How its period's use was cut over is not known any more: nothing of it is due."""
 
@@ -219,6 +221,11 @@ def _against(
             "it would decrease, and usage of its customer goes nowhere that may belong to it: mend or remove what "
             "`unroutable` names"
         )
+    if due > 0 and view.is_not_left:
+        return (
+            "its use was moved here, and what was pushed where it was can't be taken back before what `unroutable` "
+            "names is mended or removed: it would be billed twice"
+        )
     if target.end_us <= now_us - PAST_US_MAX:
         return "its period is further back than Stripe takes usage"
     return None
@@ -323,6 +330,8 @@ class Attempts(msgspec.Struct):
 
     left_at_us: int | None = None
     """Since when it may have left; None: it certainly never did."""
+    left_monotonic_us: int | None = None
+    """The same, or later, by a clock that nobody sets back; None: not noted."""
     has_left: bool = False
     """It may have left at some time, even if it was proven since that it did not arrive."""
     last_us: int = 0
@@ -340,10 +349,27 @@ class Attempts(msgspec.Struct):
     """A later attempt was refused, which says nothing about an earlier one: only reading back does."""
 
     @staticmethod
-    def unknown(intent: PushIntent, found_at_us: int = 0) -> Attempts:
+    def unknown(
+        intent: PushIntent, found_at_us: int = 0, monotonic_us: int | None = None
+    ) -> Attempts:
         """Of an intent found in the log: it may have left at any time from when it was recorded until now."""
         at_us = intent.first_sent_at_us
-        return Attempts(left_at_us=at_us, has_left=True, last_us=max(at_us, found_at_us))
+        last_us = max(at_us, found_at_us)
+        return Attempts(at_us, left_monotonic_us=monotonic_us, has_left=True, last_us=last_us)
+
+    def leave(self, now_us: int, monotonic_us: int) -> None:
+        """An attempt is about to be made."""
+        self.is_resent |= self.has_left and self.left_at_us is None
+        if self.left_at_us is None:
+            self.left_at_us, self.left_monotonic_us = now_us, monotonic_us
+        self.has_left, self.last_us = True, now_us
+
+    def is_over(self, now_us: int, monotonic_us: int) -> bool:
+        """Whether Stripe may soon forget its identifier, by either clock: the wall's may have been set back."""
+        assert self.left_at_us is not None, "what never left is not remembered"
+        noted_us = self.left_monotonic_us
+        is_long = noted_us is not None and monotonic_us >= noted_us + SENDING_US_MAX
+        return is_long or now_us >= self.left_at_us + SENDING_US_MAX
 
 
 class Send(NamedTuple):
@@ -373,7 +399,7 @@ OpenStep = Send | Wait | ReadBack | Close
 
 
 def next_for_open(
-    intent: PushIntent, attempts: Attempts, *, finalized_us: int, now_us: int
+    intent: PushIntent, attempts: Attempts, *, finalized_us: int, now_us: int, monotonic_us: int
 ) -> OpenStep:
     """What to do with an intent that has no outcome yet."""
     is_final = now_us >= finalized_us
@@ -383,7 +409,7 @@ def next_for_open(
             return Close("withdrawn", proof, "the invoice was final before it could be sent")
         return Wait(attempts.next_try_us) if now_us < attempts.next_try_us else Send()
     is_total = intent.request.driver == "usage_record"
-    too_late = now_us >= attempts.left_at_us + SENDING_US_MAX and not is_total
+    too_late = attempts.is_over(now_us, monotonic_us) and not is_total
     too_late = too_late or attempts.is_refused
     if not is_final and not too_late:
         return Wait(attempts.next_try_us) if now_us < attempts.next_try_us else Send()

@@ -7,43 +7,26 @@ contributes nowhere; work grows with what changed. It must not know what was pus
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Final, NamedTuple, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 from engine.core.billing import Destination, Proven, Resolved, Unresolved
 from engine.core.configured import Mapping
+from engine.core.push_contributions import LONG_PAST, Contribution, both, newest, together
 from engine.core.push_ledger import PushLedger
 from engine.core.push_misfits import NO_CUSTOMER, kept_resolved, misfit, unroutable
-from engine.core.push_plan import TargetView
+from engine.core.push_plan import TargetView, billable_units
 from engine.core.push_records import Lane, Role, Target, series_digest
 from engine.core.push_routes import PushRoutes, Route
 from engine.core.push_uses import PeriodUse
 from engine.core.shard_state import Series
 
-_LONG_PAST: Final = "its period is too long past: how its use was cut over is not known any more"
-"""As a `hold`; the plan then takes nothing for due, whatever the sum comes to."""
 _Stamp = tuple[int, int, Proven | None, Proven | None]
 """Of what decides where use goes, beside what Stripe knows of a destination."""
 _Lost = tuple[Role, str, int]
 """(role, Stripe customer, period start)."""
 KeyT = TypeVar("KeyT")
 ItemT = TypeVar("ItemT")
-
-
-class Contribution(NamedTuple):
-    """What a series adds to a target. `hold`: why the target must not be pushed because of it.
-
-    `base`: its use less this is what it adds, now and later; None: what it adds no longer changes.
-    """
-
-    target: Target
-    micros: int
-    newest_event_us: int
-    route: Route
-    resolved: Resolved
-    role: Role
-    hold: str | None
-    base: int | None = 0
 
 
 Resolution = Callable[[Role, Destination], Resolved | Unresolved | None]
@@ -249,7 +232,7 @@ class PushTotals:
         """To targets that are owed something from an earlier period of their lane: without use nothing else makes them."""
         found: dict[Target, Contribution] = {}
         # Newest periods come first, and the newest of a lane and scale is what is known best.
-        for (lane, scale), one in _newest(fresh).items():
+        for (lane, scale), one in newest(fresh).items():
             state = self._ledger.lane(lane)
             for owed in () if state is None else state.targets.values():
                 into = owed.target
@@ -285,6 +268,7 @@ class PushTotals:
         is_active = self._routes.role(tenant, metric) == role
         is_attached = self._routes.attached.get((tenant, customer_ref), True)
         found: dict[Target, Contribution] = {}
+        left: list[Target] = []
         for route, micros in shares.items():
             made = self._routed(series, role, route, use, micros, is_active=is_active)
             if made is not None:
@@ -293,12 +277,18 @@ class PushTotals:
                     hold = "its customer record names no Stripe customer any more"
                 if hidden:
                     # What went where before the cutover is given up: neither may follow from a guess.
-                    hold = _LONG_PAST
+                    hold = LONG_PAST
                 grows = route == bounds[-1][0]
                 made = made._replace(hold=hold, base=use.micros - micros if grows else None)
                 same = found.get(made.target)
-                found[made.target] = made if same is None else _both(same, made, use)
-        return list(found.values())
+                found[made.target] = made if same is None else both(same, made, use)
+                if route in moved:
+                    left.append(made.target)
+        if not left:
+            return list(found.values())
+        return [
+            one._replace(left=tuple(t for t in left if t != one.target)) for one in found.values()
+        ]
 
     def _kept(self, use: PeriodUse, target: Target, base: str, role: Role) -> Contribution | None:
         """What an erased customer goes on contributing to the target it was part of."""
@@ -407,7 +397,7 @@ class PushTotals:
         tenant, metric, _ref = speaker
         whole = first = held.parts[speaker]
         if len(held.parts) > 1:
-            whole = _together(first, held.parts.values())
+            whole = together(first, held.parts.values())
         mapping = self._mapping(tenant, metric)
         state = self._ledger.target(target)
         kept = 0 if state is None else int(state.kept_micros)
@@ -425,9 +415,23 @@ class PushTotals:
             baseline=None if mapping is None else mapping.baseline,
             mapped_at_us=0 if mapping is None else mapping.created_at_us,
             hold=whole.hold,
-            is_past=whole.hold == _LONG_PAST,
+            is_past=whole.hold == LONG_PAST,
             may_decrease=self._may_decrease(first.role, target),
+            is_not_left=any(
+                self._is_stuck(part.role, old) for part in held.parts.values() for old in part.left
+            ),
         )
+
+    def _is_stuck(self, role: Role, target: Target) -> bool:
+        """Whether less was used of a target than was pushed, and it may not decrease."""
+        state = self._ledger.target(target)
+        if state is None or state.pushed <= 0 or self._may_decrease(role, target):
+            return False
+        held = self._sums.get(target)
+        own = 0 if held is None else sum(part.micros for part in held.parts.values())
+        micros = own + int(state.kept_micros)
+        billable = billable_units(micros, target.scale) + state.carried_in - state.carried_out
+        return state.pushed > max(billable, 0)
 
     def _kept_view(self, target: Target) -> TargetView | None:
         """A target of which only erased customers' use is left."""
@@ -452,33 +456,6 @@ class PushTotals:
             grace_us=0 if mapping is None else mapping.finalization_grace_us,
             may_decrease=self._may_decrease(role, target),
         )
-
-
-def _together(speaker: Contribution, parts: Collection[Contribution]) -> Contribution:
-    """What many contribute, as one; of their holds the one that counts most."""
-    holds = [part.hold for part in parts if part.hold is not None]
-    hold = _LONG_PAST if _LONG_PAST in holds else next(iter(holds), None)
-    return speaker._replace(
-        micros=sum(part.micros for part in parts),
-        newest_event_us=max(part.newest_event_us for part in parts),
-        hold=hold,
-    )
-
-
-def _newest(fresh: dict[Target, Contribution]) -> dict[tuple[Lane, str], Contribution]:
-    """The first contribution to each lane and scale."""
-    found: dict[tuple[Lane, str], Contribution] = {}
-    for target, one in fresh.items():
-        found.setdefault((target.lane, target.scale), one)
-    return found
-
-
-def _both(one: Contribution, other: Contribution, use: PeriodUse) -> Contribution:
-    """Two routes of a series that turned out to be the same target."""
-    micros = one.micros + other.micros
-    newest = other if one.base is None else one
-    base = None if newest.base is None else use.micros - micros
-    return newest._replace(micros=micros, base=base, hold=one.hold or other.hold)
 
 
 def _discard(table: dict[KeyT, set[ItemT]], key: KeyT, item: ItemT) -> None:

@@ -49,8 +49,12 @@ def intent(units: int = 5) -> PushIntent:
     return Book(baseline()).intend(view(units))
 
 
-def step(one: PushIntent, attempts: Attempts, now_us: int) -> Step:
-    return Step(next_for_open(one, attempts, finalized_us=FINAL_US, now_us=now_us))
+def step(one: PushIntent, attempts: Attempts, now_us: int, monotonic_us: int = 0) -> Step:
+    return Step(
+        next_for_open(
+            one, attempts, finalized_us=FINAL_US, now_us=now_us, monotonic_us=monotonic_us
+        )
+    )
 
 
 def left(at_us: int = NOON) -> Attempts:
@@ -256,6 +260,20 @@ def test_an_identifier_that_was_sent_twice_a_day_apart_is_marked_for_reports_abo
         one = book.intend(view(5))
         book.fold(outcome(one, close))
         assert book.ledger.delivered[one.request.identifier].is_twofold is twofold
+
+
+def test_a_clock_that_was_set_back_does_not_make_the_time_longer_in_which_it_is_sent_again() -> (
+    None
+):
+    one, attempts = intent(), Attempts()
+    attempts.leave(NOON, 1_000)
+    back_us = NOON - 5 * HOUR_US
+    assert step(one, attempts, back_us, 1_000 + SENDING_US_MAX - 1) == Send()
+    assert step(one, attempts, back_us, 1_000 + SENDING_US_MAX) != Send()
+    attempts.leave(back_us, 5_000)  # a second attempt is no second beginning
+    assert step(one, attempts, back_us, 1_000 + SENDING_US_MAX) != Send()
+    found = Attempts.unknown(one, back_us, 7_000)
+    assert step(one, found, back_us, 7_000 + SENDING_US_MAX) != Send()
 
 
 def test_an_open_intent_may_be_twofold_once_it_was_resent_or_is_older_than_sending_lasts() -> None:

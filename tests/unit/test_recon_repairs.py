@@ -146,6 +146,30 @@ def test_a_suggestion_is_its_tenants_is_applied_once_and_not_as_something_else()
     told(story)
 
 
+def test_a_suggestion_that_is_applied_twice_at_once_is_made_once() -> None:
+    async def story(place: ReconPlace, meter: Meter) -> None:
+        await place.foreign(5)
+        await place.until_looked(meter)
+        wanted, fates = only(meter), []
+
+        async def apply() -> None:
+            try:
+                await meter.started.reconciler.repairs.apply(
+                    "acme", wanted, Asker("person", None), None, None
+                )
+                fates.append("made")
+            except Conflict:
+                fates.append("made before")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(apply)
+            nursery.start_soon(apply)
+        await place.until_looked(meter)
+        assert (sorted(fates), place.total()) == (["made", "made before"], 30)
+
+    told(story)
+
+
 def test_what_a_total_at_stripe_holds_before_we_came_is_none_of_ours_to_find() -> None:
     async def story(place: ReconPlace, meter: Meter) -> None:
         await place.foreign(50, "cus_bert")
