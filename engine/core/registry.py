@@ -140,16 +140,12 @@ class Registry:
     def rename(self, tenant: str, names: dict[str, str]) -> None:
         """Let customers go by their pseudonyms; of what is known of them only what cuts their periods stays."""
         of_tenant = self.customers.get(tenant, {})
-        for name, pseudonym in names.items():
-            customer = of_tenant.pop(name, None)
-            if customer is not None:
-                of_tenant[pseudonym] = Customer(
-                    tenant_id=tenant,
-                    customer_ref=pseudonym,
-                    billing_anchor_us=customer.billing_anchor_us,
-                    created_at_us=customer.created_at_us,
-                    updated_at_us=customer.updated_at_us,
-                )
+        if not of_tenant.keys().isdisjoint(names):
+            # In their places: whoever goes through the pages of a listing misses none.
+            self.customers[tenant] = {
+                names.get(ref, ref): _nameless(customer, names[ref]) if ref in names else customer
+                for ref, customer in of_tenant.items()
+            }
         self.operations.rename(tenant, names)
         self.simulations.rename(tenant, names)
 
@@ -234,6 +230,17 @@ class Registry:
         registry.checkpoint, registry.erased = saved.checkpoint, saved.erased
         registry._applied_plans = {t: dict.fromkeys(of) for t, of in saved.applied_plans.items()}
         return registry
+
+
+def _nameless(customer: Customer, pseudonym: str) -> Customer:
+    """What is kept of an erased customer."""
+    return Customer(
+        tenant_id=customer.tenant_id,
+        customer_ref=pseudonym,
+        billing_anchor_us=customer.billing_anchor_us,
+        created_at_us=customer.created_at_us,
+        updated_at_us=customer.updated_at_us,
+    )
 
 
 class Erasure(msgspec.Struct):

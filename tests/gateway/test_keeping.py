@@ -63,6 +63,21 @@ async def test_a_deleted_customer_is_gone_from_every_answer_and_its_usage_is_not
         assert other.status_code == 201, "an erased customer owns no Stripe customer"
 
 
+async def test_an_erasure_between_two_pages_of_customers_hides_none_of_the_others() -> None:
+    async with served() as server:
+        for name in ("anna", "bob", "eve", "zoe"):
+            await server.client.put(f"/v1/customers/{name}", json={"tenantId": "acme"})
+        await server.ingest(event("anna", "a"))
+        params: dict[str, str | int] = {"tenantId": "acme", "limit": 2}
+        first = (await server.client.get("/v1/customers", params=params)).json()
+        response = await server.client.delete("/v1/customers/anna", params={"tenantId": "acme"})
+        await completed(server, response.json()["erasureId"])
+        params["cursor"] = first["nextCursor"]
+        second = (await server.client.get("/v1/customers", params=params)).json()
+        seen = [one["customerRef"] for one in first["customers"] + second["customers"]]
+        assert seen == ["anna", "bob", "eve", "zoe"]
+
+
 async def test_a_departing_tenants_customers_are_erased_at_once() -> None:
     async with served() as server:
         await server.ingest(event("anna", "a"), event("bob", "b"))
