@@ -7,7 +7,7 @@ an absence count, and then twice. It must not know how an intent is sent or reco
 from __future__ import annotations
 
 from collections import deque
-from typing import Final, NamedTuple
+from typing import Final
 
 from engine.actors.push_connections import Connection, Pace
 from engine.core.billing import Reading, Resolved, Unread, same_units
@@ -19,31 +19,24 @@ from engine.ports import Clock
 VISIBLE_KEPT_MAX: Final = 256
 
 
-class _Acknowledged(NamedTuple):
-    """An acknowledged push whose minute can be read to see how far the summaries have got."""
-
-    intent: PushIntent
-    acknowledged_at_us: int
-
-
 class PushReader:
     """Remembers what was acknowledged lately, and judges intents by readings."""
 
     def __init__(self, ledger: PushLedger, clock: Clock) -> None:
         self._ledger = ledger
         self._clock = clock
-        self._latest: dict[str, deque[_Acknowledged]] = {}
+        self._latest: dict[str, deque[PushIntent]] = {}
         """Per account, newest last."""
 
     def remember(self, intent: PushIntent) -> None:
-        """An intent was acknowledged now."""
+        """An intent was acknowledged."""
         if intent.request.driver == "usage_record":
             return
         account = intent.target.lane.account
         known = self._latest.get(account)
         if known is None:
             known = self._latest[account] = deque(maxlen=VISIBLE_KEPT_MAX)
-        known.append(_Acknowledged(intent, self._clock.now_us()))
+        known.append(intent)
 
     def acknowledged(self, lane: Lane, start_us: int, minute: int) -> int | None:
         """Units of a lane acknowledged with a timestamp in a minute of a period; None: not remembered."""
@@ -76,11 +69,15 @@ class PushReader:
     async def _is_visible(
         self, connection: Connection, pace: Pace, account: str, since_us: int
     ) -> bool:
-        """Whether a push of the account that was acknowledged later is in its own summary."""
-        for pushed in reversed(tuple(self._latest.get(account, ()))):
-            if pushed.acknowledged_at_us <= since_us:
-                return False
-            intent = pushed.intent
+        """Whether an acknowledged push of the account that left later is in its own summary.
+
+        When it was answered says nothing: "it exists" may be said of what Stripe took days before. One that was rejected
+        since proves nothing either: its minute lacks it for good, as a summary that has not got that far does.
+        """
+        for intent in reversed(tuple(self._latest.get(account, ()))):
+            is_there = intent.request.identifier in self._ledger.delivered
+            if intent.first_sent_at_us <= since_us or not is_there:
+                continue
             target = intent.target
             units = self.acknowledged(
                 target.lane, target.start_us, intent.request.timestamp_s // 60
