@@ -386,4 +386,4 @@ async def check_a_good_client_beside(many: int) -> None:
             nursery.cancel_scope.cancel()
         for stream in streams:
             await stream.aclose()
-    assert beside <= max(2 * alone, 0.04), (alone, beside)
+    assert beside <= max(2 * alone, 0.02), (alone, beside)
