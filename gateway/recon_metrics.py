@@ -94,7 +94,7 @@ class ReconMetrics:
             count_value=sum(reconciler.runs.values()),
             sum_value=reconciler.run_us_sum / 1e6,
         )
-        ended_us = reconciler.last_ended_at_us or 0
+        ended_us = reconciler.last_ended_at_us(None) or 0
         yield _gauge("recon_last_run_timestamp_seconds", ended_us / 1e6)
         yield _counter("recon_reads_total", reconciler.reader.reads)
         causes = Counter(one.record.cause for one in self._meter.push.findings.open.values())

@@ -107,7 +107,7 @@ async def report(call: Call) -> Answer | Problem:
             notices=reconciliation_report.notices_of(meter, call.tenant),
             summary=reconciliation_report.totals_of(lines, waiting),
             epsilon=bytes(number(call.gateway.settings.epsilon)).decode(),
-            last_run_at=instant_or_none(meter.started.reconciler.last_ended_at_us),
+            last_run_at=instant_or_none(meter.started.reconciler.last_ended_at_us(call.tenant)),
         )
     )
 

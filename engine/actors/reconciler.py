@@ -131,7 +131,7 @@ class Reconciler:
         """Runs by how they ended; for metrics."""
         self.last_run_us = 0
         """How long the last whole run took."""
-        self.last_ended_at_us: int | None = None
+        self._whole_ended_at_us: int | None = None
         self.run_us_sum = 0
 
     # Tasks.
@@ -225,6 +225,15 @@ class Reconciler:
             raise NotFound(f"there is no reconciliation run {wanted}")
         return found
 
+    def last_ended_at_us(self, tenant: str | None) -> int | None:
+        """When the last completed run over all that this tenant has ended: its own, or one over everything."""
+        own = (
+            job.ended_at_us or 0
+            for job in self._jobs.values()
+            if job.tenant == tenant and job.status == "completed"
+        )
+        return max(self._whole_ended_at_us or 0, *own, 0) or None
+
     async def waiting(
         self,
         tenant: str | None,
@@ -255,7 +264,9 @@ class Reconciler:
         spent_us = self._clock.monotonic_us() - began_us
         self.run_us_sum += spent_us
         if job.tenant is None:
-            self.last_run_us, self.last_ended_at_us = spent_us, job.ended_at_us
+            self.last_run_us = spent_us
+            if job.status == "completed":
+                self._whole_ended_at_us = job.ended_at_us
         _logger.info(
             "reconciled",
             books=job.total,

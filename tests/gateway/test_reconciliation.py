@@ -103,11 +103,25 @@ async def test_what_agrees_is_ok_and_green(server: Served) -> None:
     assert report["summary"]["green"] is True
     assert (report["summary"]["total"], report["summary"]["ok"]) == (2, 2)
     assert report["suggestedAdjustments"] == []
-    assert report["lastRunAt"] is not None
+    assert report["lastRunAt"] >= job["endedAt"]
     other = await ask(server, "GET", MONTH, params={"tenantId": "other"})
     assert other["reports"] == []
     empty = await ask(server, "GET", "/v1/reconciliation/2025-12", params=TENANT)
     assert (empty["reports"], empty["summary"]["green"]) == ([], True)
+
+
+async def test_the_last_run_of_a_tenant_is_its_own_or_one_over_all(server: Served) -> None:
+    await mapped(server)
+    await used(server, 30)
+    with trio.fail_after(20):
+        while (whole := (await ask(server, "GET", MONTH))["lastRunAt"]) is None:
+            await trio.sleep(0.05)
+    assert (await ask(server, "GET", MONTH, params=TENANT))["lastRunAt"] == whole
+    job = await run(server)
+    report = await ask(server, "GET", MONTH, params=TENANT)
+    assert report["lastRunAt"] == job["endedAt"] > whole
+    for others in ({"tenantId": "other"}, {}):
+        assert (await ask(server, "GET", MONTH, params=others))["lastRunAt"] == whole
 
 
 async def test_what_stripe_does_not_tell_any_more_is_unread_and_not_green(server: Served) -> None:
