@@ -14,6 +14,7 @@ import os
 import random
 import secrets
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import structlog
@@ -22,8 +23,12 @@ from hypothesis import HealthCheck, settings
 # Before anything of ours is imported: the costly assertions are on in every test.
 os.environ["STRIPEMETER_VERIFY"] = "1"
 
-SEEDS_AT_ONCE = 120
-"""In one test; half a minute."""
+SEEDS = 120
+"""In every test run."""
+SEEDS_AT_ONCE = 24
+"""In one test: half a minute, so that two workers share them evenly."""
+MOMENT_SEEDS = 20
+"""Of each `SEEDS`, for worlds of one moment."""
 
 # The machine is shared and a deadline would fail on its load, not on our code.
 _SHARED = {"deadline": None, "print_blob": True, "suppress_health_check": [HealthCheck.too_slow]}
@@ -80,13 +85,26 @@ def logging_as_it_was() -> Iterator[None]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """`sim_seeds`, a range: 120 in every test run; as many as asked for by `make sim`, in blocks that tell of progress.
 
-    SIM_FIRST moves the range on, so that many nights are not one night many times.
+    `moment_seeds` are the first 20 of each 120 of them. SIM_FIRST moves the range on, so that many nights are not one
+    night many times.
     """
-    if "sim_seeds" in metafunc.fixturenames:
-        first = int(os.environ.get("SIM_FIRST") or "0")
-        seeds = range(first, first + int(os.environ.get("SIM_SEEDS") or "120"))
-        blocks = [seeds[at : at + SEEDS_AT_ONCE] for at in range(0, len(seeds), SEEDS_AT_ONCE)]
-        metafunc.parametrize("sim_seeds", blocks, ids=[f"{b.start}-{b.stop - 1}" for b in blocks])
+    first = int(os.environ.get("SIM_FIRST") or "0")
+    seeds = range(first, first + int(os.environ.get("SIM_SEEDS") or SEEDS))
+    for name, step, length in (
+        ("sim_seeds", SEEDS_AT_ONCE, SEEDS_AT_ONCE),
+        ("moment_seeds", SEEDS, MOMENT_SEEDS),
+    ):
+        if name in metafunc.fixturenames:
+            blocks = [seeds[at : at + length] for at in range(0, len(seeds), step)]
+            metafunc.parametrize(name, blocks, ids=[f"{b.start}-{b.stop - 1}" for b in blocks])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Who gives the tests to several workers."""
+    from tests.helpers.work_order import scheduler_of
+
+    return scheduler_of(config, log)
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from engine.core.push_plan import Close, Planned
 from engine.core.push_records import PushIntent, identifier_of
 from engine.drivers import remote
 from engine.drivers.frames import Answer
+from tests.sim.found_by import in_turn
 from tests.sim.push_small import SMALL, run_small
 from tests.sim.push_story import history
 from tests.sim.push_world import is_remote, run_seed
@@ -42,8 +43,8 @@ def test_no_seed_bills_anything_but_what_was_used(sim_seeds: range) -> None:
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_no_moment_bills_a_period_again(name: str, sim_seeds: range) -> None:
-    for seed in sim_seeds[:SMALL_SEEDS]:
+def test_no_moment_bills_a_period_again(name: str, moment_seeds: range) -> None:
+    for seed in moment_seeds:
         try:
             run_small(name, seed)
         except BaseException as error:
@@ -375,7 +376,8 @@ def _must_be_found(runs: Iterator[Callable[[], object]]) -> None:
 @pytest.mark.parametrize("plant", GREAT, ids=lambda f: f.__name__.strip("_"))
 def test_a_planted_fault_of_pushing_is_found(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch)
-    _must_be_found(lambda seed=seed: run_seed(seed, history) for seed in range(CANARY_SEEDS))
+    seeds = in_turn(plant, range(CANARY_SEEDS))
+    _must_be_found(lambda seed=seed: run_seed(seed, history) for seed in seeds)
 
 
 @pytest.mark.parametrize("plant", REMOTE, ids=lambda f: f.__name__.strip("_"))
@@ -383,7 +385,7 @@ def test_a_planted_fault_of_the_process_that_speaks_with_stripe_is_found(
     plant: Plant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plant(monkeypatch)
-    seeds = filter(is_remote, range(REMOTE_FROM, CANARY_SEEDS))
+    seeds = in_turn(plant, filter(is_remote, range(REMOTE_FROM, CANARY_SEEDS)))
     _must_be_found(lambda seed=seed: run_seed(seed, history) for seed in seeds)
 
 

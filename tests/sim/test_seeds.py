@@ -9,6 +9,7 @@ import pytest
 from tests.sim.faults import FAULTS
 from tests.sim.faults_of_keeping import FAULTS_OF_KEEPING
 from tests.sim.faults_of_operations import FAULTS_OF_OPERATIONS
+from tests.sim.found_by import in_turn
 from tests.sim.violation import Violation
 from tests.sim.world import run_seed
 
@@ -39,7 +40,7 @@ def test_a_planted_fault_is_found(
     plant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plant(monkeypatch)
-    for seed in range(CANARY_SEEDS):
+    for seed in in_turn(plant, range(CANARY_SEEDS)):
         try:
             run_seed(seed)
         except BaseException as error:
