@@ -103,6 +103,9 @@ class FakeStripe:
     url: str = ""
     calls: list[Call] = field(default_factory=list)
     connections: int = 0
+    gate: trio.Event | None = None
+    """What all answers wait for."""
+    answered: int = 0
 
     async def serve(self, stream: trio.abc.Stream) -> None:
         """One connection."""
@@ -118,7 +121,12 @@ class FakeStripe:
                         received += data
                     call, received = _parse(received[:end]), received[end:]
                     self.calls.append(call)
-                    if not await _answer(stream, self.answering(call)):
+                    reply = self.answering(call)
+                    if self.gate is not None:
+                        await self.gate.wait()
+                    goes_on = await _answer(stream, reply)
+                    self.answered += 1
+                    if not goes_on:
                         return
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             return

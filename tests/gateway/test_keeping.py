@@ -24,7 +24,7 @@ def event(customer: str, key: str, quantity: int = 3, **more: object) -> dict[st
 
 
 async def completed(server: Served, erasure_id: str) -> None:
-    with trio.fail_after(5):
+    with trio.fail_after(60):
         while True:
             response = await server.client.get(f"/v1/admin/erasures/{erasure_id}")
             assert response.status_code == 200, response.text

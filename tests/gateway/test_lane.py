@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import json
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -129,6 +130,14 @@ def random_request(rng: Random, number: int) -> bytes:
 def descriptors() -> int:
     """How many this process has open."""
     return len(list(Path("/proc/self/fd").iterdir()))
+
+
+async def freed(before: int) -> bool:
+    """Whether no more descriptors are open than there were, or soon are not."""
+    with trio.move_on_after(30):
+        while descriptors() > before:
+            await trio.sleep(0.02)
+    return descriptors() <= before
 
 
 async def collect(stream: trio.SocketStream) -> bytes:
@@ -274,8 +283,7 @@ async def test_a_client_that_never_reads_is_dropped_and_its_descriptor_freed(pat
                 await stream.send_all(get(path) * 100)
         assert not scope.cancelled_caught, "it must be dropped"
         await stream.aclose()
-        await trio.sleep(0.3)
-        assert descriptors() <= before
+        assert await freed(before)
 
 
 async def test_a_connection_too_many_is_turned_away_and_one_that_ends_makes_room(
@@ -297,15 +305,17 @@ async def test_a_connection_too_many_is_turned_away_and_one_that_ends_makes_room
 async def test_a_stop_answers_what_is_in_flight_with_close_and_ends_what_is_idle(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    commit, reached, answered = log_writer.LogWriter._landed, trio.Event(), trio.Event()
+    commit, reached, go = log_writer.LogWriter._landed, trio.Event(), trio.Event()
 
     async def slow(writer: log_writer.LogWriter, envelopes: tuple[Envelope, ...]) -> None:
         reached.set()
-        await trio.sleep(0.5)
-        answered.set()
+        await go.wait()
         await commit(writer, envelopes)
 
-    async with listening("on") as server:
+    def patient(config: Any) -> None:
+        config.graceful_timeout = 60.0
+
+    async with listening("on", patient) as server:
         idle, used, busy, halfway = [await server.connect() for _ in range(4)]
         await used.send_all(post([event("a")]))
         await used.receive_some(65536)
@@ -316,9 +326,12 @@ async def test_a_stop_answers_what_is_in_flight_with_close_and_ends_what_is_idle
         await reached.wait()
         await trio.sleep(0.05)
         server.stop.set()
-        for stream in (idle, used):
-            assert await stream.receive_some(100) == b""
-        assert not answered.is_set(), "what is idle does not wait for what is in flight"
+        with trio.fail_after(20):
+            for stream in (idle, used):
+                assert await stream.receive_some(100) == b"", (
+                    "it does not wait for what is in flight"
+                )
+        go.set()
         await halfway.send_all(whole[-5:])
         for stream in (busy, halfway):
             data = await collect(stream)
@@ -345,8 +358,7 @@ async def test_descriptors_are_freed_however_connections_end(rng: Random) -> Non
             if rng.random() < 0.5:
                 stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
             await stream.aclose()
-        await trio.sleep(0.3)
-        assert descriptors() <= before
+        assert await freed(before)
 
 
 @pytest.mark.slow
@@ -356,17 +368,22 @@ async def test_a_thousand_slow_clients_do_not_keep_a_good_one_waiting() -> None:
 
 
 async def check_a_good_client_beside(many: int) -> None:
-    """A good client's 99th percentile with them is within twice that without, or a few milliseconds."""
+    """A good client's 99th percentile with them is within twice that without, or a few milliseconds.
 
-    async def good(server: Listening, tag: str) -> float:
-        stream, took = await server.connect(), []
+    It is told in this process's own time, in which others' work on the machine is not: server and clients are all in
+    it. What waits for something else than this process, a timer, say, shows in the median by the clock.
+    """
+
+    async def good(server: Listening, tag: str) -> tuple[float, float]:
+        stream, took, by_clock = await server.connect(), [], []
         async with stream:
             for number in range(300):
-                began = trio.current_time()
+                began, began_at = time.process_time(), trio.current_time()
                 await stream.send_all(post([event(f"{tag}{number}")]))
                 assert statuses(await stream.receive_some(65536)) == (200,)
-                took.append(trio.current_time() - began)
-        return sorted(took)[-3]
+                took.append(time.process_time() - began)
+                by_clock.append(trio.current_time() - began_at)
+        return sorted(took)[-3], sorted(by_clock)[len(by_clock) // 2]
 
     async def dribble(stream: trio.SocketStream, number: int) -> None:
         await trio.sleep(number / many)  # some are always about to say a byte
@@ -376,14 +393,15 @@ async def check_a_good_client_beside(many: int) -> None:
                 await trio.sleep(1)
 
     async with listening("on") as server:
-        alone = min([await good(server, f"a{n}-") for n in range(3)])
+        alone = [await good(server, f"a{n}-") for n in range(3)]
         streams = [await server.connect() for _ in range(many)]
         async with trio.open_nursery() as nursery:
             for number, stream in enumerate(streams):
                 nursery.start_soon(dribble, stream, number)
             await trio.sleep(1)  # now each is in the midst of its head
-            beside = sorted([await good(server, f"b{n}-") for n in range(3)])[1]
+            beside = await good(server, "b")  # once: a head has ten seconds, then none of them is left
             nursery.cancel_scope.cancel()
         for stream in streams:
             await stream.aclose()
-    assert beside <= max(2 * alone, 0.02), (alone, beside)
+    for without, with_them in zip(zip(*alone, strict=True), beside, strict=True):
+        assert with_them <= max(2 * min(without), 0.02), (alone, beside)

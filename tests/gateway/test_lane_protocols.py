@@ -120,10 +120,13 @@ async def chunked_client(server: Listening) -> trio.SocketStream:
 async def test_a_connection_of_hypercorns_that_is_idle_does_not_hold_up_a_stop(
     client: Callable[[Listening], Awaitable[trio.SocketStream]], way: str
 ) -> None:
-    async with listening(way) as server, await client(server) as stream:
+    def patient(config: Any) -> None:
+        config.graceful_timeout = config.keep_alive_timeout = 120.0
+
+    async with listening(way, patient) as server, await client(server) as stream:
         await trio.sleep(0.05)
         server.stop.set()
-        with trio.fail_after(2):
+        with trio.fail_after(20):
             while await stream.receive_some(65536):
                 pass
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import trio
 
-from tests.helpers.served import START_US, Served, served
+from tests.helpers.served import START_US, Served, served, ten_times_as_fast
 
 TENANT = {"tenantId": "acme"}
 HOUR_US = 3_600_000_000
@@ -51,13 +51,7 @@ async def pushes(server: Served, **params: Any) -> list[dict[str, Any]]:
 async def flushed(server: Served, **body: Any) -> dict[str, Any]:
     """A flush, with the server's clock going on meanwhile, as a real one would."""
     async with trio.open_nursery() as nursery:
-
-        async def tick() -> None:
-            while True:
-                server.clock.us += 100_000
-                await trio.sleep(0.01)
-
-        nursery.start_soon(tick)
+        nursery.start_soon(ten_times_as_fast, server.clock)
         answer = await ask(server, "POST", "/v1/pushes/flush", json=TENANT | body)
         nursery.cancel_scope.cancel()
     return dict(answer)

@@ -6,6 +6,7 @@ client says exactly what came back and how the connection ended. It must not kno
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 from collections.abc import AsyncIterator, Iterable
@@ -24,7 +25,10 @@ from gateway.main import http_config, install_server
 from tests.helpers.served import Served, served
 
 SILENCE_SECONDS = 0.6
-"""A connection on which nothing came for so long is `open`."""
+"""A connection on which nothing came for so long, while the server answers others, is `open`."""
+LOOKS = 3
+"""In which it is looked at: after each but the last the server has to have answered somebody else."""
+PROBE = b"GET /health/live HTTP/1.1\r\nHost: probe\r\nConnection: close\r\n\r\n"
 _STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) \r\n")
 
 
@@ -103,7 +107,7 @@ async def exchange(
     silence: float = SILENCE_SECONDS,
     pause: float = 0.0,
 ) -> Outcome:
-    """Send the pieces and read until the connection ends or is silent."""
+    """Send the pieces and read until the connection ends or is silent: nothing comes, though others are answered."""
     received = bytearray()
     end = "open"
     try:
@@ -112,18 +116,24 @@ async def exchange(
         return Outcome((), "reset", b"")
     stream.setsockopt(6, 1, 1)  # TCP_NODELAY: each piece a packet
 
+    sent = 0
+
     async def send() -> None:
+        nonlocal sent
         try:
             for piece in pieces:
                 await stream.send_all(piece)
+                sent += 1
                 await trio.sleep(pause)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
 
     async with stream, trio.open_nursery() as nursery:
         nursery.start_soon(send)
-        while True:
-            with trio.move_on_after(silence) as scope:
+        looks = 0
+        while looks < LOOKS:
+            before = sent
+            with trio.move_on_after(silence / LOOKS) as scope:
                 try:
                     data = await stream.receive_some(65536)
                 except trio.BrokenResourceError:
@@ -133,10 +143,20 @@ async def exchange(
                     end = "closed"
                     break
                 received += data
-            if scope.cancelled_caught:
-                break
+            looks = looks + 1 if scope.cancelled_caught and sent == before else 0
+            if 0 < looks < LOOKS:
+                await probe(server)
         nursery.cancel_scope.cancel()
     return Outcome(statuses(bytes(received)), end, bytes(received))
+
+
+async def probe(server: Listening) -> None:
+    """Wait until the server has answered, or turned away, somebody who came just now."""
+    with contextlib.suppress(OSError, trio.BrokenResourceError):
+        async with await server.connect() as stream:
+            await stream.send_all(PROBE)
+            while await stream.receive_some(65536):
+                pass
 
 
 def statuses(data: bytes) -> tuple[int, ...]:

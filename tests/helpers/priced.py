@@ -115,6 +115,6 @@ def subscribed(server: Served, price: str) -> tuple[str, str]:
 async def proven(server: Served) -> None:
     """Wait until Stripe has said whose the key is."""
     connection = server.gateway.meter.started.push.connections["main"]
-    with trio.fail_after(5):
+    with trio.fail_after(60):
         while connection.proven is None:
             await trio.sleep(0.001)

@@ -217,7 +217,7 @@ async def test_who_waits_for_a_control_record_hears_that_the_writer_ended(in_com
             await b.writer.append_controls((mapped(),), in_company=in_company)
         heard.append("unavailable")
 
-    with trio.fail_after(5), pytest.RaisesGroup(Fatal, flatten_subgroups=True):
+    with trio.fail_after(60), pytest.RaisesGroup(Fatal, flatten_subgroups=True):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(b.writer.run)
             nursery.start_soon(ask)
@@ -407,7 +407,7 @@ async def test_records_of_pushing_are_done_without_a_shard_and_others_only_with_
     intent = book.intend(view(5))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(bench.writer.run)
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             await bench.writer.append_controls((intent, ended(intent)))
         assert bench.controls == [intent, ended(intent)]
         asked = trio.Event()
