@@ -202,8 +202,9 @@ def test_an_import_through_a_server_outlives_the_servers_kill(tmp_path: Path) ->
         ) == ("completed", ROWS, ROWS, 0)
         assert again.stop() == 0
     finally:
-        again.process.kill()
+        again.kill()
         importer.kill()
+        importer.wait()
     assert totals_of(directory) == (ROWS, sum(row["quantity"] for row in rows), 0)
 
 
