@@ -82,6 +82,18 @@ def logging_as_it_was() -> Iterator[None]:
     root.handlers[:], root.level = handlers, level
 
 
+def _no_url(*_: object) -> str:
+    raise AssertionError("the server makes no URL of its routes")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_url_builders() -> Iterator[None]:
+    """Half of a server's start in memory is to compile, for each route, what would make its URL; thousands are started."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("werkzeug.routing.rules.Rule._compile_builder", lambda *_: _no_url)
+        yield
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """`sim_seeds`, a range: 120 in every test run; as many as asked for by `make sim`, in blocks that tell of progress.
 

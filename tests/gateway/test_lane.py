@@ -399,7 +399,9 @@ async def check_a_good_client_beside(many: int) -> None:
             for number, stream in enumerate(streams):
                 nursery.start_soon(dribble, stream, number)
             await trio.sleep(1)  # now each is in the midst of its head
-            beside = await good(server, "b")  # once: a head has ten seconds, then none of them is left
+            beside = await good(
+                server, "b"
+            )  # once: a head has ten seconds, then none of them is left
             nursery.cancel_scope.cancel()
         for stream in streams:
             await stream.aclose()
