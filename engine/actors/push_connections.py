@@ -31,6 +31,8 @@ from engine.core.push_records import Role
 from engine.ports import Billing, Clock, PromptBilling
 
 _logger = structlog.get_logger("stripemeter.push")
+NOT_ASKED: Final = "Stripe has not been asked yet whose key it is"
+"""Of a key whose first answer has not come: neither that it works nor that it does not."""
 RESOLVED_KEPT_MAX: Final = 100_000
 RESOLVED_US: Final = 3600 * 1_000_000
 """How long an answer is trusted; an item's at most to the end of its billing period."""
@@ -112,7 +114,7 @@ class Connection:
         self.billing = billing
         self._prompt = billing if isinstance(billing, PromptBilling) else None
         self.proven: Proven | None = None
-        self.error: str | None = "Stripe has not been asked yet whose key it is"
+        self.error: str | None = NOT_ASKED
         self._clock = clock
         self._rng = rng
         self._paces: dict[str, Pace] = {}

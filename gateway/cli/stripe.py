@@ -5,12 +5,14 @@ It must not know how anything is found out (gateway.stripe_check).
 
 from __future__ import annotations
 
+import time
 from typing import Final
 from urllib.parse import urlencode
 
 import trio
 from rich.text import Text
 
+from engine.actors.push_connections import NOT_ASKED
 from engine.actors.supervisor import Meter
 from engine.config import Settings
 from engine.core.configured import Mapping
@@ -22,8 +24,10 @@ from gateway.data_directory import DataDirectory
 from gateway.logging_setup import configure
 from gateway.mapping_shapes import MappingList
 from gateway.offline import run_offline
+from gateway.pushes import PushList
 from gateway.stripe_advice import advice
 from gateway.stripe_check import (
+    ANSWER_SECONDS_MAX,
     StripeCheck,
     check_mappings,
     connection_views,
@@ -45,6 +49,7 @@ from gateway.terminal.output import Row, console, print_json, print_table, print
 from wal.lmdb_file import DATA_NAME
 
 PAGES_MAX: Final = 100
+ASK_AGAIN_SECONDS: Final = 0.2
 
 
 @group("stripe")
@@ -114,7 +119,7 @@ def examine(
 
 
 def _of_server(found: StripeCheck, settings: Settings, client: AdminClient) -> None:
-    pushes = listed(client)
+    pushes = _of_keys_asked_about(client)
     found.connections = pushes.connections
     found.simulator = any(one.is_simulator for one in pushes.connections)
     found.pushes = [
@@ -125,6 +130,16 @@ def _of_server(found: StripeCheck, settings: Settings, client: AdminClient) -> N
     if drivers:
         mappings = _mappings_of(client)
         trio.run(_resolve, found, drivers, mappings)
+
+
+def _of_keys_asked_about(client: AdminClient) -> PushList:
+    """What the server lists, once Stripe has said something of each key: a server that started just now has yet to ask."""
+    until = time.monotonic() + ANSWER_SECONDS_MAX
+    while True:
+        pushes = listed(client)
+        if all(one.error != NOT_ASKED for one in pushes.connections) or time.monotonic() >= until:
+            return pushes
+        time.sleep(ASK_AGAIN_SECONDS)
 
 
 def _mappings_of(client: AdminClient) -> list[Mapping]:
@@ -194,7 +209,9 @@ def _show(found: StripeCheck) -> None:
     if found.simulator:
         to.print(Text("a Stripe simulator is used, not Stripe: no money moves"))
     for one in found.connections:
-        state = f"account {one.account}, {one.mode}" if one.account else "does not work"
+        state = "not known yet" if one.error == NOT_ASKED else "does not work"
+        if one.account:
+            state = f"account {one.account}, {one.mode}"
         to.print(Text(f"key of {one.role}: {state}"))
     if found.mappings:
         rows: list[Row] = []

@@ -15,7 +15,11 @@ import httpx
 import pytest
 
 from engine import config
+from engine.actors.push_connections import NOT_ASKED
+from gateway.cli import stripe
 from gateway.cli.main import main
+from gateway.push_shapes import ConnectionView
+from gateway.pushes import PushList
 from gateway.stripe_advice import advice
 from tests.helpers.server import STOCK, Server, running
 
@@ -93,6 +97,29 @@ def test_the_commands_show_flush_and_exit_by_what_waits_for_a_person(
             assert "stripemeter: " in capsys.readouterr().err, "one line says why"
         welcome = server.events("pushing")[0]["note"]
         assert "built-in Stripe simulator" in welcome
+
+
+def said(account: str | None) -> PushList:
+    """What a server answers before and after Stripe has said whose its key is."""
+    error = NOT_ASKED if account is None else None
+    key = ConnectionView(role="main", account=account, mode=None, is_simulator=False, error=error)
+    return PushList(pushes=[], total=0, unroutable=[], unroutable_total=0, connections=[key])
+
+
+def test_a_key_that_a_server_has_not_asked_about_yet_is_waited_for_and_not_called_broken(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stripe, "ASK_AGAIN_SECONDS", 0.01)
+    answers = [said(None), said(None), said("acct_1")]
+    monkeypatch.setattr(stripe, "listed", lambda _client: answers.pop(0))
+    assert main(["stripe", "check", "--url", "http://127.0.0.1:9"]) == 0
+    assert "key of main: account acct_1" in output(capsys)
+    monkeypatch.setattr(stripe, "ANSWER_SECONDS_MAX", 0.05)
+    monkeypatch.setattr(stripe, "listed", lambda _client: said(None))
+    assert main(["stripe", "check", "--url", "http://127.0.0.1:9"]) == 1
+    text = output(capsys)
+    assert "key of main: not known yet" in text
+    assert "does not work" not in text
 
 
 @contextmanager
