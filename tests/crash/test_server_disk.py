@@ -28,7 +28,7 @@ from tests.helpers.ledger import (
     send_the_rest,
     usage_of,
 )
-from tests.helpers.server import running, strace
+from tests.helpers.server import patient, running, strace
 from wal.lmdb_log import LmdbLog
 
 pytestmark = [pytest.mark.slow, pytest.mark.lmdb]
@@ -134,8 +134,8 @@ def test_a_head_that_can_not_be_written_ends_the_process_within_a_second_and_it_
                 refusals = send_light_load(client, ledger, rng)
             except CutOff:
                 began = time.monotonic()
-                assert server.wait(1) == EXIT_FATAL
-                assert time.monotonic() - began < 1
+                assert server.wait(30) == EXIT_FATAL
+                assert time.monotonic() - began < patient(1)
                 (line,) = server.complaints
                 assert "whether the last group is on disk is unknown" in line
                 ends += 1

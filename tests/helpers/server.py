@@ -27,6 +27,8 @@ START_SECONDS_MAX = 60.0
 """A start takes half a second; a machine that is shared may take its time."""
 STOP_SECONDS_MAX = 30.0
 _POLL_SECONDS = 0.005
+_INTERPRETER_SECONDS = 0.1
+"""More than an interpreter alone takes to start and end where nobody else has much to do."""
 STOCK = "gateway.cli.main"
 SMALL = "tests.helpers.serve_small"
 
@@ -168,6 +170,13 @@ def running(
     finally:
         if server.process.poll() is None:
             server.kill()
+
+
+def patient(seconds: float) -> float:
+    """A bound of a quiet machine; on one that others use longer, by as much as an interpreter's start takes longer there."""
+    began = time.monotonic()
+    subprocess.run([sys.executable, "-S", "-c", ""], check=True)
+    return seconds * max(1.0, (time.monotonic() - began) / _INTERPRETER_SECONDS)
 
 
 def strace(*arguments: str) -> tuple[str, ...]:

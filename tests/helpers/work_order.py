@@ -11,10 +11,14 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadFileScheduling
 
-BY_TEST = ("tests/sim/test_seeds.py", "tests/sim/test_push_seeds.py", "tests/crash/test_kill.py")
+BY_TEST = (
+    "tests/sim/test_seeds.py",
+    "tests/sim/test_push_seeds.py",
+    "tests/crash/test_kill.py",
+    "tests/crash/test_push_kill.py",
+)
 LONGEST = (
     *BY_TEST,
-    "tests/crash/test_push_kill.py",
     "tests/gateway/test_demo.py",
     "tests/crash/test_imports.py",
     "tests/crash/test_keeping_kill.py",
