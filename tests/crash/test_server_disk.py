@@ -28,7 +28,7 @@ from tests.helpers.ledger import (
     send_the_rest,
     usage_of,
 )
-from tests.helpers.server import patient, running, strace
+from tests.helpers.server import in_time, running, strace
 from wal.lmdb_log import LmdbLog
 
 pytestmark = [pytest.mark.slow, pytest.mark.lmdb]
@@ -135,7 +135,7 @@ def test_a_head_that_can_not_be_written_ends_the_process_within_a_second_and_it_
             except CutOff:
                 began = time.monotonic()
                 assert server.wait(30) == EXIT_FATAL
-                assert time.monotonic() - began < patient(1)
+                assert in_time(time.monotonic() - began, 1)
                 (line,) = server.complaints
                 assert "whether the last group is on disk is unknown" in line
                 ends += 1

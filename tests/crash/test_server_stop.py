@@ -18,7 +18,7 @@ import pytest
 from tests.crash.test_kill import PHASES, SMALL
 from tests.helpers.http_client import CutOff
 from tests.helpers.ledger import Ledger, Load, assert_balanced, new_batch, send
-from tests.helpers.server import STOCK, Server, patient, running
+from tests.helpers.server import STOCK, Server, in_time, running
 
 pytestmark = [pytest.mark.slow, pytest.mark.lmdb]
 
@@ -68,7 +68,7 @@ def test_a_signal_under_load_lets_every_request_be_answered_whole_and_exits_0(
         for thread in threads:
             thread.join(30)
         assert code == EXIT_STOPPED, server.stderr[-2000:]
-        assert seconds < patient(5), "nobody held it up"
+        assert in_time(seconds, 5), "nobody held it up"
         assert not server.complaints
     assert not halves, halves[0][:200]
     assert ledger.statuses[200] > 5
@@ -108,7 +108,7 @@ def exit_seconds_with_stuck_readers(directory: Path, seed: int, plant: dict[str,
         began = time.monotonic()
         server.terminate()
         try:
-            assert server.wait(GRACE_SECONDS + patient(2)) == EXIT_STOPPED
+            assert server.wait(GRACE_SECONDS + 2 if plant else 30) == EXIT_STOPPED
         finally:
             for one in sockets:
                 one.close()
@@ -120,7 +120,8 @@ def exit_seconds_with_stuck_readers(directory: Path, seed: int, plant: dict[str,
 def test_a_client_that_never_reads_can_not_hold_up_the_exit_beyond_the_grace(
     tmp_path: Path, seed: int
 ) -> None:
-    assert exit_seconds_with_stuck_readers(tmp_path / "data", seed, {}) < GRACE_SECONDS + patient(1)
+    seconds = exit_seconds_with_stuck_readers(tmp_path / "data", seed, {})
+    assert in_time(seconds, GRACE_SECONDS + 1)
 
 
 def test_canary_without_the_hard_exit_a_stuck_reader_holds_the_server(
@@ -138,9 +139,10 @@ def test_a_second_signal_exits_at_once(tmp_path: Path, seed: int) -> None:
         sockets = stuck_readers(server, 2)
         server.terminate()
         time.sleep(0.3)
-        at_once = patient(2)
+        began = time.monotonic()
         server.terminate()
-        assert server.wait(at_once) == EXIT_STOPPED
+        assert server.wait(25) == EXIT_STOPPED
+        assert in_time(time.monotonic() - began, 2)
         for one in sockets:
             one.close()
     assert_balanced(directory, ledger)
@@ -164,9 +166,9 @@ def test_a_signal_during_recovery_exits_promptly_and_loses_nothing(
             assert client.get("/health/live").status == 200
             assert client.get("/health/ready").status == 503
             assert not send(client, ledger, ledger.fresh(Random(seed), 1))
-        promptly, began = patient(2), time.monotonic()
+        began = time.monotonic()
         assert server.stop() == EXIT_STOPPED
-        assert time.monotonic() - began < max(promptly, patient(2))
+        assert in_time(time.monotonic() - began, 2)
         assert not server.events("recovered"), "it was to be stopped while recovering"
     assert_balanced(directory, ledger)
 
