@@ -26,6 +26,7 @@ from engine.actors.snapshotter import Snapshotter
 from engine.core.erasing import (
     erased_control,
     erased_texts,
+    is_operation_of,
     nameless,
     random_pseudonym,
     stable_pseudonyms,
@@ -353,8 +354,9 @@ def _copy(record: StoredRecord, tenant: str, names: dict[str, str]) -> _Copy | N
         data = erased_control(record.envelope.record_type, parts[0].data, tenant, names)
         if data is not None:
             parts[0] = StoredPart(parts[0].kind, PartState.PSEUDONYM, data)
-        if len(parts) > 1 and any(name.encode() in parts[1].data for name in names):
-            # What an operation was sent, and has done: in doubt it goes whole.
+        if len(parts) > 1 and is_operation_of(parts[0].data, tenant):
+            # What a backfill was sent, and has done: none of the tenant's is open at a `begin`. It goes whole, as
+            # rows may name the customer in many ways (an escape, a doubled quote) or not at all (the body did).
             parts[1] = StoredPart(PartKind.ERASABLE, PartState.TOMBSTONE, b"")
     return _copy_of(record, tuple(parts))
 

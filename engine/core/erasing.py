@@ -54,6 +54,10 @@ class _OnlyTenant(msgspec.Struct, array_like=True):
     tenant: str
 
 
+class _Owner(msgspec.Struct, rename="camel"):
+    tenant_id: str
+
+
 class _OnlyNames(msgspec.Struct, array_like=True):
     customer_names: list[str]
 
@@ -61,6 +65,7 @@ class _OnlyNames(msgspec.Struct, array_like=True):
 _decode_texts = msgspec.msgpack.Decoder(_Texts).decode
 _decode_start = msgspec.msgpack.Decoder(_Start).decode
 _decode_tenant = msgspec.msgpack.Decoder(_OnlyTenant).decode
+_decode_owner = msgspec.msgpack.Decoder(_Owner).decode
 _decode_names = msgspec.msgpack.Decoder(_OnlyNames).decode
 
 
@@ -164,6 +169,14 @@ def _erase_operation(tree: Any, tenant: str, names: Names) -> bool:
     if changed:
         tree["payload"] = _encode(payload)
     return changed
+
+
+def is_operation_of(data: bytes, tenant: str) -> bool:
+    """Whether an operation's record is about a tenant: what another was sent is nobody else's to take away."""
+    try:
+        return _decode_owner(data).tenant_id == tenant
+    except msgspec.MsgspecError as error:
+        raise RecordError(f"an operation's record can't be read: {error}") from error
 
 
 def _erase_simulation(tree: Any, tenant: str, names: Names) -> bool:

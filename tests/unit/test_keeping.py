@@ -16,19 +16,19 @@ from engine.core.queries import EventsQuery
 from engine.core.records import RecordType
 from engine.core.times import DAY_US
 from engine.errors import NotFound, StartRefused
-from gateway.log_check import Inspector
-from tests.helpers.keeping import NAME, STRIPE_NAME, Place, fill, kill_after, send, state_of
-from wal.check import check_log
+from tests.helpers.keeping import (
+    NAME,
+    STRIPE_NAME,
+    Place,
+    fill,
+    kill_after,
+    problems,
+    send,
+    state_of,
+)
 from wal.log import PartState, Replacement, StoredPart
 from wal.memory_log import MemoryLog
 from wal.memory_runs import MemoryRuns
-
-
-def problems(place: Place) -> list[str]:
-    """What a check of the log finds."""
-    log, inspector = MemoryLog(place.disk), Inspector()
-    report = check_log(log, anchor=log.head(), inspect=inspector.inspect)
-    return [p.message for p in report.problems] + [p.message for p in inspector.end()]
 
 
 async def state_without_snapshots(place: Place) -> dict:
