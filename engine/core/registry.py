@@ -110,6 +110,17 @@ class Registry:
         """Events older than it are refused: retention has dropped what they would be held against."""
         return INSTANT_US_MIN if self.checkpoint is None else self.checkpoint.horizon_us
 
+    @property
+    def kept_from(self) -> int:
+        """The log position before which retention drops events: what an index still has of them is gone."""
+        return 0 if self.checkpoint is None else self.checkpoint.position
+
+    def dropped_before(self, since_us: int | None) -> int | None:
+        """The instant before which events at or after another (None: any) may be missing; None: none is."""
+        horizon_us = self.horizon_us
+        reaches = horizon_us > INSTANT_US_MIN and (since_us is None or since_us < horizon_us)
+        return horizon_us if reaches else None
+
     def must_hold(self, since_us: int) -> None:
         """Raises Gone when events at or after an instant were dropped: an answer without them would be wrong."""
         if since_us < self.horizon_us:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 
+from engine.actors import event_scan
 from engine.core.times import DAY_US, format_instant
 from tests.helpers.served import ADMIN_KEY, Served, bearer, served
 from tests.helpers.server import command
@@ -133,6 +136,7 @@ async def test_retention_says_what_it_would_drop_drops_it_and_refuses_what_is_ol
         assert horizon in refused["results"][0]["error"]
         listed = await server.client.get("/v1/events", params={"tenantId": "acme"})
         assert [one["id"] for one in listed.json()["events"]] == ["new"]
+        assert (listed.json()["total"], listed.json()["droppedBefore"]) == (1, horizon)
         asked = {"tenantId": "acme", "metric": "calls", "interval": "day"}
         for since, status in ((horizon, 200), (old, 410)):
             history = await server.client.get("/v1/usage/history", params=asked | {"since": since})
@@ -145,6 +149,77 @@ async def test_retention_says_what_it_would_drop_drops_it_and_refuses_what_is_ol
             "/v1/usage/current", params={"tenantId": "acme", "customerRef": "anna", "asOf": counted}
         )
         assert then.status_code == 410
+
+
+async def test_a_listing_neither_shows_nor_counts_what_retention_dropped_and_says_so() -> None:
+    async with served() as server:
+        for number in range(5):
+            await server.ingest(*[event("anna", f"old-{number}-{at}") for at in range(3)])
+        server.clock.us += 100 * DAY_US
+        await server.gateway.meter.started.closer.close_due()
+        await server.ingest(event("anna", "new-1"), event("bob", "new-2"))
+
+        async def listed(**query: str | int) -> dict[str, Any]:
+            answer = await server.client.get("/v1/events", params={"tenantId": "acme", **query})
+            assert answer.status_code == 200, answer.text
+            found: dict[str, Any] = answer.json()
+            found["ids"] = [one["id"] for one in found.pop("events")]
+            return found
+
+        before = await listed(sortDir="asc", limit=2)
+        assert (before["total"], "droppedBefore" in before) == (17, False)
+        done = await server.client.post("/v1/admin/retention", json={"days": 60, "dryRun": False})
+        assert done.json()["events"] == 15
+        horizon = done.json()["horizon"]
+        for query in (
+            {"limit": 2},
+            {"sort": "customerRef"},
+            {"cursor": before["nextCursor"], "limit": 2},
+        ):
+            page = await listed(sortDir="asc", **query)
+            assert page == {"total": 2, "droppedBefore": horizon, "ids": ["new-1", "new-2"]}, query
+        assert await listed(startTime=horizon, customerRef="bob") == {"total": 1, "ids": ["new-2"]}
+        for query in ({"format": "csv"}, {"format": "jsonl"}, {"format": "jsonl", "after": 0}):
+            for start, said in ((None, horizon), (horizon, None)):
+                params = {"tenantId": "acme", **query} | ({"startTime": start} if start else {})
+                answer = await server.client.get("/v1/events", params=params)
+                assert answer.headers.get("x-stripemeter-dropped-before") == said, params
+                assert answer.text.count("new-") == 2
+        end = server.gateway.meter.started.writer.published_sequence - 3
+        params = {"tenantId": "acme", "format": "jsonl", "after": end}
+        answer = await server.client.get("/v1/events", params=params)
+        assert "x-stripemeter-dropped-before" not in answer.headers, "nothing after it was dropped"
+
+
+async def test_an_export_from_which_retention_takes_events_while_it_is_sent_has_no_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(event_scan, "PAGE_BYTES", 1)
+    async with served() as server:
+        for number in range(5):
+            await server.ingest(event("anna", f"old-{number}"))
+        server.clock.us += 100 * DAY_US
+        gateway = server.gateway
+        await gateway.meter.started.closer.close_due()
+        await server.ingest(event("anna", "new"))
+        meter, pages = gateway.meter, 0
+        run_blocking = meter.run_blocking
+
+        async def retention_runs(work: Callable[[], Any]) -> Any:
+            nonlocal pages
+            pages += 1
+            if pages == 3:
+                await meter.started.retention.apply(60, "test")
+            return await run_blocking(work)
+
+        meter.run_blocking = retention_runs  # type: ignore[method-assign, assignment]
+        params = {"tenantId": "acme", "format": "jsonl"}
+        with pytest.raises(AssertionError):  # httpx without a network: an answer without an end
+            await server.client.get("/v1/events", params=params)
+        assert (gateway.streams.cut_off, pages > 3) == (1, True)
+        again = await server.client.get("/v1/events", params=params)
+        assert again.text.count("idempotencyKey") == 1
+        assert "x-stripemeter-dropped-before" in again.headers
 
 
 def test_commands_say_what_is_missing(tmp_path: Path) -> None:
