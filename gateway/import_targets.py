@@ -85,7 +85,13 @@ class DirectoryTarget:
         runner = self._meter.started.operations
         tenant = self._meant.tenant or ""
         operation = self._operation = await runner.start_import(tenant, asked, _ACTOR)
-        return Begun(operation.id, operation.cursor, operation.processed, operation.failed)
+        return Begun(
+            operation.id,
+            operation.cursor,
+            operation.processed,
+            operation.failed,
+            tuple(operation.errors),
+        )
 
     async def send(self, rows: Sequence[SentRow], *, nul: bool) -> Sending:
         """See Target."""
