@@ -15,6 +15,7 @@ from engine.core.configured import Customer, CustomerChange, Mapping, MappingCha
 from engine.core.finding_records import Finding
 from engine.core.keeping import CheckpointChange, EraseChange, RestoreChange
 from engine.core.operations import Operation, Operations
+from engine.core.periods import Interval, bucket_start, first_whole_bucket
 from engine.core.push_records import PushDecision, PushIntent, PushOutcome
 from engine.core.records import (
     AdjustmentChange,
@@ -127,6 +128,16 @@ class Registry:
             horizon = format_instant(self.horizon_us)
             raise Gone(
                 f"retention has dropped events before {horizon}: ask for the time since then"
+            )
+
+    def must_hold_bucket(self, interval: Interval, us: int) -> None:
+        """Raises Gone when events of the bucket that holds an instant were dropped: it would show too little."""
+        if max(bucket_start(interval, us), INSTANT_US_MIN) < self.horizon_us:
+            horizon = format_instant(self.horizon_us)
+            whole = format_instant(first_whole_bucket(interval, self.horizon_us))
+            raise Gone(
+                f"retention has dropped events before {horizon}, and the answer is of whole buckets ({interval}): "
+                f"ask for the time since {whole}"
             )
 
     def _fold_erasure(self, record: EraseChange) -> None:

@@ -10,7 +10,8 @@ import pytest
 import trio
 
 from engine.actors import event_scan
-from engine.core.times import DAY_US, format_instant
+from engine.core.periods import first_whole_bucket
+from engine.core.times import DAY_US, format_instant, parse_instant
 from tests.helpers.served import ADMIN_KEY, Served, bearer, served
 from tests.helpers.server import command
 
@@ -137,10 +138,7 @@ async def test_retention_says_what_it_would_drop_drops_it_and_refuses_what_is_ol
         listed = await server.client.get("/v1/events", params={"tenantId": "acme"})
         assert [one["id"] for one in listed.json()["events"]] == ["new"]
         assert (listed.json()["total"], listed.json()["droppedBefore"]) == (1, horizon)
-        asked = {"tenantId": "acme", "metric": "calls", "interval": "day"}
         for since, status in ((horizon, 200), (old, 410)):
-            history = await server.client.get("/v1/usage/history", params=asked | {"since": since})
-            assert history.status_code == status, history.text
             replay = await server.client.post(
                 "/v1/replay", json={"tenantId": "acme", "since": since}
             )
@@ -149,6 +147,33 @@ async def test_retention_says_what_it_would_drop_drops_it_and_refuses_what_is_ol
             "/v1/usage/current", params={"tenantId": "acme", "customerRef": "anna", "asOf": counted}
         )
         assert then.status_code == 410
+
+
+async def test_a_history_never_shows_a_bucket_of_which_retention_dropped_a_part() -> None:
+    async with served() as server:
+        clock = server.clock
+        clock.us += first_whole_bucket("month", clock.us) - clock.us + DAY_US // 2
+        await server.ingest(event("anna", "dropped"))
+        clock.us += 20 * DAY_US
+        await server.ingest(event("anna", "kept", 5))
+        clock.us += 70 * DAY_US + DAY_US // 3
+        await server.gateway.meter.started.closer.close_due()
+        done = await server.client.post("/v1/admin/retention", json={"days": 75, "dryRun": False})
+        assert done.json()["events"] == 1, "of the month that holds the horizon one of two"
+        horizon = done.json()["horizon"]
+        asked = {"tenantId": "acme", "metric": "calls", "since": horizon}
+        for interval in ("minute", "hour", "day", "month"):
+            params = asked | {"interval": interval, "until": format_instant(clock.us - 40 * DAY_US)}
+            if interval == "minute":
+                params["until"] = format_instant(parse_instant(horizon) + DAY_US // 24)
+            refused = await server.client.get("/v1/usage/history", params=params)
+            assert refused.status_code == 410, (interval, refused.text)
+            params["since"] = refused.json()["detail"].rpartition(" ")[2]
+            found = await server.client.get("/v1/usage/history", params=params)
+            assert found.status_code == 200, (interval, found.text)
+            assert found.json()["timeRange"]["start"] == params["since"], "the first whole bucket"
+            told = parse_instant(params["since"]) - parse_instant(horizon)
+            assert 0 < told <= 31 * DAY_US
 
 
 async def test_a_listing_neither_shows_nor_counts_what_retention_dropped_and_says_so() -> None:
