@@ -191,7 +191,9 @@ def _in_locked(
         collector.pause()
         # One shard: groups need no splitting. Another number is no other state.
         alone = msgspec.structs.replace(settings, shards=1)
-        meter = open_meter(alone, directory, is_read_only=dry_run, is_indexing=False)
+        meter = open_meter(
+            alone, directory, is_read_only=dry_run, is_indexing=False, keeps_settings=True
+        )
         return trio.run(_run, meter, work)
     except BaseExceptionGroup as group:
         # What failed first, out of its nursery: the command line wants the one line.

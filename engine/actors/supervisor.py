@@ -87,6 +87,8 @@ class MeterOptions:
     """Nothing is appended and nothing follows the log: for a look at what would be. The log may be read-only too."""
     is_indexing: bool = True
     """False: listing and history are brought up by the next start; an import is a fifth faster."""
+    keeps_settings: bool = False
+    """Those that change totals stay the log's: a command's environment may not be the server's, and closing is final."""
     verify: bool = False
     """Costly assertions: read every encoded group back before it is appended."""
 
@@ -121,9 +123,7 @@ class Meter:
         self._archives = archives
         self.phase: Phase = "recovering"
         self.progress = Progress(0, log.head().next_sequence)
-        self.registry = Registry()
-        self.audit = AuditTrail()
-        self.push = PushState()
+        self.registry, self.audit, self.push = Registry(), AuditTrail(), PushState()
         self.rules = Rules()
         self.shards: Sequence[Shard] = ()
         self.owner = [shard_of(p, options.shards) for p in range(PARTITIONS)]
@@ -363,7 +363,8 @@ class Meter:
 
     async def _record_settings(self, writer: LogWriter) -> None:
         """Settings that change totals are records: append them if they differ from the log's last."""
-        if self.registry.settings != self._settings():
+        last = self.registry.settings
+        if last != self._settings() and not (self.options.keeps_settings and last is not None):
             try:
                 await self._append_or_suppose(writer, self._settings())
             except EngineError as error:

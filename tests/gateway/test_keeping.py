@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,14 @@ import trio
 
 from engine.actors import event_scan
 from engine.core.periods import first_whole_bucket
+from engine.core.records import PeriodClosing, RecordType, SettingsChange, decode_control
 from engine.core.times import DAY_US, format_instant, parse_instant
+from gateway.cli.main import main
+from gateway.data_directory import DataDirectory
+from tests.helpers.keeping import HOUR_US
 from tests.helpers.served import ADMIN_KEY, Served, bearer, served
 from tests.helpers.server import command
+from wal.lmdb_log import LmdbLog
 
 
 def event(customer: str, key: str, quantity: int = 3, **more: object) -> dict[str, object]:
@@ -245,6 +251,43 @@ async def test_an_export_from_which_retention_takes_events_while_it_is_sent_has_
         again = await server.client.get("/v1/events", params=params)
         assert again.text.count("idempotencyKey") == 1
         assert "x-stripemeter-dropped-before" in again.headers
+
+
+def test_a_command_on_a_stopped_directory_leaves_the_servers_window_and_policy_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "data"
+    place = ["--tenant", "acme", "--data-dir", str(data)]
+    ends = datetime.now(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    last_hour = (ends - timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(
+        "".join(
+            f'{{"metric":"calls","customerRef":"{name}","quantity":1,"ts":"{last_hour}"}}\n'
+            for name in ("anna", "bob")
+        )
+    )
+    monkeypatch.setenv("STRIPEMETER_LATENESS_HOURS", "2000")
+    monkeypatch.setenv("STRIPEMETER_LATE_POLICY", "auto")
+    assert main(["import", str(rows), *place]) == 0
+    # A shell without the service's environment; 0 hours would close the month that is over.
+    monkeypatch.setenv("STRIPEMETER_LATENESS_HOURS", "0")
+    monkeypatch.delenv("STRIPEMETER_LATE_POLICY")
+    assert main(["import", str(rows), *place]) == 0
+    assert main(["import", str(rows), *place, "--dry-run"]) == 0
+    assert main(["erase", *place, "--customer", "anna", "--yes"]) == 0
+    assert main(["retention", "--days", "400", "--data-dir", str(data)]) == 0
+    log = LmdbLog(DataDirectory(data).log_path, read_only=True)
+    records = [
+        decode_control(record.envelope.record_type, record.parts[0].data)
+        for record in log.read(0, bytes_max=1 << 20)
+        if record.envelope.record_type != RecordType.EVENTS
+    ]
+    log.close()
+    settings = [one for one in records if isinstance(one, SettingsChange)]
+    assert [(one.lateness_us // HOUR_US, one.late_policy) for one in settings] == [(2000, "auto")]
+    closings = [one for one in records if isinstance(one, PeriodClosing)]
+    assert all(one.lateness_us // HOUR_US == 2000 for one in closings)
 
 
 def test_commands_say_what_is_missing(tmp_path: Path) -> None:
