@@ -202,15 +202,12 @@ class Meter:
         await self._record_settings(writer)
         await closer.close_due()
         if not self.options.is_read_only:
-            for task in (
-                started.snapshotter.run,
-                started.merger.run,
-                closer.run,
-                started.operations.run,
-            ):
-                followers.start_soon(task)
+            for actor in (started.snapshotter, started.merger, closer, started.operations):
+                followers.start_soon(actor.run)
             if self.options.is_indexing:
                 followers.start_soon(started.indexer.run)
+            else:
+                await started.indexer.wipe_if_unfit()
             if self._billing is not None:
                 followers.start_soon(started.push.run)
                 followers.start_soon(started.reconciler.run)
