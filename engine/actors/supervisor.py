@@ -332,6 +332,7 @@ class Meter:
             ids=self.ids,
             run_blocking=self.run_blocking,
             busy=busy,
+            held=lambda: self.started.closer.why_held(),  # noqa: PLW0108 - nothing is started yet
             days=self.options.retention_days,
         )
         eraser = Eraser(

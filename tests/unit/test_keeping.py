@@ -15,7 +15,7 @@ from engine.core.erasing import stable_pseudonyms
 from engine.core.queries import EventsQuery
 from engine.core.records import RecordType
 from engine.core.times import DAY_US
-from engine.errors import NotFound, StartRefused
+from engine.errors import NotFound, StartRefused, Unavailable
 from tests.helpers.keeping import (
     NAME,
     STRIPE_NAME,
@@ -82,6 +82,24 @@ async def test_events_older_than_the_horizon_are_refused_and_younger_ones_are_no
         assert await send(meter, "acme", "cleo", "young", "1", horizon_us) == 0
     async with place.running() as meter:
         assert meter.registry.horizon_us == horizon_us
+
+
+async def test_a_wall_clock_that_jumps_ahead_makes_nothing_old_enough_to_be_dropped(
+    rng: Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Place()
+    await fill(place, rng)
+    async with place.running() as meter:
+        retention = meter.started.retention
+        assert (await retention.plan(400)).events == 0
+        right = place.clock.now_us
+        monkeypatch.setattr(place.clock, "now_us", lambda: right() + 1_000 * DAY_US)
+        for what in (retention.plan(400), retention.apply(400, "test")):
+            with pytest.raises(Unavailable, match="wall clock moved"):
+                await what
+        monkeypatch.setattr(place.clock, "now_us", right)
+        assert await retention.apply(400, "test") == []
+        assert len(await retention.apply(30, "test")) == 1
 
 
 async def test_retention_killed_anywhere_goes_on_and_changes_nothing(rng: Random) -> None:
