@@ -9,14 +9,16 @@ import pytest
 import trio
 
 from engine.actors import eraser as eraser_module
+from engine.actors.kept import checkpoint_sections
+from engine.actors.recovery import CONTROL_SECTION
 from engine.actors.supervisor import Meter
 from engine.core.configured import Change
 from engine.core.erasing import Aliases, stable_pseudonyms
 from engine.core.operations import BACKFILL, Asked, payload_of
 from engine.core.records import OperationChange
-from engine.core.times import format_instant
+from engine.core.times import DAY_US, format_instant
 from engine.errors import Conflict, StorageFull
-from tests.helpers.keeping import NAME, Place, fill, kill_after, problems, send, state_of
+from tests.helpers.keeping import BY, NAME, Place, fill, kill_after, problems, send, state_of
 from wal.memory_log import Operation, Verdict
 from wal.memory_runs import MemoryRuns
 
@@ -156,6 +158,38 @@ async def test_what_a_backfill_was_sent_of_an_erased_customer_is_gone_however_it
         begun = await eraser.begin("acme", [name], secret=None, actor="test", request_id=None)
         await eraser.ended(begun.erasure_id)
     assert b"hers" not in place.everything()
+    assert problems(place) == []
+
+
+async def test_what_a_backfill_was_sent_is_gone_from_a_checkpoint_that_was_cut_within_it_too() -> (
+    None
+):
+    place = Place()
+    ts = format_instant(place.clock.now_us())
+    row = {"metric": "calls", "customerRef": NAME, "quantity": 1, "idempotencyKey": "b", "ts": ts}
+    rows = msgspec.json.encode([row | {"meta": {"who": "hers"}}])
+    async with place.running() as meter:
+        asked = Asked(at_us=place.clock.now_us(), rows_total=1)
+        operation = await meter.started.operations.ask_backfill("acme", asked, rows, BY)
+        while operation.is_open:
+            await trio.sleep(0.01)
+        place.clock.us += 100 * DAY_US
+        await meter.started.closer.close_due()
+        [done] = await meter.started.retention.apply(30, "test")
+        commit = meter.registry.checkpoint
+        assert commit is not None
+        assert done.events == 1
+        sections = dict(checkpoint_sections(meter.log, commit))
+        assert b"hers" in sections[CONTROL_SECTION], "the backfill had not ended there"
+        eraser = meter.started.eraser
+        begun = await eraser.begin("acme", [NAME], secret=None, actor="test", request_id=None)
+        await eraser.ended(begun.erasure_id)
+        held = state_of(meter)
+    assert b"hers" not in place.everything()
+    place.snapshots.files.clear()
+    async with place.running() as meter:
+        assert state_of(meter) == held
+        assert meter.registry.operations.by_id[operation.id].status == "completed"
     assert problems(place) == []
 
 
