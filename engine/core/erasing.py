@@ -22,6 +22,7 @@ from engine.core.records import KEY_BYTES, RecordError, RecordType
 PSEUDONYM_START: Final = "erased_"
 KEY_TEXT_START: Final = "erased:"
 _PSEUDONYM_BYTES: Final = 10
+_PSEUDONYMS: Final = 1 << (8 * _PSEUDONYM_BYTES)
 _STRIPE_FIELDS: Final = ("stripeCustomerId", "subscriptionItems", "testClock")
 _encode = msgspec.msgpack.Encoder().encode
 _decode_any = msgspec.msgpack.Decoder().decode
@@ -72,10 +73,12 @@ _decode_names = msgspec.msgpack.Decoder(_OnlyNames).decode
 def random_pseudonym(tenant: str, name: str, token: Callable[[int], bytes]) -> str:
     """A pseudonym that nothing links to the name, in the name's own partition. Costs some 64 hashes."""
     partition = partition_of(tenant, name)
+    number = int.from_bytes(token(_PSEUDONYM_BYTES), "big")
     while True:
-        pseudonym = PSEUDONYM_START + token(_PSEUDONYM_BYTES).hex()
+        pseudonym = f"{PSEUDONYM_START}{number % _PSEUDONYMS:0{2 * _PSEUDONYM_BYTES}x}"
         if partition_of(tenant, pseudonym) == partition:
             return pseudonym
+        number += 1
 
 
 def stable_pseudonyms(tenant: str, name: str, secret: bytes) -> Iterator[str]:

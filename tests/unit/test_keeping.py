@@ -7,7 +7,9 @@ from random import Random
 from typing import Any
 
 import pytest
+import trio
 
+from engine.actors.eraser import NAMES_PER_TURN
 from engine.actors.prefix_fold import PrefixFold
 from engine.actors.supervisor import Meter
 from engine.actors.tenant_parts import tenant_parts
@@ -200,6 +202,41 @@ async def test_a_stable_pseudonym_is_found_again_by_who_has_name_and_secret() ->
             assert usage.current == 5_000_000
         before = state_of(meter)
     assert await state_without_snapshots(place) == before
+
+
+async def test_a_departing_tenant_with_many_customers_leaves_turns_to_others() -> None:
+    place = Place()
+    async with place.running() as meter:
+        customers = [f"customer-{number}" for number in range(200)]
+        async with trio.open_nursery() as nursery:
+            for number, name in enumerate(customers):
+                nursery.start_soon(send, meter, "acme", name, f"key-{number}", "1", None)
+        turns = 0
+
+        async def others() -> None:
+            nonlocal turns
+            while True:
+                await trio.lowlevel.checkpoint()
+                turns += 1
+
+        made: list[int] = []
+        token = place.ids.token
+
+        def told(size_bytes: int) -> bytes:
+            made.append(turns)
+            return token(size_bytes)
+
+        place.ids.token = told  # type: ignore[method-assign]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(others)
+            begun = await meter.started.eraser.begin(
+                "acme", customers, secret=None, actor="test", request_id=None
+            )
+            nursery.cancel_scope.cancel()
+        assert len(set(begun.names.values())) == len(customers)
+        in_one_turn = max(made.count(turn) for turn in set(made))
+        assert in_one_turn <= 3 * NAMES_PER_TURN, "some 1,000 customers would stop ingest for 0.3 s"
+        await meter.started.eraser.ended(begun.erasure_id)
 
 
 async def test_a_departing_tenant_leaves_totals_and_no_name(rng: Random) -> None:
