@@ -295,6 +295,7 @@ class Eraser:
         await self._retention.drop()
 
     async def _rewrite_archives(self, erasure: Erasure) -> None:
+        await self._run_blocking(self._archives.sweep)
         for name in await self._run_blocking(self._archives.names):
             await self._run_blocking(
                 partial(rewrite, self._archives, name, partial(_nameless_record, erasure))

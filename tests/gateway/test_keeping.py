@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,9 +17,11 @@ from engine.core.records import PeriodClosing, RecordType, SettingsChange, decod
 from engine.core.times import DAY_US, format_instant, parse_instant
 from gateway.cli.main import main
 from gateway.data_directory import DataDirectory
+from gateway.system import SystemClock
 from tests.helpers.keeping import HOUR_US
 from tests.helpers.served import ADMIN_KEY, Served, bearer, served
 from tests.helpers.server import command
+from wal.archive import name_of
 from wal.lmdb_log import LmdbLog
 
 
@@ -288,6 +291,20 @@ def test_a_command_on_a_stopped_directory_leaves_the_servers_window_and_policy_a
     assert [(one.lateness_us // HOUR_US, one.late_policy) for one in settings] == [(2000, "auto")]
     closings = [one for one in records if isinstance(one, PeriodClosing)]
     assert all(one.lateness_us // HOUR_US == 2000 for one in closings)
+
+
+def test_an_erasure_removes_an_archive_that_a_kill_left_half_written(tmp_path: Path) -> None:
+    data = DataDirectory(tmp_path / "data")
+    place = ["--tenant", "acme", "--data-dir", str(data.path)]
+    rows = tmp_path / "rows.jsonl"
+    row = event("anna", "a", ts=format_instant(SystemClock().now_us() - DAY_US))
+    rows.write_text(json.dumps(row))
+    assert main(["import", str(rows), *place]) == 0
+    data.archives_path.mkdir()
+    half = data.archives_path / (name_of(0, 7) + ".unfinished")
+    half.write_bytes(b"of anna")
+    assert main(["erase", *place, "--customer", "anna", "--yes"]) == 0
+    assert not half.exists()
 
 
 def test_commands_say_what_is_missing(tmp_path: Path) -> None:
