@@ -140,8 +140,13 @@ class MemoryArchives:
 
 
 def rewrite(store: ArchiveStore, name: str, change: Callable[[StoredRecord], StoredRecord]) -> None:
-    """Replace an archive by one of changed records: whole, or not at all. Raises ArchiveError."""
-    store.write(name, map(change, store.read(name)))
+    """Replace an archive by one of changed records: whole, or not at all. Raises ArchiveError.
+
+    `change` returns the record itself where nothing is to be done; an archive of such records alone is only read, as
+    packing it again takes several times as long.
+    """
+    if any(change(record) is not record for record in store.read(name)):
+        store.write(name, map(change, store.read(name)))
 
 
 def _write(file: IO[bytes], records: Iterable[StoredRecord]) -> tuple[int, bytes]:

@@ -168,6 +168,28 @@ async def test_an_erased_customer_is_nowhere_and_every_total_stays(rng: Random) 
     assert problems(place) == []
 
 
+async def test_an_archive_without_the_customer_is_read_and_not_packed_again() -> None:
+    place = Place()
+    async with place.running() as meter:
+        for name in ("cleo", NAME):
+            await send(meter, "acme", name, f"old-{name}", "5", None)
+            place.clock.us += 100 * DAY_US
+            await meter.started.closer.close_due()
+            assert len(await meter.started.retention.apply(30, "test")) == 1
+        written: list[str] = []
+        write = place.archives.write
+
+        def noted(name: str, records: Any) -> None:
+            written.append(name)
+            write(name, records)
+
+        place.archives.write = noted  # type: ignore[method-assign]
+        await erase(meter)
+    _, of_her = place.archives.names()
+    assert written == [of_her]
+    assert NAME.encode() not in place.everything()
+
+
 async def test_a_retry_of_an_erased_event_is_a_duplicate_and_the_name_may_come_back() -> None:
     place = Place()
     async with place.running() as meter:
