@@ -37,6 +37,7 @@ from engine.actors.opening import open_log
 from engine.actors.operations import OperationRunner
 from engine.actors.period_closer import PeriodCloser
 from engine.actors.push_desk import PushDesk
+from engine.actors.push_keeping import keeping
 from engine.actors.pusher import Pusher
 from engine.actors.reconciler import RECON_DEFAULTS, Reconciler, ReconOptions
 from engine.actors.recovery import Progress, Recovered
@@ -315,7 +316,8 @@ class Meter:
     async def _keep_pushed(
         self, tenant: str, names: dict[str, str], actor: str
     ) -> Sequence[PushDecision]:
-        return await self.started.pusher.keeping(tenant, names, actor)
+        is_command = self._billing is None
+        return await keeping(self.started.push, tenant, names, actor, is_command=is_command)
 
     def _keepers(
         self, writer: LogWriter, snapshotter: Snapshotter, indexer: Indexer, asking: trio.Lock
