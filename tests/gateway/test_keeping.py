@@ -307,6 +307,28 @@ def test_an_erasure_removes_an_archive_that_a_kill_left_half_written(tmp_path: P
     assert not half.exists()
 
 
+def test_a_restore_goes_where_a_link_leads_and_says_what_to_do_with_a_volume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows, backup = tmp_path / "rows.jsonl", tmp_path / "backup"
+    row = event("anna", "a", ts=format_instant(SystemClock().now_us() - DAY_US))
+    rows.write_text(json.dumps(row))
+    assert (
+        main(["import", str(rows), "--tenant", "acme", "--data-dir", str(tmp_path / "data")]) == 0
+    )
+    assert main(["backup", str(backup), "--data-dir", str(tmp_path / "data")]) == 0
+    link, real = tmp_path / "link", tmp_path / "elsewhere" / "real"
+    real.mkdir(parents=True)
+    link.symlink_to(real)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "is_mount", lambda path: path == real)
+        assert main(["restore", str(backup), "--data-dir", str(link)]) == 1
+        assert f"restore into a directory in it ({real / 'restored'})" in capsys.readouterr().err
+    assert main(["restore", str(backup), "--data-dir", str(link)]) == 0
+    assert link.is_symlink()
+    assert (real / "log" / "data.mdb").exists()
+
+
 def test_commands_say_what_is_missing(tmp_path: Path) -> None:
     directory = tmp_path / "data"
     for arguments, status, words in (
