@@ -128,6 +128,14 @@ def restore(
     `target` must not be there, or be empty. The backup stays as it is.
     """
     manifest = read_manifest(backup)
+    target = (
+        target.resolve()
+    )  # beside what a link names, not beside the link: it is put in place by a rename
+    if target.is_mount():
+        raise BackupError(
+            f"{target} is where a volume is mounted, and can't be replaced: restore into a directory in it "
+            f"({target / 'restored'}), and serve that"
+        )
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise BackupError(f"{target} is not empty: restore into a directory that is not there yet")
     making = target.with_name(target.name + _MAKING)

@@ -20,7 +20,13 @@ from engine.core.extents import EventFilter
 from engine.errors import Refused
 from gateway.as_of import parse_as_of
 from gateway.export_rows import EVENT_COLUMNS
-from gateway.export_streams import CONTENT_TYPES, POSITION_HEADER, page_of, writer_of
+from gateway.export_streams import (
+    CONTENT_TYPES,
+    POSITION_HEADER,
+    dropped_headers,
+    page_of,
+    writer_of,
+)
 from gateway.parameters import Parameter
 from gateway.routes import Answer, Call
 
@@ -60,6 +66,8 @@ async def events_after(call: Call, wanted: EventFilter, after: Asked) -> Answer:
         position = scan.position
         if len(body) >= ANSWER_BYTES_MAX:
             break
+    registry = meter.registry
+    dropped = registry.dropped_before(wanted.start_us) if first < registry.kept_from else None
     log = f"{meter.log_id.hex()[:16]}.{meter.log.head().epoch}"
     return Answer(
         bytes(body),
@@ -69,6 +77,7 @@ async def events_after(call: Call, wanted: EventFilter, after: Asked) -> Answer:
             (END_HEADER, str(end - 1)),
             (LOG_HEADER, log),
             ("cache-control", "no-store"),
+            *dropped_headers(dropped),
         ),
     )
 

@@ -72,6 +72,16 @@ class EventList(msgspec.Struct, rename="camel", kw_only=True, omit_defaults=True
         Annotated[str, msgspec.Meta(description="Ask with it for more; absent: no more.")]
         | msgspec.UnsetType
     ) = msgspec.UNSET
+    dropped_before: (
+        Annotated[
+            Instant,
+            msgspec.Meta(
+                description="Retention has dropped events before it, and the range begins earlier: what is left of "
+                "that time is here and counted, the rest is in the archives. Absent: nothing of the range was dropped."
+            ),
+        ]
+        | msgspec.UnsetType
+    ) = msgspec.UNSET
     as_of: AsOfField = msgspec.UNSET
 
 
@@ -107,6 +117,7 @@ async def list_events(call: Call) -> Answer | Problem:
             if query[name] is not None
         ]
         return wrong_fields(wrong) if wrong else await _stream(call, start, end_time, end)
+    registry = call.gateway.meter.registry
     page = await call.gateway.meter.started.indexer.events(
         EventsQuery(
             tenant=call.tenant,
@@ -123,8 +134,10 @@ async def list_events(call: Call) -> Answer | Problem:
             offset=query["offset"] or 0,
             cursor=query["cursor"],
             as_of=end,
+            kept_from=registry.kept_from,
         )
     )
+    dropped = registry.dropped_before(start.us if start else None)
     write = partial(_view, as_string=call.numbers_as_strings)
     return Answer(
         EventList(
@@ -132,6 +145,7 @@ async def list_events(call: Call) -> Answer | Problem:
             events=[write(event) for event in page.events],
             total_is_lower_bound=page.total_is_lower_bound,
             next_cursor=msgspec.UNSET if page.next_cursor is None else page.next_cursor,
+            dropped_before=msgspec.UNSET if dropped is None else instant_or_none(dropped) or "",
             as_of=seen,
         )
     )

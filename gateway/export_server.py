@@ -21,6 +21,7 @@ from gateway.audit import AuditEntry, AuditList
 from gateway.explain import UsageExplained
 from gateway.export_rows import COUNTER_COLUMNS, EVENT_COLUMNS, Column, Kind, Row
 from gateway.export_sources import ExportFilter, Progress, What
+from gateway.export_streams import DROPPED_HEADER
 from gateway.problems import ProblemBody
 from gateway.streams import SECONDS_MAX
 
@@ -44,6 +45,7 @@ class ServerSource:
             raise EngineError(f"{url!r} is no server: give one like http://127.0.0.1:3000")
         self._url = url.rstrip("/")
         self._parts = parts
+        self._notes: list[str] = []
         self._headers = {"accept": "*/*"}
         if api_key is not None:
             self._headers["authorization"] = f"Bearer {api_key}"
@@ -64,7 +66,7 @@ class ServerSource:
 
     def notes(self) -> list[str]:
         """See Source."""
-        return []
+        return self._notes
 
     def explain(
         self, series: tuple[str, str, str], day_us: int, asked: Asked | None
@@ -162,6 +164,10 @@ class ServerSource:
             connection.request("GET", target, headers=self._headers)
             response = connection.getresponse()
             if response.status == 200:
+                if (dropped := response.headers.get(DROPPED_HEADER)) is not None:
+                    self._notes.append(
+                        f"events before {dropped} that retention dropped are left out: they are in its archives"
+                    )
                 return response, connection
             content = response.read(ANSWER_BYTES_MAX)
         except (OSError, http.client.HTTPException) as error:

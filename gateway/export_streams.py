@@ -12,6 +12,8 @@ from typing import Final
 
 from engine.actors.event_scan import EventScan, ScanFilter, stretches_of
 from engine.core.extents import EventFilter
+from engine.core.times import format_instant
+from engine.errors import Unavailable
 from gateway.export_rows import (
     EVENT_COLUMNS,
     Column,
@@ -30,6 +32,8 @@ CONTENT_TYPES: Final = {
 FORMATS: Final = ("json", *CONTENT_TYPES)
 POSITION_HEADER: Final = "x-stripemeter-position"
 """The last log position that an export looked at."""
+DROPPED_HEADER: Final = "x-stripemeter-dropped-before"
+"""Retention has dropped events before this instant, which the stream may lack. Absent: it lacks none."""
 Write = Callable[[Iterable[Row]], bytes]
 
 
@@ -67,13 +71,26 @@ async def stream_events(call: Call, wanted: EventFilter, end: int | None) -> Ans
     stretches = stretches_of(extents, wanted, end)
     scan = EventScan(meter.log, stretches, ScanFilter(*wanted))
     begin, write = writer_of(call.query["format"], EVENT_COLUMNS, as_string=call.numbers_as_strings)
+    kept_from = meter.registry.kept_from
 
     async def pieces() -> AsyncIterator[bytes]:
         yield begin
         while (piece := await meter.run_blocking(partial(page_of, scan, write))) is not None:
+            if scan.trimmed_positions and meter.registry.kept_from != kept_from:
+                # The head said what is missing, and more is now.
+                raise Unavailable("retention dropped events meanwhile: ask again")
             yield piece
 
-    return file_answer(call, "events", pieces(), end - 1)
+    answer = file_answer(call, "events", pieces(), end - 1)
+    dropped = dropped_headers(meter.registry.dropped_before(wanted.start_us))
+    return answer._replace(headers=(*answer.headers, *dropped))
+
+
+def dropped_headers(dropped_before_us: int | None) -> tuple[tuple[str, str], ...]:
+    """The header that says what an answer lacks; none if it lacks nothing."""
+    if dropped_before_us is None:
+        return ()
+    return ((DROPPED_HEADER, format_instant(dropped_before_us)),)
 
 
 def page_of(scan: EventScan, write: Write) -> bytes | None:

@@ -263,7 +263,8 @@ class ServerTarget(_Requests):
         view = await self._ask("/v1/events/imports", body, ImportView)
         self._operation_id = view.operation_id
         cursor = base64.b64decode(view.cursor)
-        return Begun(view.operation_id, cursor, view.processed_events, view.failed_events)
+        errors = [RowError(one.line, one.error) for one in view.errors]
+        return Begun(view.operation_id, cursor, view.processed_events, view.failed_events, errors)
 
     async def _send_one(self, lines: list[int], events: list[bytes]) -> Outcome:
         body = b'{"events":[' + b",".join(events) + b"]}"

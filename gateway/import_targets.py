@@ -85,7 +85,13 @@ class DirectoryTarget:
         runner = self._meter.started.operations
         tenant = self._meant.tenant or ""
         operation = self._operation = await runner.start_import(tenant, asked, _ACTOR)
-        return Begun(operation.id, operation.cursor, operation.processed, operation.failed)
+        return Begun(
+            operation.id,
+            operation.cursor,
+            operation.processed,
+            operation.failed,
+            tuple(operation.errors),
+        )
 
     async def send(self, rows: Sequence[SentRow], *, nul: bool) -> Sending:
         """See Target."""
@@ -185,7 +191,9 @@ def _in_locked(
         collector.pause()
         # One shard: groups need no splitting. Another number is no other state.
         alone = msgspec.structs.replace(settings, shards=1)
-        meter = open_meter(alone, directory, is_read_only=dry_run, is_indexing=False)
+        meter = open_meter(
+            alone, directory, is_read_only=dry_run, is_indexing=False, keeps_settings=True
+        )
         return trio.run(_run, meter, work)
     except BaseExceptionGroup as group:
         # What failed first, out of its nursery: the command line wants the one line.

@@ -25,6 +25,9 @@ NOTE_US: Final = 2_000_000
 """How often progress is noted: what a killed import does again, at most, plus what was on its way."""
 
 
+EARLIER: Final = "(an earlier run)"
+
+
 class Outcome(NamedTuple):
     """What became of a chunk's rows."""
 
@@ -50,6 +53,8 @@ class Begun(NamedTuple):
     cursor: bytes
     processed: int
     failed: int
+    errors: Sequence[RowError] = ()
+    """Why rows failed, as far as it is kept."""
 
 
 class Target(Protocol):
@@ -87,6 +92,8 @@ class Report(msgspec.Struct, rename="camel"):
     failed: int = 0
     passed_over: int = 0
     """Rows that an earlier run of the same import had done."""
+    failed_before: int = 0
+    """Of those: refused by that run, and still not counted."""
     errors: list[tuple[str, int, str]] = []
     """(file, line, error) of the first ROW_ERRORS_MAX rows that failed."""
     seconds: float = 0
@@ -159,7 +166,10 @@ class Import:
         report.operation_id = self._before.operation_id or None
         start = _cursor_of(self._before.cursor, len(self._files.files))
         report.passed_over = self._before.processed if start != Cursor() else 0
-        if not report.passed_over:
+        if report.passed_over:
+            report.failed_before = self._before.failed
+            self._tell_of_before()
+        else:
             self._before = self._before._replace(processed=0, failed=0)
         self._noted_us = started_us
         chunks = self._files.chunks(start)
@@ -176,6 +186,14 @@ class Import:
         report.seconds = (self._clock.monotonic_us() - started_us) / 1e6
         await self._target.finish(self._progress(last))
         return report
+
+    def _tell_of_before(self) -> None:
+        """Errors of rows that are passed over: the run that found them was interrupted, and perhaps nobody saw them."""
+        # Of several files it is not kept which one a line is of.
+        name = self._files.files[0].name if len(self._files.files) == 1 else EARLIER
+        for error in self._before.errors:
+            self.report.errors.append((name, error.line, error.error))
+            self._on_error(name, error.line, error.error)
 
     async def _settle(self, way: _OnItsWay) -> Cursor:
         outcome = await way.sending.settled()

@@ -43,7 +43,7 @@ def run_offline(
         raise StartRefused(message)
     directory.lock()
     try:
-        meter = open_meter(settings, directory, is_read_only=is_read_only)
+        meter = open_meter(settings, directory, is_read_only=is_read_only, keeps_settings=True)
         if billing is not None:
             assert is_read_only, "else it would push"
             meter.connect(billing)

@@ -141,6 +141,12 @@ HEADERS: Final[dict[str, Any]] = {
         "schema": {"type": "integer"},
         "example": 4711,
     },
+    "X-StripeMeter-Dropped-Before": {
+        "description": "With `format=csv` or `jsonl`: retention has dropped events before this instant, which the answer "
+        "may lack. Absent: it lacks none.",
+        "schema": {"type": "string", "format": "date-time"},
+        "example": "2026-01-01T00:00:00.000Z",
+    },
     "ETag": {
         "description": "Names this version of it: send it as If-None-Match, and the answer is 304 until it changes.",
         "required": True,

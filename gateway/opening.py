@@ -35,10 +35,12 @@ def open_meter(
     *,
     is_read_only: bool = False,
     is_indexing: bool = True,
+    keeps_settings: bool = False,
 ) -> Meter:
     """A meter on the directory's log and indexes. The directory is locked by the caller.
 
-    Read-only it appends nothing; the log must be there. Raises StartRefused when the log or an index can't be opened.
+    Read-only it appends nothing; the log must be there. With `keeps_settings` the lateness window and the policy are
+    the log's, if it has any. Raises StartRefused when the log or an index can't be opened.
     """
     try:
         if not is_read_only and (compaction := compact_if_asked(directory.log_path)) is not None:
@@ -65,6 +67,7 @@ def open_meter(
             meta_bytes_max=settings.max_meta_bytes,
             is_read_only=is_read_only,
             is_indexing=is_indexing,
+            keeps_settings=keeps_settings,
             verify=settings.verify,
         ),
         log=log,

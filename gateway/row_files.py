@@ -11,6 +11,7 @@ import csv
 import gzip
 import io
 import sys
+import zlib
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -120,7 +121,8 @@ class RowFile:
             return "jsonl"
         try:
             start = cast("io.BufferedReader", self._stream).peek(64)
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
+            self.close()
             raise FileRefused(f"{self.name} can't be unpacked: {error}") from error
         return "jsonl" if start.removeprefix(_BOM).lstrip()[:1] == b"{" else "csv"
 
@@ -144,7 +146,7 @@ class RowFile:
                 if self.format == "csv"
                 else self._line_chunks(start)
             )
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise FileRefused(f"{self.name} can't be read to its end: {error}") from error
         except HeaderRefused as error:
             raise FileRefused(f"{self.name}, {error}") from error

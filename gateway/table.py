@@ -120,7 +120,7 @@ _EVENTS = (
         tenancy="required",
         parameters=events.EVENTS_PARAMETERS,
         response=events.EventList,
-        sends=("Content-Disposition", "X-StripeMeter-Position"),
+        sends=("Content-Disposition", "X-StripeMeter-Position", "X-StripeMeter-Dropped-Before"),
         other_content_types=events.EVENTS_CONTENT_TYPES,
         errors=(410,),
     ),

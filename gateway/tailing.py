@@ -44,6 +44,8 @@ class Tail:
         self._query = dict(query)
         self.position: int | str = END_OF_LOG if position is None else position
         self._log: str | None = None
+        self._dropped: str | None = None
+        """Before which time events may be missing, as was told."""
         self._monotonic = monotonic
         self._wait = wait
         self._tell = tell
@@ -81,6 +83,10 @@ class Tail:
         if self._log is None and isinstance(first, int) and END_OF_LOG > first > end:
             raise EngineError(f"the log ends at position {end}: there is no {first} in it")
         self._log = log
+        dropped = answered.headers.get("x-stripemeter-dropped-before")
+        if dropped not in (None, self._dropped):
+            self._tell(f"retention has dropped events before {dropped}: they are not among these")
+            self._dropped = dropped
         return answered.content.splitlines(), position, position >= end
 
     def _answer(self) -> Answered:

@@ -235,7 +235,7 @@ async def history(call: Call) -> Answer | Problem:
         until_us = now_us
     if since_us >= until_us:
         return wrong_fields([("since", "must be before `until`")])
-    meter.registry.must_hold(since_us)
+    meter.registry.must_hold_bucket(query["interval"], since_us)
     asked = HistoryQuery(
         tenant=call.tenant,
         metric=query["metric"],

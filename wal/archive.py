@@ -54,6 +54,10 @@ class ArchiveStore(Protocol):
         """All archives, oldest first."""
         ...
 
+    def sweep(self) -> None:
+        """Remove what a kill left half written; not while one is being written. Raises ArchiveError."""
+        ...
+
 
 def name_of(first_sequence: int, next_sequence: int) -> str:
     """The name of the archive of these positions."""
@@ -71,8 +75,7 @@ class FileArchives:
         temporary = self._directory / (name + _UNFINISHED)
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for stray in self._directory.glob(f"*{_UNFINISHED}"):
-                stray.unlink()
+            self.sweep()
             temporary.touch(mode=0o600)
             with temporary.open("wb") as file:
                 written = _write(file, records)
@@ -102,6 +105,14 @@ class FileArchives:
         """See ArchiveStore.names."""
         return sorted(path.name for path in self._directory.glob(f"*{SUFFIX}"))
 
+    def sweep(self) -> None:
+        """See ArchiveStore.sweep."""
+        try:
+            for stray in self._directory.glob(f"*{_UNFINISHED}"):
+                stray.unlink()
+        except OSError as error:
+            raise ArchiveError(f"an unfinished archive can't be removed ({error})") from error
+
 
 class MemoryArchives:
     """Archives in a dict, with the bytes of the files: for tests and simulations."""
@@ -124,10 +135,18 @@ class MemoryArchives:
         """See ArchiveStore.names."""
         return sorted(self.files)
 
+    def sweep(self) -> None:
+        """See ArchiveStore.sweep."""
+
 
 def rewrite(store: ArchiveStore, name: str, change: Callable[[StoredRecord], StoredRecord]) -> None:
-    """Replace an archive by one of changed records: whole, or not at all. Raises ArchiveError."""
-    store.write(name, map(change, store.read(name)))
+    """Replace an archive by one of changed records: whole, or not at all. Raises ArchiveError.
+
+    `change` returns the record itself where nothing is to be done; an archive of such records alone is only read, as
+    packing it again takes several times as long.
+    """
+    if any(change(record) is not record for record in store.read(name)):
+        store.write(name, map(change, store.read(name)))
 
 
 def _write(file: IO[bytes], records: Iterable[StoredRecord]) -> tuple[int, bytes]:

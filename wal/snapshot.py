@@ -112,6 +112,9 @@ class Found(NamedTuple):
 
     snapshot: Snapshot | None
     skipped: tuple[Skipped, ...]
+    ahead: tuple[str, ...] = ()
+    """Those of them that know more of this log and epoch than there is: once the log has grown they would fit it again,
+    with other records in it. Whoever goes on with the log removes them."""
 
 
 class SnapshotWriter(Protocol):
@@ -345,6 +348,7 @@ class _Files(Protocol):
 
 def _newest_valid(store: _Files, log_id: bytes, epoch: int, head_sequence: int) -> Found:
     skipped: list[Skipped] = []
+    ahead: list[str] = []
     for name in store.names():
         try:
             snapshot = store.load(name)
@@ -353,10 +357,12 @@ def _newest_valid(store: _Files, log_id: bytes, epoch: int, head_sequence: int) 
             continue
         reason = _unusable(snapshot, log_id, epoch, head_sequence)
         if reason is None:
-            return Found(snapshot, tuple(skipped))
+            return Found(snapshot, tuple(skipped), tuple(ahead))
+        if (snapshot.log_id, snapshot.epoch) == (log_id, epoch):
+            ahead.append(name)
         snapshot.close()
         skipped.append(Skipped(name, reason))
-    return Found(None, tuple(skipped))
+    return Found(None, tuple(skipped), tuple(ahead))
 
 
 def _unusable(snapshot: Snapshot, log_id: bytes, epoch: int, head_sequence: int) -> str | None:

@@ -26,6 +26,7 @@ from engine.actors.snapshotter import Snapshotter
 from engine.core.erasing import (
     erased_control,
     erased_texts,
+    is_operation_of,
     nameless,
     random_pseudonym,
     stable_pseudonyms,
@@ -49,6 +50,8 @@ from wal.snapshot import SnapshotError
 
 SLICE_BYTES_MAX: Final = 4 << 20
 """Of the log looked at for one slice, and so of parts replaced in one commit."""
+NAMES_PER_TURN: Final = 8
+"""Of pseudonyms made in one turn of the event loop: some 64 hashes each, a millisecond or two in all."""
 ID_BYTES: Final = 8
 _RETRY_SECONDS: Final = 30.0
 _ACTOR: Final = "system:eraser"
@@ -141,11 +144,7 @@ class Eraser:
         With `secret` a pseudonym can be found again by whoever has the name and the secret. Raises NotFound if
         nothing is known of one of them, Conflict while an import or backfill may still bring the name.
         """
-        unknown = [name for name in customers if not self._is_known(tenant, name)]
-        if unknown or not customers:
-            who = f"customer {unknown[0]!r}" if unknown else "any customer"
-            raise NotFound(f"nothing is known of {who}: it was erased, or never there")
-        names = {name: self._pseudonym(tenant, name, secret) for name in customers}
+        names = await self._named(tenant, customers, secret)
         erasure_id = "era_" + self._ids.token(ID_BYTES).hex()
         pairs = list(names.items())
         begins = [
@@ -179,6 +178,23 @@ class Eraser:
             self._asking.release()
         self._wake.set()
         return Begun(erasure_id, names)
+
+    async def _named(
+        self, tenant: str, customers: Sequence[str], secret: bytes | None
+    ) -> dict[str, str]:
+        """Each customer's pseudonym. Raises NotFound. A departing tenant may have very many: others run in between."""
+        names: dict[str, str] = {}
+        for number, name in enumerate(customers, 1):
+            if not self._is_known(tenant, name):
+                raise NotFound(
+                    f"nothing is known of customer {name!r}: it was erased, or never there"
+                )
+            names[name] = self._pseudonym(tenant, name, secret)
+            if number % NAMES_PER_TURN == 0:
+                await trio.lowlevel.checkpoint()
+        if not names:
+            raise NotFound("nothing is known of any customer: it was erased, or never there")
+        return names
 
     def _pseudonym(self, tenant: str, name: str, secret: bytes | None) -> str:
         if secret is None:
@@ -279,6 +295,7 @@ class Eraser:
         await self._retention.drop()
 
     async def _rewrite_archives(self, erasure: Erasure) -> None:
+        await self._run_blocking(self._archives.sweep)
         for name in await self._run_blocking(self._archives.names):
             await self._run_blocking(
                 partial(rewrite, self._archives, name, partial(_nameless_record, erasure))
@@ -353,8 +370,9 @@ def _copy(record: StoredRecord, tenant: str, names: dict[str, str]) -> _Copy | N
         data = erased_control(record.envelope.record_type, parts[0].data, tenant, names)
         if data is not None:
             parts[0] = StoredPart(parts[0].kind, PartState.PSEUDONYM, data)
-        if len(parts) > 1 and any(name.encode() in parts[1].data for name in names):
-            # What an operation was sent, and has done: in doubt it goes whole.
+        if len(parts) > 1 and is_operation_of(parts[0].data, tenant):
+            # What a backfill was sent, and has done: none of the tenant's is open at a `begin`. It goes whole, as
+            # rows may name the customer in many ways (an escape, a doubled quote) or not at all (the body did).
             parts[1] = StoredPart(PartKind.ERASABLE, PartState.TOMBSTONE, b"")
     return _copy_of(record, tuple(parts))
 

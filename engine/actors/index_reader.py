@@ -173,6 +173,7 @@ async def _find(
             after=after,
             count=count,
             rows_max=LISTING_ROWS_MAX,
+            kept_from=query.kept_from,
         )
     )
     while await sources.run_blocking(partial(listing.run_slice, _SLICE_BLOCKS)):

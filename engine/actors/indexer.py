@@ -32,7 +32,7 @@ from engine.core.queries import EventsPage, EventsQuery, HistoryQuery, HistoryRe
 from engine.core.records import RecordError
 from engine.core.segments import Batch, Segment, build, merge, with_names
 from engine.core.summaries import Summary, decode_summary
-from engine.errors import Unavailable
+from engine.errors import StartRefused, Unavailable
 from engine.ports import RunBlocking
 from wal.cells import CellsDamaged, CellStore, CellStoreError
 from wal.log import Log, LogDamaged, LogError
@@ -292,6 +292,19 @@ class Indexer:
                 )
             summaries.extend(map(decode_summary, heads))
         return manifest, summaries
+
+    async def wipe_if_unfit(self) -> None:
+        """Instead of `run`, where the log grows and is not indexed: what does not fit the log now might fit it then.
+
+        Raises StartRefused.
+        """
+        try:
+            try:
+                await self._run_blocking(self._stored)
+            except CellsDamaged as error:
+                await self._start_anew(str(error))
+        except CellStoreError as error:
+            raise StartRefused(f"the usage index can't be read or wiped: {error}") from error
 
     async def _start_anew(self, because: str) -> None:
         """Throw the index away; it is then rebuilt from the log."""

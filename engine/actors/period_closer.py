@@ -46,6 +46,11 @@ class PeriodCloser:
             await self.close_due()
             await trio.sleep(_EVERY_SECONDS)
 
+    def why_held(self) -> str | None:
+        """Why nothing that can't be undone may follow the wall clock now; None while it may."""
+        self._clock_is_sane()
+        return self.held_because
+
     async def close_due(self) -> None:
         """Append a closing for every scope that has one due now, unless the clock can't be trusted."""
         if not self._clock_is_sane():

@@ -18,6 +18,7 @@ from engine.core.extrapolation import (
     Running,
     extrapolate,
 )
+from engine.core.periods import first_whole_bucket
 from engine.core.queries import HistoryQuery
 from engine.core.shard_state import MetricUsage
 from engine.core.times import DAY_US
@@ -142,7 +143,8 @@ class Projections:
             tenant=asked.tenant,
             metric=used.metric,
             customer_ref=asked.customer_ref,
-            since_us=max(since_us, self._meter.registry.horizon_us),
+            # Of the day that holds the horizon a part was dropped.
+            since_us=max(since_us, first_whole_bucket("day", self._meter.registry.horizon_us)),
             until_us=asked.now_us,
             interval="day",
             as_of=asked.end,

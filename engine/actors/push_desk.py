@@ -10,12 +10,10 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Final, NamedTuple
 
-import msgspec
 import trio
 
 from engine.actors.push_connections import ConnectionReport
 from engine.actors.pusher import Pusher
-from engine.core.billing import PushRequest
 from engine.core.periods import period_in
 from engine.core.push_baselines import (
     BaselineNeed,
@@ -23,7 +21,6 @@ from engine.core.push_baselines import (
     baseline_need,
 )
 from engine.core.push_plan import (
-    TargetView,
     finalization_us,
     may_be_twofold,
     remainder_text,
@@ -36,7 +33,6 @@ from engine.core.push_records import (
     PushOutcome,
     Role,
     Target,
-    series_digest,
     target_id,
 )
 from engine.errors import Conflict, NotFound
@@ -417,41 +413,6 @@ class PushDesk:
             await self._pusher.server.decide(lane, lambda d=decision: d)  # type: ignore[misc]
         return len(lanes)
 
-    # Erasing.
-
-    async def keeping(self, tenant: str, names: dict[str, str], actor: str) -> list[PushDecision]:
-        """Decisions that keep what customers use part of their targets, to be recorded with their erasure.
-
-        `names`: name to pseudonym. Raises Conflict while it is not known where their usage goes.
-        """
-        await self._pusher.look(tenant)
-        totals = self._pusher.totals
-        for series, reason in totals.unroutable.items():
-            if series[0] == tenant and series[2] in names and totals.is_waiting(series):
-                raise Conflict(
-                    f"where usage of {series[1]!r} is pushed is not known yet ({reason}): "
-                    "erase when Stripe can be reached, so that what was billed stays"
-                )
-        decisions = []
-        for target in list(totals.targets):
-            view = totals.view(target)
-            own = [s for s in totals.series_of(target) if s[0] == tenant and s[2] in names]
-            if view is None or not own:
-                continue
-            rows, constant = [], 0
-            for series in own:
-                share = next(c for c in totals.contributions(series) if c.target == target)
-                if share.base is None:
-                    constant += share.micros  # of before a cutover: it no longer changes
-                else:
-                    digest = series_digest(tenant, series[1], names[series[2]])
-                    rows.append((digest, target.start_us, str(share.base)))
-            decision = _kept(view, actor)
-            decisions.append(
-                msgspec.structs.replace(decision, micros=str(constant), rows=tuple(rows))
-            )
-        return decisions
-
 
 def is_behind(report: TargetReport) -> bool:
     """Whether pushing goes on by itself until Stripe has more."""
@@ -469,29 +430,4 @@ def _order(report: TargetReport) -> tuple[object, ...]:
         target.lane.customer,
         report.role,
         report.id,
-    )
-
-
-def _kept(view: TargetView, actor: str) -> PushDecision:
-    resolved = view.resolved
-    return PushDecision(
-        kind="keep",
-        actor=actor,
-        target=view.target,
-        request=PushRequest(
-            driver=view.driver,
-            identifier="",
-            value="0",
-            timestamp_s=0,
-            api_version=resolved.api_version,
-            event_name=resolved.event_name,
-            customer=view.target.lane.customer,
-            customer_key=resolved.customer_key,
-            value_key=resolved.value_key,
-            item=resolved.item,
-            connect_account=view.connect_account,
-        ),
-        role=view.role,
-        tenant_id=view.tenant,
-        metric=view.metric,
     )

@@ -58,7 +58,7 @@ from engine.limits import PARTITIONS
 from engine.ports import Clock, RunBlocking
 from wal.key_index import KeyIndex
 from wal.log import Draft, DraftPart, Log, LogDamaged, StoredRecord
-from wal.snapshot import SnapshotStore
+from wal.snapshot import SnapshotError, SnapshotStore
 
 CONTROL_SECTION = 0
 RULES_SECTION = 1
@@ -398,6 +398,7 @@ def _load_snapshot(
     """The fold as the newest valid snapshot has it; an empty one if there is none that can be read."""
     found = snapshots.newest_valid(log_id, epoch, head_sequence)
     fold.notes.extend(f"snapshot {name} passed over: {reason}" for name, reason in found.skipped)
+    _remove(snapshots, found.ahead)
     if found.snapshot is None:
         return fold
     loaded = Fold()
@@ -413,6 +414,16 @@ def _load_snapshot(
         fold.notes.append(f"the newest snapshot can't be read ({error}); the whole log is folded")
         return fold
     return loaded
+
+
+def _remove(snapshots: SnapshotStore, ahead: tuple[str, ...]) -> None:
+    """Remove snapshots of what the log went on to be before its file was replaced by an older one."""
+    for name in ahead:
+        try:
+            snapshots.remove(name)
+        except SnapshotError as error:
+            message = f"snapshot {name} is of a log that went on otherwise; delete it ({error})"
+            raise StartRefused(message) from error
 
 
 def genesis_drafts(

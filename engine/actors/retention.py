@@ -90,9 +90,10 @@ class Retention:
         ids: Ids,
         run_blocking: RunBlocking,
         busy: trio.Lock,
+        held: Callable[[], str | None],
         days: int,
     ) -> None:
-        """`days` 0: nothing is dropped unless a person asks."""
+        """`days` 0: nothing is dropped unless a person asks. `held()`: why the clock can't be trusted now."""
         self._log = log
         self._writer = writer
         self._archives = archives
@@ -102,6 +103,7 @@ class Retention:
         self._ids = ids
         self._run_blocking = run_blocking
         self._busy = busy
+        self._held = held
         self.days = days
         self.last_error: str | None = None
         """Why the last run failed; None after one that worked."""
@@ -123,7 +125,10 @@ class Retention:
             await trio.sleep(_EVERY_SECONDS)
 
     async def plan(self, days: int) -> RetentionPlan:
-        """What a pass would drop now. Changes nothing. Raises Unavailable."""
+        """What a pass would drop now. Changes nothing. Raises Unavailable, also while the clock can't be trusted."""
+        if (why := self._held()) is not None:
+            # By a clock that is years ahead everything in a closed period is old, and it does not come back.
+            raise Unavailable(f"retention is held: {why}", retry_after_seconds=60)
         commit = self._registry.checkpoint
         first = 0 if commit is None else commit.position
         horizon_us = horizon_of(self._rules, self._clock.now_us(), days)

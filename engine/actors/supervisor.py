@@ -37,6 +37,7 @@ from engine.actors.opening import open_log
 from engine.actors.operations import OperationRunner
 from engine.actors.period_closer import PeriodCloser
 from engine.actors.push_desk import PushDesk
+from engine.actors.push_keeping import keeping
 from engine.actors.pusher import Pusher
 from engine.actors.reconciler import RECON_DEFAULTS, Reconciler, ReconOptions
 from engine.actors.recovery import Progress, Recovered
@@ -87,6 +88,8 @@ class MeterOptions:
     """Nothing is appended and nothing follows the log: for a look at what would be. The log may be read-only too."""
     is_indexing: bool = True
     """False: listing and history are brought up by the next start; an import is a fifth faster."""
+    keeps_settings: bool = False
+    """Those that change totals stay the log's: a command's environment may not be the server's, and closing is final."""
     verify: bool = False
     """Costly assertions: read every encoded group back before it is appended."""
 
@@ -121,9 +124,7 @@ class Meter:
         self._archives = archives
         self.phase: Phase = "recovering"
         self.progress = Progress(0, log.head().next_sequence)
-        self.registry = Registry()
-        self.audit = AuditTrail()
-        self.push = PushState()
+        self.registry, self.audit, self.push = Registry(), AuditTrail(), PushState()
         self.rules = Rules()
         self.shards: Sequence[Shard] = ()
         self.owner = [shard_of(p, options.shards) for p in range(PARTITIONS)]
@@ -202,15 +203,12 @@ class Meter:
         await self._record_settings(writer)
         await closer.close_due()
         if not self.options.is_read_only:
-            for task in (
-                started.snapshotter.run,
-                started.merger.run,
-                closer.run,
-                started.operations.run,
-            ):
-                followers.start_soon(task)
+            for actor in (started.snapshotter, started.merger, closer, started.operations):
+                followers.start_soon(actor.run)
             if self.options.is_indexing:
                 followers.start_soon(started.indexer.run)
+            else:
+                await started.indexer.wipe_if_unfit()
             if self._billing is not None:
                 followers.start_soon(started.push.run)
                 followers.start_soon(started.reconciler.run)
@@ -318,7 +316,8 @@ class Meter:
     async def _keep_pushed(
         self, tenant: str, names: dict[str, str], actor: str
     ) -> Sequence[PushDecision]:
-        return await self.started.pusher.keeping(tenant, names, actor)
+        is_command = self._billing is None
+        return await keeping(self.started.push, tenant, names, actor, is_command=is_command)
 
     def _keepers(
         self, writer: LogWriter, snapshotter: Snapshotter, indexer: Indexer, asking: trio.Lock
@@ -335,6 +334,7 @@ class Meter:
             ids=self.ids,
             run_blocking=self.run_blocking,
             busy=busy,
+            held=lambda: self.started.closer.why_held(),  # noqa: PLW0108 - nothing is started yet
             days=self.options.retention_days,
         )
         eraser = Eraser(
@@ -363,7 +363,8 @@ class Meter:
 
     async def _record_settings(self, writer: LogWriter) -> None:
         """Settings that change totals are records: append them if they differ from the log's last."""
-        if self.registry.settings != self._settings():
+        last = self.registry.settings
+        if last != self._settings() and not (self.options.keeps_settings and last is not None):
             try:
                 await self._append_or_suppose(writer, self._settings())
             except EngineError as error:

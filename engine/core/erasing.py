@@ -22,6 +22,7 @@ from engine.core.records import KEY_BYTES, RecordError, RecordType
 PSEUDONYM_START: Final = "erased_"
 KEY_TEXT_START: Final = "erased:"
 _PSEUDONYM_BYTES: Final = 10
+_PSEUDONYMS: Final = 1 << (8 * _PSEUDONYM_BYTES)
 _STRIPE_FIELDS: Final = ("stripeCustomerId", "subscriptionItems", "testClock")
 _encode = msgspec.msgpack.Encoder().encode
 _decode_any = msgspec.msgpack.Decoder().decode
@@ -54,6 +55,10 @@ class _OnlyTenant(msgspec.Struct, array_like=True):
     tenant: str
 
 
+class _Owner(msgspec.Struct, rename="camel"):
+    tenant_id: str
+
+
 class _OnlyNames(msgspec.Struct, array_like=True):
     customer_names: list[str]
 
@@ -61,16 +66,19 @@ class _OnlyNames(msgspec.Struct, array_like=True):
 _decode_texts = msgspec.msgpack.Decoder(_Texts).decode
 _decode_start = msgspec.msgpack.Decoder(_Start).decode
 _decode_tenant = msgspec.msgpack.Decoder(_OnlyTenant).decode
+_decode_owner = msgspec.msgpack.Decoder(_Owner).decode
 _decode_names = msgspec.msgpack.Decoder(_OnlyNames).decode
 
 
 def random_pseudonym(tenant: str, name: str, token: Callable[[int], bytes]) -> str:
     """A pseudonym that nothing links to the name, in the name's own partition. Costs some 64 hashes."""
     partition = partition_of(tenant, name)
+    number = int.from_bytes(token(_PSEUDONYM_BYTES), "big")
     while True:
-        pseudonym = PSEUDONYM_START + token(_PSEUDONYM_BYTES).hex()
+        pseudonym = f"{PSEUDONYM_START}{number % _PSEUDONYMS:0{2 * _PSEUDONYM_BYTES}x}"
         if partition_of(tenant, pseudonym) == partition:
             return pseudonym
+        number += 1
 
 
 def stable_pseudonyms(tenant: str, name: str, secret: bytes) -> Iterator[str]:
@@ -164,6 +172,14 @@ def _erase_operation(tree: Any, tenant: str, names: Names) -> bool:
     if changed:
         tree["payload"] = _encode(payload)
     return changed
+
+
+def is_operation_of(data: bytes, tenant: str) -> bool:
+    """Whether an operation's record is about a tenant: what another was sent is nobody else's to take away."""
+    try:
+        return _decode_owner(data).tenant_id == tenant
+    except msgspec.MsgspecError as error:
+        raise RecordError(f"an operation's record can't be read: {error}") from error
 
 
 def _erase_simulation(tree: Any, tenant: str, names: Names) -> bool:

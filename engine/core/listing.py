@@ -56,10 +56,19 @@ class Listing:
         after: Key | None,
         count: int,
         rows_max: int,
+        kept_from: int = 0,
     ) -> None:
-        """The first `count` matches after the key `after` (None: from the beginning) in the direction."""
+        """The first `count` matches after the key `after` (None: from the beginning) in the direction.
+
+        What lies before the log position `kept_from` is in the index and no longer in the log: it matches nothing.
+        """
         self._wanted = wanted
-        self._extents = [extent for extent in extents if wanted.may_match(extent.summary)]
+        self._kept_from = kept_from
+        self._extents = [
+            extent
+            for extent in extents
+            if wanted.may_match(extent.summary) and extent.summary.to_position > kept_from
+        ]
         self._sign = -1 if descending else 1
         self._after = None if after is None else (self._sign * after[0], self._sign * after[1])
         self._count = count
@@ -169,7 +178,10 @@ class Listing:
             return None, np.empty(0, np.intp)
         self._rows_left -= EVENT_BLOCK_ROWS
         events = self._extents[index].events(block)
-        return events, self._wanted.rows(events, matches.series)
+        rows = self._wanted.rows(events, matches.series)
+        if self._extents[index].summary.from_position < self._kept_from:
+            rows = rows[events.sequence[rows] >= self._kept_from]
+        return events, rows
 
     def _matches_of(self, extent: Extent) -> _Matches | None:
         scopes, series = extent.series()

@@ -167,10 +167,16 @@ class Operations:
             del self.by_id[oldest.id]
 
     def rename(self, tenant: str, names: dict[str, str]) -> None:
-        """Let customers go by their pseudonyms, in operations of their tenant or of all; texts with a name go."""
-        for operation in self.by_id.values():
+        """Let customers go by their pseudonyms, in operations of their tenant or of all; texts with a name go.
+
+        What was sent goes too: in a state from before an erasure its tenant's operations may be open, and have all
+        ended where the erasure begins, so nobody reads it again.
+        """
+        for operation in self.by_id.values() if names else ():
             if operation.tenant_id not in (tenant, ""):
                 continue
+            if operation.tenant_id == tenant:
+                operation.rows = b""
             name = operation.asked.customer_ref
             if name is not None and name in names:
                 operation.asked = msgspec.structs.replace(operation.asked, customer_ref=names[name])

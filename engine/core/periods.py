@@ -126,6 +126,12 @@ def bucket_end(interval: Interval, start_us: int) -> int:
     return start_us + _WIDTH_US[interval]
 
 
+def first_whole_bucket(interval: Interval, us: int) -> int:
+    """The start of the first bucket that does not begin before `us`."""
+    start_us = bucket_start(interval, us)
+    return us if start_us == us else bucket_end(interval, start_us)
+
+
 def buckets(interval: Interval, since_us: int, until_us: int, *, buckets_max: int) -> Iterator[int]:
     """The starts of all buckets that overlap [since_us, until_us), in order, none when the range is empty.
 

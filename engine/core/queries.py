@@ -46,6 +46,8 @@ class EventsQuery(msgspec.Struct, frozen=True, kw_only=True):
     """`EventsPage.next_cursor` of the page before, with all else unchanged. Not together with an offset."""
     as_of: int | None = None
     """Only events at log positions before this one; None: all there are."""
+    kept_from: int = 0
+    """Events at positions before it were dropped by retention: they are neither listed nor counted."""
 
 
 class ListedEvent(msgspec.Struct, frozen=True, kw_only=True):

@@ -15,6 +15,7 @@ from engine.core.configured import Customer, CustomerChange, Mapping, MappingCha
 from engine.core.finding_records import Finding
 from engine.core.keeping import CheckpointChange, EraseChange, RestoreChange
 from engine.core.operations import Operation, Operations
+from engine.core.periods import Interval, bucket_start, first_whole_bucket
 from engine.core.push_records import PushDecision, PushIntent, PushOutcome
 from engine.core.records import (
     AdjustmentChange,
@@ -110,12 +111,33 @@ class Registry:
         """Events older than it are refused: retention has dropped what they would be held against."""
         return INSTANT_US_MIN if self.checkpoint is None else self.checkpoint.horizon_us
 
+    @property
+    def kept_from(self) -> int:
+        """The log position before which retention drops events: what an index still has of them is gone."""
+        return 0 if self.checkpoint is None else self.checkpoint.position
+
+    def dropped_before(self, since_us: int | None) -> int | None:
+        """The instant before which events at or after another (None: any) may be missing; None: none is."""
+        horizon_us = self.horizon_us
+        reaches = horizon_us > INSTANT_US_MIN and (since_us is None or since_us < horizon_us)
+        return horizon_us if reaches else None
+
     def must_hold(self, since_us: int) -> None:
         """Raises Gone when events at or after an instant were dropped: an answer without them would be wrong."""
         if since_us < self.horizon_us:
             horizon = format_instant(self.horizon_us)
             raise Gone(
                 f"retention has dropped events before {horizon}: ask for the time since then"
+            )
+
+    def must_hold_bucket(self, interval: Interval, us: int) -> None:
+        """Raises Gone when events of the bucket that holds an instant were dropped: it would show too little."""
+        if max(bucket_start(interval, us), INSTANT_US_MIN) < self.horizon_us:
+            horizon = format_instant(self.horizon_us)
+            whole = format_instant(first_whole_bucket(interval, self.horizon_us))
+            raise Gone(
+                f"retention has dropped events before {horizon}, and the answer is of whole buckets ({interval}): "
+                f"ask for the time since {whole}"
             )
 
     def _fold_erasure(self, record: EraseChange) -> None:

@@ -24,8 +24,9 @@ def command(*, data_dir: str | None, as_json: bool) -> int:
       stripemeter compact
       stripemeter compact --data-dir /var/lib/stripemeter
 
-    Erasing and retention leave their old bytes in free pages of the file until they are used again; the next start
-    after either does this by itself. Needs as much free disk as the log takes. Stop the server first.
+    Erasing and retention leave their old bytes in free pages of the file until they are used again. After an erasure
+    the next start does this by itself, after retention nothing does: the pages are used for what comes. Needs as much
+    free disk as the log takes. Stop the server first.
     """
     settings = settings_for(data_dir)
     directory = DataDirectory(settings.data_path)

@@ -74,7 +74,8 @@ def command(
 
     No total changes: the usage stays under an id that takes the name's place. A retry of an erased event is still a
     duplicate. On a stopped server's directory the log's file is compacted at the end, so that nothing is left in it;
-    a running server does that at its next start. Backups made before still hold the name. It can't be undone.
+    a running server does that at its next start. Whose usage is pushed to Stripe is erased through the running server
+    alone, which knows where to: what was billed stays. Backups made before still hold the name. It can't be undone.
     """
     if everyone == (customer is not None):
         raise click.UsageError("give --customer, or --all")

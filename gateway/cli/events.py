@@ -39,6 +39,7 @@ class EventsFound(msgspec.Struct, rename="camel", kw_only=True):
     events: list[dict[str, msgspec.Raw]]
     total_is_lower_bound: bool = False
     next_cursor: str | None = None
+    dropped_before: str | None = None
 
 
 time_options = all_of(
@@ -98,6 +99,8 @@ def command(
             shown["totalIsLowerBound"] = True
         if found.next_cursor is not None:
             shown["nextCursor"] = found.next_cursor
+        if found.dropped_before is not None:
+            shown["droppedBefore"] = found.dropped_before
         print_json(shown)
         return 0
     _show(found)
@@ -145,3 +148,7 @@ def _show(found: EventsFound) -> None:
         print_table(columns, rows)
     more = " or more" if found.total_is_lower_bound else ""
     note(f"{len(rows)} of {found.total:,}{more} events")
+    if found.dropped_before is not None:
+        note(
+            f"retention has dropped events before {found.dropped_before}: they are not counted here"
+        )

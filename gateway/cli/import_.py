@@ -102,7 +102,7 @@ def command(
     \b
     Exit codes:
       0  every row counts, or did before
-      1  rows were refused (see the report), or the work could not be done: stderr says what to do
+      1  rows were refused (see the report), now or by the run that is gone on with, or the work could not be done
       2  wrong usage
       130  interrupted; run it again to go on
     """
@@ -127,7 +127,7 @@ def command(
             report = _through_server(run, wanted, url or url_of(settings), key)
     report.dry_run = dry_run
     click.echo(json_text(report) if as_json else _words(report))
-    return 1 if report.failed else 0
+    return 1 if report.failed or report.failed_before else 0
 
 
 _RunImport = Callable[[Target, Clock], Awaitable[Report]]
@@ -234,13 +234,17 @@ def _words(report: Report) -> str:
         f"{report.duplicates:,} counted before, {report.failed:,} refused"
     ]
     if report.passed_over:
-        lines.append(f"went on after {report.passed_over:,} rows of an earlier run")
+        refused = (
+            f", which refused {report.failed_before:,} of them" if report.failed_before else ""
+        )
+        lines.append(f"went on after {report.passed_over:,} rows of an earlier run{refused}")
     if report.late:
         lines.append("late events wait in pending adjustments, see `stripemeter adjustments list`")
     if report.seconds > 0 and not report.dry_run:
         lines.append(f"{report.seconds:,.1f} s, {round(report.rows / report.seconds):,} rows/s")
     shown = report.errors[:SHOWN_ERRORS_MAX]
     lines += [f"{name}, line {line}: {error}" for name, line, error in shown]
-    if report.failed > len(shown):
-        lines.append(f"and {report.failed - len(shown):,} more; --errors FILE lists all")
+    refused_rows = report.failed + report.failed_before
+    if refused_rows > len(shown):
+        lines.append(f"and {refused_rows - len(shown):,} more; --errors FILE lists all")
     return "\n".join(lines)

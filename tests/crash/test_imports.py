@@ -152,7 +152,7 @@ def test_importing_again_counts_nothing_and_a_dry_run_says_so(tmp_path: Path) ->
     assert not (directory / "log" / "data.mdb").exists(), "a dry run makes no log"
     assert report_of(directory, str(path))["new"] == 500
     head = head_of(directory)
-    # Another window would be a record of the start, were it no dry run.
+    # A start of the server would record another window; a command leaves it as it is.
     dry = report_of(directory, str(other), "--dry-run", exit_code=1, lateness_hours="47")
     assert head_of(directory) == head
     counts = {name: dry[name] for name in ("rows", "new", "late", "duplicates", "failed")}

@@ -30,6 +30,7 @@ class FakeLog(AdminClient):
         self.events = list(range(1, events + 1))
         self.piece = piece
         self.name = "log.0"
+        self.dropped_to = 0
         self.script: list[str] = []
         self.asked = 0
 
@@ -56,6 +57,8 @@ class FakeLog(AdminClient):
         position = found[-1] if len(found) == self.piece else end
         headers = {"x-stripemeter-position": str(position), "x-stripemeter-end": str(end)}
         headers["x-stripemeter-log"] = self.name
+        if after < self.dropped_to:
+            headers["x-stripemeter-dropped-before"] = "2026-01-01T00:00:00.000Z"
         body = "".join(json.dumps({"sequence": one}) + "\n" for one in found)
         return Answered(200, headers, body.encode())
 
@@ -94,6 +97,16 @@ def test_all_that_there_is_comes_piece_by_piece_and_then_what_is_new() -> None:
     assert world.given(2) == []
     assert world.tail.position == 12
     assert World(log, "-PT1H").given(3) == log.events
+
+
+def test_what_retention_dropped_on_the_way_is_said_once() -> None:
+    log = FakeLog(9)
+    log.events, log.dropped_to = [7, 8, 9, 10, 11, 12, 13], 11
+    world = World(log)
+    assert world.given(4) == log.events
+    [told] = world.told
+    assert "dropped events before 2026-01-01" in told
+    assert World(log, 12).given(1) == [13]
 
 
 def test_it_begins_at_the_end_unless_it_is_told_where() -> None:

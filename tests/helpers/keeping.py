@@ -19,8 +19,10 @@ from engine.core.events import EventLimits, Refusal, SentEvent, accept
 from engine.core.times import DAY_US, format_instant
 from engine.errors import Unavailable
 from engine.ports import ResultT
+from gateway.log_check import Inspector
 from tests.helpers.served import CountedIds, SetClock
 from wal.archive import MemoryArchives
+from wal.check import check_log
 from wal.memory_cells import MemoryCells
 from wal.memory_log import FakeDisk, MemoryLog
 from wal.memory_runs import MemoryRuns
@@ -111,6 +113,13 @@ class Place:
             for part in record.parts
         ]
         return b"\0".join([*map(bytes, files), *unpacked])
+
+
+def problems(place: Place) -> list[str]:
+    """What a check of the log finds."""
+    log, inspector = MemoryLog(place.disk), Inspector()
+    report = check_log(log, anchor=log.head(), inspect=inspector.inspect)
+    return [p.message for p in report.problems] + [p.message for p in inspector.end()]
 
 
 async def kill_after(place: Place, operations: int, work: Callable[[Meter], Any]) -> bool:

@@ -9,12 +9,16 @@ import pytest
 import trio
 
 from engine.actors import eraser as eraser_module
+from engine.actors.kept import checkpoint_sections
+from engine.actors.recovery import CONTROL_SECTION
 from engine.actors.supervisor import Meter
 from engine.core.configured import Change
 from engine.core.erasing import Aliases, stable_pseudonyms
-from engine.core.operations import Asked
+from engine.core.operations import BACKFILL, Asked, payload_of
+from engine.core.records import OperationChange
+from engine.core.times import DAY_US, format_instant
 from engine.errors import Conflict, StorageFull
-from tests.helpers.keeping import NAME, Place, fill, kill_after, state_of
+from tests.helpers.keeping import BY, NAME, Place, fill, kill_after, problems, send, state_of
 from wal.memory_log import Operation, Verdict
 from wal.memory_runs import MemoryRuns
 
@@ -127,6 +131,96 @@ async def test_an_erasure_waits_for_a_backfill_that_is_being_asked_for() -> None
             await trio.lowlevel.checkpoint()
             nursery.start_soon(erase)
     assert outcomes == ["conflict", "completed"]
+
+
+@pytest.mark.parametrize(
+    ("name", "of_all", "rows"),
+    [
+        ('anna "Ü"', None, b'[{"customerRef":"anna \\"\\u00dc\\"","meta":{"who":"hers"}}]'),
+        ('anna "Ü"', None, 'customerRef,meta\n"anna ""Ü""","{""who"":""hers""}"\n'.encode()),
+        ("anna", "anna", b'[{"quantity":1,"meta":{"who":"hers"}}]'),
+    ],
+    ids=["escaped", "quoted", "of the whole backfill"],
+)
+async def test_what_a_backfill_was_sent_of_an_erased_customer_is_gone_however_it_was_written(
+    name: str, of_all: str | None, rows: bytes
+) -> None:
+    place = Place()
+    async with place.running() as meter:
+        await send(meter, "acme", name, "live", "1", None)
+        asked = Asked(at_us=place.clock.now_us(), customer_ref=of_all)
+        runner = meter.started.operations
+        operation = await runner.ask_backfill("acme", asked, rows, Change(actor="test"))
+        while operation.is_open:
+            await trio.sleep(0.01)
+        assert b"hers" in place.everything()
+        eraser = meter.started.eraser
+        begun = await eraser.begin("acme", [name], secret=None, actor="test", request_id=None)
+        await eraser.ended(begun.erasure_id)
+    assert b"hers" not in place.everything()
+    assert problems(place) == []
+
+
+async def test_what_a_backfill_was_sent_is_gone_from_a_checkpoint_that_was_cut_within_it_too() -> (
+    None
+):
+    place = Place()
+    ts = format_instant(place.clock.now_us())
+    row = {"metric": "calls", "customerRef": NAME, "quantity": 1, "idempotencyKey": "b", "ts": ts}
+    rows = msgspec.json.encode([row | {"meta": {"who": "hers"}}])
+    async with place.running() as meter:
+        asked = Asked(at_us=place.clock.now_us(), rows_total=1)
+        operation = await meter.started.operations.ask_backfill("acme", asked, rows, BY)
+        while operation.is_open:
+            await trio.sleep(0.01)
+        place.clock.us += 100 * DAY_US
+        await meter.started.closer.close_due()
+        [done] = await meter.started.retention.apply(30, "test")
+        commit = meter.registry.checkpoint
+        assert commit is not None
+        assert done.events == 1
+        sections = dict(checkpoint_sections(meter.log, commit))
+        assert b"hers" in sections[CONTROL_SECTION], "the backfill had not ended there"
+        eraser = meter.started.eraser
+        begun = await eraser.begin("acme", [NAME], secret=None, actor="test", request_id=None)
+        await eraser.ended(begun.erasure_id)
+        held = state_of(meter)
+    assert b"hers" not in place.everything()
+    place.snapshots.files.clear()
+    async with place.running() as meter:
+        assert state_of(meter) == held
+        assert meter.registry.operations.by_id[operation.id].status == "completed"
+    assert problems(place) == []
+
+
+async def test_an_erasure_takes_no_row_from_the_backfill_of_another_tenant() -> None:
+    place = Place()
+    await fill(place, Random(1), months=1, events=10)
+    us = place.clock.now_us()
+    row = {"metric": "calls", "customerRef": NAME, "quantity": 1, "idempotencyKey": "b"}
+    rows = [row | {"ts": format_instant(us)}]
+    async with place.running() as meter:
+        # Not asked of the runner: so it waits for the next start.
+        await meter.append_control(
+            OperationChange(
+                action="create",
+                operation_id="op_theirs",
+                tenant_id="umbra",
+                kind=BACKFILL,
+                change=Change(actor="test"),
+                payload=payload_of(Asked(at_us=us, rows_total=1)),
+                rows=msgspec.json.encode(rows),
+            )
+        )
+        eraser = meter.started.eraser
+        begun = await eraser.begin("acme", [NAME], secret=None, actor="test", request_id=None)
+        await eraser.ended(begun.erasure_id)
+    place.snapshots.files.clear()
+    async with place.running() as meter:
+        operation = meter.registry.operations.by_id["op_theirs"]
+        while operation.is_open:
+            await trio.sleep(0.01)
+        assert (operation.status, operation.accepted, operation.message) == ("completed", 1, "")
 
 
 async def test_a_disk_that_is_full_while_bodies_are_dropped_is_said_as_such(rng: Random) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from engine.core.operations import Progress, RowError
 from engine.core.sent_rows import SentRow
 from engine.errors import Unavailable
 from gateway import importing, row_files
+from gateway.cli.main import main
+from gateway.import_targets import DirectoryTarget
 from gateway.importing import Begun, Files, Import, Outcome
 from gateway.row_files import RowFile
 from tests.helpers.served import SetClock
@@ -91,13 +94,38 @@ async def test_progress_is_noted_for_acknowledged_rows_alone_and_the_rest_is_sen
         for progress, acknowledged in first.noted:
             assert progress.processed == acknowledged
         last = first.noted[-1][0] if first.noted else Progress(at_us=0)
-        again = Target(1000, Begun("op", last.cursor, last.processed, last.failed))
+        before_it = [RowError(n, "of before") for n in range(last.failed)]
+        again = Target(1000, Begun("op", last.cursor, last.processed, last.failed, before_it))
         one, heard = await run(again)
         assert one.report.rows + last.processed == 60
         assert one.report.passed_over == last.processed
-        assert len(heard) == one.report.failed == len(one.report.errors)
+        assert one.report.failed_before == last.failed
+        assert len(heard) == one.report.failed + last.failed == len(one.report.errors)
+        assert sum("(an earlier run)" in line for line in heard) == last.failed
         assert again.finished is not None
         assert again.finished.processed == 60
         assert again.finished.failed == last.failed + one.report.failed
         before = first.acknowledged[: last.processed]
         assert before + again.acknowledged == [*range(1, 31), *range(1, 31)]
+
+
+def test_a_resumed_import_says_what_the_run_before_refused_and_ends_with_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, errors = tmp_path / "rows.jsonl", tmp_path / "errors.jsonl"
+    path.write_text('{"metric": "m"}\n' + "".join(LINE % n for n in range(60)))
+    places = ["--data-dir", str(tmp_path / "data"), "--errors", str(errors)]
+    command = ["import", str(path), "--json", *places]
+    with monkeypatch.context() as patched:
+        # As if it were killed after the last note: nothing ends it.
+        patched.setattr(DirectoryTarget, "finish", DirectoryTarget.note)
+        assert main(command) == 1
+    capsys.readouterr()
+    assert main(command) == 1, "a row that does not count is passed over, not forgotten"
+    report = json.loads(capsys.readouterr().out)
+    assert (report["failed"], report["failedBefore"], report["passedOver"]) == (0, 1, 61)
+    assert [error[:2] for error in report["errors"]] == [[str(path), 1]]
+    [told] = [json.loads(line) for line in errors.read_text().splitlines()]
+    assert (told["file"], told["line"]) == (str(path), 1)
+    assert main(["import", str(path), *places]) == 1, "an import of its own: all rows are sent"
+    assert "60 counted before, 1 refused" in capsys.readouterr().out

@@ -7,7 +7,9 @@ from random import Random
 from typing import Any
 
 import pytest
+import trio
 
+from engine.actors.eraser import NAMES_PER_TURN
 from engine.actors.prefix_fold import PrefixFold
 from engine.actors.supervisor import Meter
 from engine.actors.tenant_parts import tenant_parts
@@ -15,20 +17,20 @@ from engine.core.erasing import stable_pseudonyms
 from engine.core.queries import EventsQuery
 from engine.core.records import RecordType
 from engine.core.times import DAY_US
-from engine.errors import NotFound, StartRefused
-from gateway.log_check import Inspector
-from tests.helpers.keeping import NAME, STRIPE_NAME, Place, fill, kill_after, send, state_of
-from wal.check import check_log
+from engine.errors import NotFound, StartRefused, Unavailable
+from tests.helpers.keeping import (
+    NAME,
+    STRIPE_NAME,
+    Place,
+    fill,
+    kill_after,
+    problems,
+    send,
+    state_of,
+)
 from wal.log import PartState, Replacement, StoredPart
 from wal.memory_log import MemoryLog
 from wal.memory_runs import MemoryRuns
-
-
-def problems(place: Place) -> list[str]:
-    """What a check of the log finds."""
-    log, inspector = MemoryLog(place.disk), Inspector()
-    report = check_log(log, anchor=log.head(), inspect=inspector.inspect)
-    return [p.message for p in report.problems] + [p.message for p in inspector.end()]
 
 
 async def state_without_snapshots(place: Place) -> dict:
@@ -82,6 +84,24 @@ async def test_events_older_than_the_horizon_are_refused_and_younger_ones_are_no
         assert await send(meter, "acme", "cleo", "young", "1", horizon_us) == 0
     async with place.running() as meter:
         assert meter.registry.horizon_us == horizon_us
+
+
+async def test_a_wall_clock_that_jumps_ahead_makes_nothing_old_enough_to_be_dropped(
+    rng: Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Place()
+    await fill(place, rng)
+    async with place.running() as meter:
+        retention = meter.started.retention
+        assert (await retention.plan(400)).events == 0
+        right = place.clock.now_us
+        monkeypatch.setattr(place.clock, "now_us", lambda: right() + 1_000 * DAY_US)
+        for what in (retention.plan(400), retention.apply(400, "test")):
+            with pytest.raises(Unavailable, match="wall clock moved"):
+                await what
+        monkeypatch.setattr(place.clock, "now_us", right)
+        assert await retention.apply(400, "test") == []
+        assert len(await retention.apply(30, "test")) == 1
 
 
 async def test_retention_killed_anywhere_goes_on_and_changes_nothing(rng: Random) -> None:
@@ -148,6 +168,28 @@ async def test_an_erased_customer_is_nowhere_and_every_total_stays(rng: Random) 
     assert problems(place) == []
 
 
+async def test_an_archive_without_the_customer_is_read_and_not_packed_again() -> None:
+    place = Place()
+    async with place.running() as meter:
+        for name in ("cleo", NAME):
+            await send(meter, "acme", name, f"old-{name}", "5", None)
+            place.clock.us += 100 * DAY_US
+            await meter.started.closer.close_due()
+            assert len(await meter.started.retention.apply(30, "test")) == 1
+        written: list[str] = []
+        write = place.archives.write
+
+        def noted(name: str, records: Any) -> None:
+            written.append(name)
+            write(name, records)
+
+        place.archives.write = noted  # type: ignore[method-assign]
+        await erase(meter)
+    _, of_her = place.archives.names()
+    assert written == [of_her]
+    assert NAME.encode() not in place.everything()
+
+
 async def test_a_retry_of_an_erased_event_is_a_duplicate_and_the_name_may_come_back() -> None:
     place = Place()
     async with place.running() as meter:
@@ -182,6 +224,41 @@ async def test_a_stable_pseudonym_is_found_again_by_who_has_name_and_secret() ->
             assert usage.current == 5_000_000
         before = state_of(meter)
     assert await state_without_snapshots(place) == before
+
+
+async def test_a_departing_tenant_with_many_customers_leaves_turns_to_others() -> None:
+    place = Place()
+    async with place.running() as meter:
+        customers = [f"customer-{number}" for number in range(200)]
+        async with trio.open_nursery() as nursery:
+            for number, name in enumerate(customers):
+                nursery.start_soon(send, meter, "acme", name, f"key-{number}", "1", None)
+        turns = 0
+
+        async def others() -> None:
+            nonlocal turns
+            while True:
+                await trio.lowlevel.checkpoint()
+                turns += 1
+
+        made: list[int] = []
+        token = place.ids.token
+
+        def told(size_bytes: int) -> bytes:
+            made.append(turns)
+            return token(size_bytes)
+
+        place.ids.token = told  # type: ignore[method-assign]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(others)
+            begun = await meter.started.eraser.begin(
+                "acme", customers, secret=None, actor="test", request_id=None
+            )
+            nursery.cancel_scope.cancel()
+        assert len(set(begun.names.values())) == len(customers)
+        in_one_turn = max(made.count(turn) for turn in set(made))
+        assert in_one_turn <= 3 * NAMES_PER_TURN, "some 1,000 customers would stop ingest for 0.3 s"
+        await meter.started.eraser.ended(begun.erasure_id)
 
 
 async def test_a_departing_tenant_leaves_totals_and_no_name(rng: Random) -> None:

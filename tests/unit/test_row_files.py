@@ -220,7 +220,14 @@ def test_what_can_not_be_read_is_refused_in_one_line(tmp_path: Path) -> None:
     long.write_bytes(b"x" * (3 << 20))
     latin = tmp_path / "latin.csv"
     latin.write_bytes("quantity,metric\n1,\u00e9\n".encode("latin-1"))
-    for path, words in ((cut, "to its end"), (long, "longer"), (latin, "UTF-8")):
+    damaged, unnamed = tmp_path / "damaged.jsonl.gz", tmp_path / "damaged.gz"
+    packed = gzip.compress(GOOD)
+    for path in (damaged, unnamed):
+        path.write_bytes(packed[:10] + b"\xff" + packed[11:])
+    with pytest.raises(FileRefused, match="can't be unpacked"):
+        RowFile(str(unnamed), 0, None)
+    refused = ((cut, "to its end"), (damaged, "to its end"), (long, "longer"), (latin, "UTF-8"))
+    for path, words in refused:
         file = RowFile(str(path), 0, None)
         with pytest.raises(FileRefused, match=words):
             list(file.chunks(Cursor()))

@@ -1,0 +1,128 @@
+"""Erasing customers whose use is pushed: what they used stays part of what Stripe bills, though nobody goes by their name.
+
+Rules it keeps: what was billed is never taken back because a name went; where it is not known where the use goes (Stripe
+can't be reached, no key, a stopped directory), nothing is erased. It must not know how a name is taken out of the log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from engine.actors.pusher import Pusher
+from engine.core.billing import PushRequest
+from engine.core.push_plan import TargetView
+from engine.core.push_records import PushDecision, series_digest
+from engine.core.push_routes import STRIPE_CUSTOMER_PREFIX, PushRoutes
+from engine.core.push_uses import uses_of
+from engine.errors import Conflict
+
+
+async def keeping(
+    pusher: Pusher, tenant: str, names: Mapping[str, str], actor: str, *, is_command: bool
+) -> list[PushDecision]:
+    """Decisions that keep what customers use part of their targets, to be recorded with their erasure.
+
+    `names`: name to pseudonym; `is_command`: no server runs, so nothing can be known of Stripe. Raises Conflict while
+    it is not known where their usage goes.
+    """
+    if "main" not in pusher.connections:
+        _must_not_be_pushed(pusher, tenant, names, is_command=is_command)
+    await pusher.look(tenant)
+    totals = pusher.totals
+    for series, reason in totals.unroutable.items():
+        if series[0] == tenant and series[2] in names and totals.is_waiting(series):
+            raise Conflict(
+                f"where usage of {series[1]!r} is pushed is not known yet ({reason}): "
+                "erase when Stripe can be reached, so that what was billed stays"
+            )
+    decisions = []
+    for target in list(totals.targets):
+        view = totals.view(target)
+        own = [s for s in totals.series_of(target) if s[0] == tenant and s[2] in names]
+        if view is None or not own:
+            continue
+        rows, constant = [], 0
+        for series in own:
+            share = next(c for c in totals.contributions(series) if c.target == target)
+            if share.base is None:
+                constant += share.micros  # of before a cutover: it no longer changes
+            else:
+                digest = series_digest(tenant, series[1], names[series[2]])
+                rows.append((digest, target.start_us, str(share.base)))
+        decision = _kept(view, actor)
+        decisions.append(msgspec.structs.replace(decision, micros=str(constant), rows=tuple(rows)))
+    return decisions
+
+
+def _must_not_be_pushed(
+    pusher: Pusher, tenant: str, names: Iterable[str], *, is_command: bool
+) -> None:
+    """Raises Conflict if what a customer used was pushed, or (a command) may be: without a key nobody knows where."""
+    routes = pusher.state.routes
+    metrics = sorted(
+        metric
+        for owner, metric in routes.metrics()
+        if owner == tenant and "main" in routes.roles_known(owner, metric)
+    )
+    ledger = pusher.state.ledger
+    of_main = [lane for lane, state in ledger.lanes.items() if state.role == "main"]
+    pushed = {part for lane in of_main for part in (lane.customer, lane.object_id)}
+    for name in names if metrics else ():
+        known, items = _at_stripe(routes, tenant, name)
+        for metric in metrics:
+            series = (tenant, metric, name)
+            shard, partition = pusher.changes.place_of(series)
+            uses = uses_of(shard.state, pusher.rules, partition, series)
+            route = routes.mapping_route(tenant, metric, "main")
+            has_place = bool(items) or (route is not None and route.names_something)
+            digest = series_digest(*series)
+            if uses and (
+                not pushed.isdisjoint(known | items)
+                # Erased before, and part of a target still.
+                or any((digest, use.start_us) in ledger.kept for use in uses)
+                or (is_command and has_place and bool(known | items))
+            ):
+                how = "through the running server" if is_command else "when its key is set again"
+                raise Conflict(
+                    f"usage of {metric!r} is pushed to Stripe, and it can't be known here to where: what was billed "
+                    f"would be taken back. Erase {how}"
+                )
+
+
+def _at_stripe(routes: PushRoutes, tenant: str, name: str) -> tuple[set[str], set[str]]:
+    """All (customers, subscription items) at Stripe that a customer ever was."""
+    known, items = set[str](), set[str]()
+    if name.startswith(STRIPE_CUSTOMER_PREFIX):
+        known.add(name)
+    for route in routes.customer_history(tenant, name):
+        items.update(item for _, item in route.items)
+        if route.customer is not None:
+            known.add(route.customer)
+    return known, items
+
+
+def _kept(view: TargetView, actor: str) -> PushDecision:
+    resolved = view.resolved
+    return PushDecision(
+        kind="keep",
+        actor=actor,
+        target=view.target,
+        request=PushRequest(
+            driver=view.driver,
+            identifier="",
+            value="0",
+            timestamp_s=0,
+            api_version=resolved.api_version,
+            event_name=resolved.event_name,
+            customer=view.target.lane.customer,
+            customer_key=resolved.customer_key,
+            value_key=resolved.value_key,
+            item=resolved.item,
+            connect_account=view.connect_account,
+        ),
+        role=view.role,
+        tenant_id=view.tenant,
+        metric=view.metric,
+    )

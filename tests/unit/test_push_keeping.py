@@ -1,0 +1,87 @@
+"""Erasing where nothing is known of Stripe: what was billed is never taken back, so such an erasure is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from engine.actors.supervisor import Meter
+from engine.errors import Conflict
+from tests.helpers.push_place import PushPlace
+
+
+class Apart(PushPlace):
+    """The same disks without a way to Stripe: a command's meter (`ways` None), or a server without a key."""
+
+    def __init__(self, place: PushPlace, ways: Mapping[Any, Any] | None) -> None:
+        super().__init__()
+        self.__dict__.update(vars(place))
+        self.ways = ways
+
+    def meter(self) -> Meter:
+        made = super().meter()
+        made._billing = self.ways
+        return made
+
+
+async def erase(meter: Meter, *names: str) -> dict[str, str]:
+    eraser = meter.started.eraser
+    begun = await eraser.begin("acme", names, secret=None, actor="test", request_id=None)
+    return begun.names
+
+
+@pytest.mark.parametrize("ways", [None, {}], ids=["command", "no key"])
+async def test_whose_use_was_pushed_is_not_erased_where_stripe_is_not_known(
+    autojump_clock: trio.testing.MockClock,  # noqa: ARG001 - so that waiting takes no time
+    ways: Mapping[Any, Any] | None,
+) -> None:
+    place = PushPlace()
+    async with place.running() as meter:
+        await place.map(meter)
+        await place.put(meter, "anna", stripe_customer_id="cus_shared")
+        await place.put(meter, "eve", stripe_customer_id="cus_shared")
+        for name in ("anna", "eve", "cus_dora", "bob"):  # nobody said who bob is at Stripe
+            await place.use(meter, 3, name)
+        await trio.sleep(40)
+        assert (place.total("cus_shared"), place.total("cus_dora")) == (6, 3)
+    async with Apart(place, ways).running() as meter:
+        for names in (["anna"], ["cus_dora"], ["bob", "eve"]):
+            with pytest.raises(Conflict, match="would be taken back"):
+                await erase(meter, *names)
+        assert list(await erase(meter, "bob")) == ["bob"]
+        await trio.sleep(10)
+    async with place.running() as meter:
+        await trio.sleep(40)
+        assert (place.total("cus_shared"), place.total("cus_dora")) == (6, 3)
+        names = await erase(meter, "anna")
+        await trio.sleep(40)
+    async with Apart(place, ways).running() as meter:
+        with pytest.raises(Conflict, match="would be taken back"):
+            await erase(meter, names["anna"])  # its part of the total goes by this name
+    async with place.running() as meter:
+        await trio.sleep(40)
+        assert place.total("cus_shared") == 6
+
+
+@pytest.mark.parametrize(("ways", "is_refused"), [(None, True), ({}, False)])
+async def test_a_server_that_never_pushed_erases_and_a_command_leaves_what_may_be_due(
+    autojump_clock: trio.testing.MockClock,  # noqa: ARG001 - so that waiting takes no time
+    ways: Mapping[Any, Any] | None,
+    is_refused: bool,
+) -> None:
+    place = Apart(PushPlace(), ways)
+    async with place.running() as meter:
+        await place.map(meter)
+        await place.use(meter, 3, "cus_dora")
+        await place.use(meter, 3, "cus_dora", metric="unmapped")
+        await place.use(meter, 3, "cus_zoe", metric="unmapped")
+        assert list(await erase(meter, "cus_zoe")) == ["cus_zoe"]
+        if is_refused:
+            with pytest.raises(Conflict, match="through the running server"):
+                await erase(meter, "cus_dora")
+        else:
+            assert list(await erase(meter, "cus_dora")) == ["cus_dora"]
