@@ -7,6 +7,7 @@ histories of their own. It must not know Stripe's objects, counters, or what was
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -248,6 +249,31 @@ class PushRoutes:
                 found.append(Segment(since_us, route, "move" if "move" in both else "carry"))
         return found
 
+    def paying(
+        self,
+        series: tuple[str, str, str],
+        role: Role,
+        now_us: int,
+        period_start_us: Callable[[], int],
+    ) -> tuple[MappingRoute | None, str | None]:
+        """What a customer's running period is billed by: (the metric's destination, the customer's own item).
+
+        What holds from the next period on is not in it. `period_start_us` is asked only where something changed.
+        """
+        tenant, metric, customer_ref = series
+        of_mapping = self._mappings.get((tenant, metric, role), ())
+        of_customer: tuple[_Entry, ...] = ()
+        if self.attached.get((tenant, customer_ref)):
+            of_customer = self._customers[tenant, customer_ref]
+        start_us = INSTANT_US_MIN
+        if len(of_mapping) > 1 or of_customer[1:] or (of_customer and of_customer[0][0] > start_us):
+            start_us = period_start_us()
+        mapped = _at(of_mapping, start_us, now_us)
+        known = _at(of_customer, start_us, now_us) or _NO_CUSTOMER
+        if mapped is None and of_mapping:
+            mapped = of_mapping[0][1]
+        return mapped, dict(known.items).get(metric)
+
     def state(self) -> bytes:
         """Everything as bytes for a snapshot; `restore` takes it back."""
         return msgspec.msgpack.encode(
@@ -296,6 +322,11 @@ def _changed(
 
 def _in_force(entries: tuple[_Entry, ...], at_us: int) -> Any:
     return next((route for since, route, _ in reversed(entries) if since <= at_us), None)
+
+
+def _at(entries: tuple[_Entry, ...], start_us: int, now_us: int) -> Any:
+    """What holds now in a period that began then: what it began with, or the last cutover since."""
+    return _in_force(entries, max(_cuts(entries, start_us, now_us + 1), default=start_us))
 
 
 def _cuts(entries: tuple[_Entry, ...], start_us: int, end_us: int) -> dict[int, Cutover]:
