@@ -111,10 +111,10 @@ class Sender:
         changed = self._buffer.changed
         self._buffer.blocking(+1)
         try:
-            with changed:
-                while (refusal := self._buffer.offer(event)) == FULL:
+            while (refusal := self._buffer.offer(event)) == FULL:
+                with changed:
                     left = until - time.monotonic()
-                    if left <= 0 or not changed.wait(left):
+                    if left <= 0 or (self._buffer.is_full() and not changed.wait(left)):
                         return False
             return refusal is None
         finally:
