@@ -317,3 +317,31 @@ def test_the_hook_is_told_of_the_spools_trouble_while_others_may_track(
         sdk.close(0.1)
     assert others
     assert all(others)
+
+
+def test_a_flush_after_a_spool_that_could_not_forget_still_waits_for_every_event(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What could not be forgotten is sent and settled once more: that must not stand for an event that waits."""
+    meter = FakeMeter()
+    sdk = client(meter, tmp_path / "spool.db", batch_events_max=1)
+    real, failed = Spool.delete, threading.Event()
+
+    def fails_once(self: Spool, rows: Any) -> None:
+        if not failed.is_set():
+            failed.set()
+            raise sqlite3.OperationalError("database is locked")
+        real(self, rows)
+
+    monkeypatch.setattr(Spool, "delete", fails_once)
+    sdk.track("calls", "cora", 1)
+    assert sdk.flush(5)
+    assert failed.is_set()
+    assert sdk.flush(5)
+    assert sdk.statistics().duplicates == 1, "sent again, and counted once"
+    meter.gate = threading.Event()
+    sdk.track("calls", "cora", 2)
+    assert not sdk.flush(0.05)
+    meter.gate.set()
+    assert sdk.flush(5)
+    assert (sdk.close(), meter.total) == (True, 3)

@@ -253,11 +253,14 @@ class Buffer:
 
     def _forget(self, settled: Sequence[Outgoing]) -> None:
         rows = [outgoing.row for outgoing in settled if outgoing.row is not None]
-        if rows and self._spool is not None:
+        spool = self._spool
+        if rows and spool is not None:
+            before = spool.rows
             try:
-                self._spool.delete(rows)
+                spool.delete(rows)
             except sqlite3.Error as error:
-                # It will be sent again, and found to be a duplicate.
+                # They will be sent again, found to be duplicates, and settled once more.
+                self.put_number += len(rows) - (before - spool.rows)
                 self._spool_failed(error)
 
     def _settled(self, count: int) -> None:
