@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 import trio
 
-from engine.actors.price_book import KnownPrice, NoPrice, Payer, PriceBook
+from engine.actors.price_book import CARRIED, KnownPrice, NoPrice, Payer, PriceBook
 from engine.actors.supervisor import Meter
 from engine.core.partitions import partition_of
 from engine.core.period_totals import PeriodTotal, Range, period_totals
@@ -153,7 +153,10 @@ def _compare(
     def priced() -> Iterator[PricedUsage]:
         nonlocal counted
         for total in totals:
-            today = prices.get(payers[total.metric, total.customer_ref], _NOT_IN_TIME)
+            payer = payers[total.metric, total.customer_ref]
+            today = prices.get(payer, _NOT_IN_TIME)
+            if payer.carried_us == total.start_us:
+                today = CARRIED
             if isinstance(today, NoPrice) or today.config.currency != asked.currency:
                 left.setdefault(_why_not(asked, today), _Left()).add(total)
                 continue

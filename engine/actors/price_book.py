@@ -81,12 +81,20 @@ class Payer(NamedTuple):
     """The customer's own subscription item."""
     route: MappingRoute | None
     """Where the running period is billed; None: no mapping is active."""
+    carried_us: int | None = None
+    """The start of the one period that no one price is for: see CARRIED."""
 
 
 class NoPrice(NamedTuple):
     """There is none, in words that say what to do."""
 
     reason: str
+
+
+CARRIED: Final = NoPrice(
+    "the period was carried over to another price: what was used before the cutover is billed at the old one, "
+    "the rest at the new one; the next period has one price again"
+)
 
 
 class _Answer(NamedTuple):
@@ -118,9 +126,12 @@ class PriceBook:
         self._silent_until_us: dict[tuple[Role, str | None], int] = {}
         """Accounts that let somebody wait in vain: the next ones, of many metrics, are not made to wait too."""
 
-    async def price_of(self, tenant: str, metric: str, customer_ref: str) -> KnownPrice | NoPrice:
-        """What a customer pays for a metric now. Takes at most some seconds."""
-        return await self.price_for(tenant, self.payer(tenant, metric, customer_ref))
+    async def price_of(
+        self, tenant: str, metric: str, customer_ref: str, start_us: int
+    ) -> KnownPrice | NoPrice:
+        """What a customer pays for a metric's use in the period that begins then, as of now. Takes at most some seconds."""
+        payer = self.payer(tenant, metric, customer_ref)
+        return CARRIED if payer.carried_us == start_us else await self.price_for(tenant, payer)
 
     def payer(self, tenant: str, metric: str, customer_ref: str) -> Payer:
         """What the customer's running period of a metric is billed by."""
@@ -133,9 +144,9 @@ class PriceBook:
             return period_in(self._meter.rules.schedule(*series), now_us)[0]
 
         routes = self._meter.push.routes
-        route, item = routes.paying(series, _role_of(mapping), now_us, period_start_us)
+        route, item, carried_us = routes.paying(series, _role_of(mapping), now_us, period_start_us)
         assert route is not None, "an active mapping has a route"
-        return Payer(metric, item, route)
+        return Payer(metric, item, route, carried_us)
 
     async def price_for(self, tenant: str, payer: Payer) -> KnownPrice | NoPrice:
         """What whoever is billed by this pays."""

@@ -106,7 +106,9 @@ class Projections:
         return [await self._line(asked, used) for used in usage]
 
     async def _line(self, asked: Asked, used: MetricUsage) -> ProjectedLine:
-        price = await self._prices.price_of(asked.tenant, used.metric, asked.customer_ref)
+        price = await self._prices.price_of(
+            asked.tenant, used.metric, asked.customer_ref, used.start_us
+        )
         if isinstance(price, NoPrice):
             return ProjectedLine(used, None, None, price.reason, None)
         line = line_of(price, used.current, used.start_us, used.end_us, used.metric)

@@ -61,6 +61,17 @@ class Route(NamedTuple):
     is_own_item: bool = False
 
 
+class Paying(NamedTuple):
+    """What a customer's use of a metric is billed by."""
+
+    route: MappingRoute | None
+    """Where the metric is pushed; None: it was never mapped in that role."""
+    item: str | None
+    """The customer's own subscription item."""
+    carried_us: int | None = None
+    """The start of the running period, if a cutover left some of its use at another price."""
+
+
 class Segment(NamedTuple):
     """A period's destination from an instant on. `cutover` says what became of the one before (None: the first)."""
 
@@ -255,24 +266,34 @@ class PushRoutes:
         role: Role,
         now_us: int,
         period_start_us: Callable[[], int],
-    ) -> tuple[MappingRoute | None, str | None]:
-        """What a customer's running period is billed by: (the metric's destination, the customer's own item).
+    ) -> Paying:
+        """What a customer's running period is billed by. What holds from the next period on is not in it.
 
-        What holds from the next period on is not in it. `period_start_us` is asked only where something changed.
+        `period_start_us` is asked only where something changed.
         """
         tenant, metric, customer_ref = series
         of_mapping = self._mappings.get((tenant, metric, role), ())
         of_customer: tuple[_Entry, ...] = ()
         if self.attached.get((tenant, customer_ref)):
             of_customer = self._customers[tenant, customer_ref]
-        start_us = INSTANT_US_MIN
-        if len(of_mapping) > 1 or of_customer[1:] or (of_customer and of_customer[0][0] > start_us):
-            start_us = period_start_us()
-        mapped = _at(of_mapping, start_us, now_us)
-        known = _at(of_customer, start_us, now_us) or _NO_CUSTOMER
-        if mapped is None and of_mapping:
-            mapped = of_mapping[0][1]
-        return mapped, dict(known.items).get(metric)
+        first = of_mapping[0][1] if of_mapping else None
+        if len(of_mapping) < 2 and all(since == INSTANT_US_MIN for since, _, _ in of_customer):
+            known = of_customer[-1][1] if of_customer else _NO_CUSTOMER
+            return Paying(first, dict(known.items).get(metric))
+        start_us = period_start_us()
+        # As the period began, and now.
+        (was, is_now) = (
+            Paying(
+                _at(of_mapping, start_us, at_us) or first,
+                dict((_at(of_customer, start_us, at_us) or _NO_CUSTOMER).items).get(metric),
+            )
+            for at_us in (start_us, now_us)
+        )
+        cuts = [_cuts(entries, start_us, now_us + 1) for entries in (of_mapping, of_customer)]
+        is_carried = any("carry" in one.values() for one in cuts)
+        if is_carried and _priced_by(was) != _priced_by(is_now):
+            return is_now._replace(carried_us=start_us)
+        return is_now
 
     def state(self) -> bytes:
         """Everything as bytes for a snapshot; `restore` takes it back."""
@@ -322,6 +343,13 @@ def _changed(
 
 def _in_force(entries: tuple[_Entry, ...], at_us: int) -> Any:
     return next((route for since, route, _ in reversed(entries) if since <= at_us), None)
+
+
+def _priced_by(paying: Paying) -> tuple[str | None, str | None]:
+    """(item or price at Stripe, scale) that decide an amount; a scale means nothing to a price that is configured here."""
+    assert paying.route is not None, "what changed was mapped"
+    at_stripe = paying.item or paying.route.item or paying.route.price
+    return at_stripe, None if at_stripe is None else paying.route.scale
 
 
 def _at(entries: tuple[_Entry, ...], start_us: int, now_us: int) -> Any:

@@ -18,6 +18,7 @@ from engine.pricing import read_price
 from engine.pricing.invoice import LineItem
 from tests.helpers.priced import (
     STRIPE_TIERED,
+    TENANT,
     TIERED,
     ask,
     at_stripe,
@@ -439,3 +440,45 @@ async def test_a_customers_new_item_prices_nothing_before_its_period(server: Ser
     await use(server, "2", 10)
     (line,) = (await projected(server))["lineItems"]
     assert (line["total"], line["price"]["subscriptionItemId"]) == (10.00, second)
+
+
+async def test_a_period_that_was_carried_over_to_another_price_has_no_one_price(
+    server: Served,
+) -> None:
+    """What was used before stays at the old price and the rest goes to the new one: neither times all of it is the bill."""
+    old, new = stripe_price(server, unit_amount=7), stripe_price(server, unit_amount=100)
+    customer, _ = subscribed(server, old)
+    made = await mapped(server, priceId=old)
+    await put(server, "anna", stripeCustomerId=customer)
+    await use(server, "1", 2_000)
+    await pushed(server)
+    path = f"/v1/mappings/{made['id']}"
+    await ask(server, "PUT", path, json={"priceId": new, "cutover": "carry"})
+    await use(server, "2", 3)
+    found = await projected(server)
+    (line,) = found["lineItems"]
+    assert (line["total"], line["price"], found["complete"]) == (None, None, False)
+    assert "carried over" in line["reason"]
+    params = {"tenantId": "acme", "customerRef": "anna", "metric": "calls"}
+    explained = await ask(
+        server, "GET", "/v1/usage/explain", params=params | {"periodStart": "2026-01-01"}
+    )
+    assert (explained["line"], explained["lineReason"]) == (None, line["reason"])
+    body = TENANT | {"since": "2026-01-01", "priceConfig": {"calls": FLAT}}
+    tested = await ask(server, "POST", "/v1/simulations/backtest", json=body)
+    assert [one["reason"] for one in tested["skipped"]] == [line["reason"]]
+    set_time(server, "2026-02-03T00:00:00Z")
+    await use(server, "3", 2)
+    (line,) = (await projected(server))["lineItems"]
+    assert (line["total"], line["price"]["priceId"]) == (2.00, new)
+
+
+async def test_a_carry_that_changes_no_price_is_priced_as_ever(server: Served) -> None:
+    customer, _ = subscribed(server, stripe_price(server, unit_amount=7))
+    made = await mapped(server, meterEventName="calls", priceConfig=FLAT)
+    await put(server, "anna", stripeCustomerId=customer)
+    await use(server, "1", 20)
+    await pushed(server)
+    change = {"meterEventName": "other", "cutover": "carry"}
+    await ask(server, "PUT", f"/v1/mappings/{made['id']}", json=change)
+    assert (await projected(server))["total"] == 2.00

@@ -93,12 +93,12 @@ class Place:
         self.fold(CustomerChange(customer=customer, change=BY))
 
     async def known(self, ref: str = "anna") -> KnownPrice:
-        found = await self.book.price_of("acme", "calls", ref)
+        found = await self.book.price_of("acme", "calls", ref, 0)
         assert isinstance(found, KnownPrice), found
         return found
 
     async def reason(self, ref: str = "anna") -> str:
-        found = await self.book.price_of("acme", "calls", ref)
+        found = await self.book.price_of("acme", "calls", ref, 0)
         assert isinstance(found, NoPrice), found
         return found.reason
 
