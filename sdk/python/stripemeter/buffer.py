@@ -105,11 +105,22 @@ class Buffer:
             self.put_number += 1
             if self._count() >= self._batch_events:
                 self.wake()
+            if self.sealed and self._waiting:
+                # A signal's handler closed the client in the middle of this.
+                self._untold.append(self._too_late())
         if self._untold:
             self._tell_untold()
         if dropped is not None:
             self._tell(Failure("dropped", "the buffer was full", (dropped.event(),)))
         return None
+
+    def _too_late(self) -> Failure:
+        lost = [self._pop() for _ in range(len(self._waiting))]
+        self._dropped += len(lost)
+        self._left += len(lost)
+        self._settled(len(lost))
+        detail = "the client was closed while it was tracked"
+        return Failure("closed", detail, tuple(outgoing.event() for outgoing in lost))
 
     def _count(self) -> int:
         """Events that wait; those in the spool that are on their way are not among them."""
