@@ -482,3 +482,33 @@ async def test_a_carry_that_changes_no_price_is_priced_as_ever(server: Served) -
     change = {"meterEventName": "other", "cutover": "carry"}
     await ask(server, "PUT", f"/v1/mappings/{made['id']}", json=change)
     assert (await projected(server))["total"] == 2.00
+
+
+async def test_late_events_that_do_not_count_are_in_no_estimate(server: Served) -> None:
+    """Whether they wait or were reverted; what is approved counts, and is use like any other."""
+    await mapped(server, priceConfig={"model": "flat", "currency": "USD", "unitPrice": 1})
+    for day in range(1, 21):
+        set_time(server, f"2026-02-{day:02d}T09:00:00Z")
+        await use(server, str(day), 10)
+    set_time(server, "2026-02-21T00:00:00Z")
+    before = (await projected(server))["projected"]
+    assert (before["total"], before["high"]) == (280.00, 280.00)
+    ids = []
+    for number in (1, 2):
+        sent = TENANT | {"metric": "calls", "customerRef": "anna", "quantity": 1_000_000}
+        answer = await server.ingest(
+            sent | {"idempotencyKey": f"late-{number}", "ts": f"2026-02-{number + 9}T00:00:00Z"}
+        )
+        ids.append(answer["results"][0]["adjustmentId"])
+        position = server.gateway.meter.started.writer.published_sequence - 1
+        now = await projected(server)
+        assert (now["total"], now["projected"]) == (200.00, before)
+        then = await projected(server, params={"asOf": str(position)})
+        assert then["projected"] == before
+        if number == 1:
+            await ask(server, "POST", f"/v1/adjustments/{ids[0]}/revert", json={})
+            assert (await projected(server))["projected"] == before
+    await ask(server, "POST", f"/v1/adjustments/{ids[1]}/approve", json={})
+    found = await projected(server)
+    assert found["total"] == 1_000_200.00
+    assert found["projected"]["total"] > 1_400_000
