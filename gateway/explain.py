@@ -175,7 +175,7 @@ async def explain(call: Call) -> Answer | Problem:
     await past.series(prefix, series, explainer, ts_us_min=query["periodStart"])
     found = await call.gateway.meter.run_blocking(lambda: explainer.explanation(prefix.at_us))
     answer = explained(found, prefix, as_string=call.numbers_as_strings)
-    price = await call.gateway.prices.price_of(*series)
+    price = await call.gateway.prices.price_of(*series, found.start_us)
     line = explain_price(found, price, call.now_us, as_string=call.numbers_as_strings)
     if isinstance(line, NoPrice):
         answer.line_reason = line.reason

@@ -18,7 +18,7 @@ from engine.actors.projections import LINES_MAX, Asked, Estimate, ProjectedLine,
 from engine.core.exact_json import exact_json, number
 from engine.core.extrapolation import Method
 from engine.core.quantities import to_json
-from engine.core.shard_state import MetricUsage
+from engine.core.shard_state import MetricUsage, ShardState
 from engine.core.times import DAY_US, TimeError, parse_date
 from engine.core.usage import usage_at, usage_within
 from engine.pricing.charges import TierPart
@@ -200,6 +200,7 @@ class _Found(NamedTuple):
     """The usage that is asked about, by whichever state."""
 
     usage: list[MetricUsage]
+    state: ShardState
     period_us: tuple[int, int]
     now_us: int
     end: int | None
@@ -224,7 +225,7 @@ async def projection(call: Call) -> Answer | Problem:
     found = await _usage(call, body.customer_ref, day_us, end_us)
     if len(found.usage) > LINES_MAX:
         return wrong_fields([("periodEnd", f"makes more than {LINES_MAX} lines: ask for less")])
-    asked = Asked(call.tenant, body.customer_ref, found.now_us, found.end)
+    asked = Asked(call.tenant, body.customer_ref, found.now_us, found.state, found.end)
     lines = await call.gateway.projections.lines(asked, found.usage)
     return Answer(_view(call, asked, found, lines))
 
@@ -265,10 +266,11 @@ async def _usage(call: Call, customer_ref: str, day_us: int | None, end_us: int 
         end, seen = prefix.end, view_of(prefix)
     if day_us is not None and end_us is not None:
         usage = usage_within(registry, state, customer, (day_us, end_us), LINES_MAX)
-        return _Found(usage, (day_us, end_us), now_us, end, seen)
+        return _Found(usage, state, (day_us, end_us), now_us, end, seen)
     at_us = now_us if day_us is None else day_us + DAY_US - 1
     usage = usage_at(registry, state, *customer, at_us)
-    return _Found(usage, common_period(state.rules, at_us, customer, usage), now_us, end, seen)
+    period_us = common_period(state.rules, at_us, customer, usage)
+    return _Found(usage, state, period_us, now_us, end, seen)
 
 
 def _view(call: Call, asked: Asked, found: _Found, lines: Sequence[ProjectedLine]) -> Projection:

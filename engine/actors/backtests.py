@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 import trio
 
-from engine.actors.price_book import KnownPrice, NoPrice, PriceBook
+from engine.actors.price_book import CARRIED, KnownPrice, NoPrice, Payer, PriceBook
 from engine.actors.supervisor import Meter
 from engine.core.partitions import partition_of
 from engine.core.period_totals import PeriodTotal, Range, period_totals
@@ -60,7 +60,9 @@ class Compared(NamedTuple):
     """Metrics that the candidate names and nobody used in the range."""
 
 
-_Prices = dict[tuple[str, str | None], KnownPrice | NoPrice]
+_Payers = dict[tuple[str, str], Payer]
+"""By metric and customer."""
+_Prices = dict[Payer, KnownPrice | NoPrice]
 
 
 class Backtests:
@@ -77,9 +79,9 @@ class Backtests:
             raise Unavailable("too many backtests wait already; retry", retry_after_seconds=10)
         async with self._turn:
             totals = await self._totals(asked.usage)
-            items = await self._items(asked.usage.tenant, totals)
-            prices = await self._known(asked.usage.tenant, set(items.values()))
-            return await self._meter.run_blocking(partial(_compare, asked, totals, items, prices))
+            payers = await self._payers(asked.usage.tenant, totals)
+            prices = await self._known(asked.usage.tenant, set(payers.values()))
+            return await self._meter.run_blocking(partial(_compare, asked, totals, payers, prices))
 
     async def _totals(self, wanted: Range) -> list[PeriodTotal]:
         found: list[PeriodTotal] = []
@@ -99,25 +101,25 @@ class Backtests:
                     await trio.lowlevel.checkpoint()
         return found
 
-    async def _items(
-        self, tenant: str, totals: Sequence[PeriodTotal]
-    ) -> dict[tuple[str, str], tuple[str, str | None]]:
-        """(metric, customer) to (metric, the customer's own item): who pays alike has an equal value."""
-        items: dict[tuple[str, str], tuple[str, str | None]] = {}
+    async def _payers(self, tenant: str, totals: Sequence[PeriodTotal]) -> _Payers:
+        """What each customer is billed by today."""
+        payers: _Payers = {}
+        one_of_each: dict[Payer, Payer] = {}
         for number, total in enumerate(totals):
             key = (total.metric, total.customer_ref)
-            if key not in items:
-                items[key] = (total.metric, self._prices.own_item(tenant, *key))
+            if key not in payers:
+                payer = self._prices.payer(tenant, *key)
+                payers[key] = one_of_each.setdefault(payer, payer)
             if number % 2_000 == 0:
                 await trio.lowlevel.checkpoint()
-        return items
+        return payers
 
-    async def _known(self, tenant: str, wanted: set[tuple[str, str | None]]) -> _Prices:
+    async def _known(self, tenant: str, wanted: set[Payer]) -> _Prices:
         known: _Prices = {}
         with trio.move_on_after(PRICES_SECONDS_MAX):
             # Those without an item first: they are few, and most customers' price.
-            for metric, item in sorted(wanted, key=lambda one: (one[1] or "", one[0])):
-                known[metric, item] = await self._prices.price_for(tenant, metric, item)
+            for payer in sorted(wanted, key=lambda one: (one.item or "", one.metric)):
+                known[payer] = await self._prices.price_for(tenant, payer)
         return known
 
 
@@ -138,7 +140,7 @@ class _Left:
 def _compare(
     asked: Asked,
     totals: Sequence[PeriodTotal],
-    items: Mapping[tuple[str, str], tuple[str, str | None]],
+    payers: _Payers,
     prices: _Prices,
 ) -> Compared:
     left: dict[str, _Left] = {}
@@ -151,7 +153,10 @@ def _compare(
     def priced() -> Iterator[PricedUsage]:
         nonlocal counted
         for total in totals:
-            today = prices.get(items[total.metric, total.customer_ref], _NOT_IN_TIME)
+            payer = payers[total.metric, total.customer_ref]
+            today = prices.get(payer, _NOT_IN_TIME)
+            if payer.carried_us == total.start_us:
+                today = CARRIED
             if isinstance(today, NoPrice) or today.config.currency != asked.currency:
                 left.setdefault(_why_not(asked, today), _Left()).add(total)
                 continue

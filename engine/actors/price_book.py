@@ -1,7 +1,8 @@
 """What usage costs: the price of a customer's subscription item, else the mapping's, as Stripe has it or had it last.
 
 Rules it keeps: the customer's own item speaks first, then the mapping's price at Stripe; the mapping's own configuration
-is used only where neither is known, and the answer says which it was; while Stripe can't be asked, the last known price
+is used only where neither is known, and the answer says which it was; a change that holds from the next period on (see
+engine.core.push_routes) prices nothing before; while Stripe can't be asked, the last known price
 is given with its age, and without one there is a reason, never a guess; one task asks, others who want the same
 wait for it; what is kept is bounded, the least used goes first. It must not know how usage is counted, nor HTTP.
 
@@ -23,9 +24,10 @@ from engine.actors.push_connections import Connection
 from engine.actors.supervisor import Meter
 from engine.core.billing import Destination, DriverName, PricedItem, Resolved, Unread
 from engine.core.configured import Mapping
+from engine.core.periods import period_in
 from engine.core.push_plan import billable_units
 from engine.core.push_records import Role
-from engine.core.push_routes import mapping_route
+from engine.core.push_routes import MappingRoute, mapping_route
 from engine.core.quantities import format_micros
 from engine.pricing.documents import read_price
 from engine.pricing.errors import PricingError
@@ -71,10 +73,28 @@ class KnownPrice(NamedTuple):
         return Decimal(billable_units(micros, self.scale))
 
 
+class Payer(NamedTuple):
+    """What decides the price of a metric: customers with an equal one pay alike."""
+
+    metric: str
+    item: str | None
+    """The customer's own subscription item."""
+    route: MappingRoute | None
+    """Where the running period is billed; None: no mapping is active."""
+    carried_us: int | None = None
+    """The start of the one period that no one price is for: see CARRIED."""
+
+
 class NoPrice(NamedTuple):
     """There is none, in words that say what to do."""
 
     reason: str
+
+
+CARRIED: Final = NoPrice(
+    "the period was carried over to another price: what was used before the cutover is billed at the old one, "
+    "the rest at the new one; the next period has one price again"
+)
 
 
 class _Answer(NamedTuple):
@@ -106,27 +126,39 @@ class PriceBook:
         self._silent_until_us: dict[tuple[Role, str | None], int] = {}
         """Accounts that let somebody wait in vain: the next ones, of many metrics, are not made to wait too."""
 
-    async def price_of(self, tenant: str, metric: str, customer_ref: str) -> KnownPrice | NoPrice:
-        """What a customer pays for a metric now. Takes at most some seconds."""
-        return await self.price_for(tenant, metric, self.own_item(tenant, metric, customer_ref))
-
-    def own_item(self, tenant: str, metric: str, customer_ref: str) -> str | None:
-        """The subscription item that the customer has for a metric: customers without one pay alike."""
-        customer = self._meter.registry.customer(tenant, customer_ref)
-        return None if customer is None else customer.subscription_items.get(metric)
-
-    async def price_for(
-        self, tenant: str, metric: str, own_item: str | None
+    async def price_of(
+        self, tenant: str, metric: str, customer_ref: str, start_us: int
     ) -> KnownPrice | NoPrice:
-        """What whoever has this item pays, or (None) a customer without one."""
+        """What a customer pays for a metric's use in the period that begins then, as of now. Takes at most some seconds."""
+        payer = self.payer(tenant, metric, customer_ref)
+        return CARRIED if payer.carried_us == start_us else await self.price_for(tenant, payer)
+
+    def payer(self, tenant: str, metric: str, customer_ref: str) -> Payer:
+        """What the customer's running period of a metric is billed by."""
         mapping = self._meter.registry.active_mapping(tenant, metric)
         if mapping is None:
-            return NoPrice("no active mapping says what it costs: create one with a price")
-        return await self._price_of(mapping, own_item)
+            return Payer(metric, None, None)
+        series, now_us = (tenant, metric, customer_ref), self._meter.clock.now_us()
 
-    async def _price_of(self, mapping: Mapping, own_item: str | None) -> KnownPrice | NoPrice:
-        route = mapping_route(mapping)
-        role: Role = "shadow" if mapping.shadow else "main"
+        def period_start_us() -> int:
+            return period_in(self._meter.rules.schedule(*series), now_us)[0]
+
+        routes = self._meter.push.routes
+        route, item, carried_us = routes.paying(series, _role_of(mapping), now_us, period_start_us)
+        assert route is not None, "an active mapping has a route"
+        return Payer(metric, item, route, carried_us)
+
+    async def price_for(self, tenant: str, payer: Payer) -> KnownPrice | NoPrice:
+        """What whoever is billed by this pays."""
+        mapping = self._meter.registry.active_mapping(tenant, payer.metric)
+        if mapping is None or payer.route is None:
+            return NoPrice("no active mapping says what it costs: create one with a price")
+        return await self._price_of(mapping, payer.item, payer.route)
+
+    async def _price_of(
+        self, mapping: Mapping, own_item: str | None, route: MappingRoute
+    ) -> KnownPrice | NoPrice:
+        role = _role_of(mapping)
         item, price_id, account = own_item or route.item, route.price, route.connect_account
         if item is None and price_id is None:
             return _configured(mapping)
@@ -231,9 +263,16 @@ class PriceBook:
         return answer
 
 
+def _role_of(mapping: Mapping) -> Role:
+    return "shadow" if mapping.shadow else "main"
+
+
 def _configured(mapping: Mapping) -> KnownPrice | NoPrice:
-    """The mapping's own configuration."""
+    """The mapping's own configuration, where the running period has no price at Stripe."""
     if mapping.price_config is None:
+        due = mapping_route(mapping)
+        if named := due.item or due.price:
+            return NoPrice(f"{named} holds from the next period on, and this one has no price")
         return NoPrice(
             "the mapping names no price: give it priceId or priceConfig, or the customer a subscription item"
         )

@@ -20,8 +20,9 @@ from engine.core.extrapolation import (
 )
 from engine.core.periods import first_whole_bucket
 from engine.core.queries import HistoryQuery
-from engine.core.shard_state import MetricUsage
+from engine.core.shard_state import MetricUsage, ShardState
 from engine.core.times import DAY_US
+from engine.core.usage import uncounted_by_day
 from engine.errors import Refused, Unavailable
 from engine.pricing.errors import PricingError
 from engine.pricing.invoice import InvoiceInput, LineItem, UsageItem, make_invoice
@@ -29,6 +30,10 @@ from engine.pricing.money import exact_arithmetic
 
 LINES_MAX: Final = 1_000
 """Metrics of one customer in one answer: beyond that nobody reads it, and each may have to ask Stripe."""
+
+
+LATE_EVENTS_MAX: Final = 10_000
+"""Late events that are taken out of a history one by one. With more of them an estimate is by what was used alone."""
 
 
 class Estimate(NamedTuple):
@@ -51,11 +56,12 @@ class ProjectedLine(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """Whose projection, as of when; `end` is the log position of a question about the past."""
+    """Whose projection, as of when and by which state; `end` is the log position of a question about the past."""
 
     tenant: str
     customer_ref: str
     now_us: int
+    state: ShardState
     end: int | None = None
 
 
@@ -107,7 +113,9 @@ class Projections:
         return [await self._line(asked, used) for used in usage]
 
     async def _line(self, asked: Asked, used: MetricUsage) -> ProjectedLine:
-        price = await self._prices.price_of(asked.tenant, used.metric, asked.customer_ref)
+        price = await self._prices.price_of(
+            asked.tenant, used.metric, asked.customer_ref, used.start_us
+        )
         if isinstance(price, NoPrice):
             return ProjectedLine(used, None, None, price.reason, None)
         line = line_of(price, used.current, used.start_us, used.end_us, used.metric)
@@ -136,7 +144,11 @@ class Projections:
         return Estimate(found, expected, low, high)
 
     async def _by_day(self, asked: Asked, used: MetricUsage) -> dict[int, int]:
-        """Micros by UTC day, as far back as an estimate looks; empty when the index can't say."""
+        """Micros that count by UTC day, as far back as an estimate looks; empty when nobody can say."""
+        series = (asked.tenant, used.metric, asked.customer_ref)
+        uncounted = uncounted_by_day(asked.state, *series, LATE_EVENTS_MAX)
+        if uncounted is None:
+            return {}
         today_us = asked.now_us - asked.now_us % DAY_US
         since_us = min(used.start_us, today_us - HISTORY_DAYS_MAX * DAY_US)
         query = HistoryQuery(
@@ -155,5 +167,6 @@ class Projections:
             found = await self._meter.started.indexer.history(query, lambda _: "sum")
         except Unavailable:
             return {}
-        (series,) = found.series
-        return dict(zip(found.bucket_starts_us, series.values_micros, strict=True))
+        (line,) = found.series
+        by_day = dict(zip(found.bucket_starts_us, line.values_micros, strict=True))
+        return {day: max(0, micros - uncounted.get(day, 0)) for day, micros in by_day.items()}

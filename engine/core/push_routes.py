@@ -7,6 +7,7 @@ histories of their own. It must not know Stripe's objects, counters, or what was
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -58,6 +59,17 @@ class Route(NamedTuple):
     customer: str | None
     """Whose usage it is; None: nobody said, so it is not pushed, except to an item of the customer's own."""
     is_own_item: bool = False
+
+
+class Paying(NamedTuple):
+    """What a customer's use of a metric is billed by."""
+
+    route: MappingRoute | None
+    """Where the metric is pushed; None: it was never mapped in that role."""
+    item: str | None
+    """The customer's own subscription item."""
+    carried_us: int | None = None
+    """The start of the running period, if a cutover left some of its use at another price."""
 
 
 class Segment(NamedTuple):
@@ -248,6 +260,41 @@ class PushRoutes:
                 found.append(Segment(since_us, route, "move" if "move" in both else "carry"))
         return found
 
+    def paying(
+        self,
+        series: tuple[str, str, str],
+        role: Role,
+        now_us: int,
+        period_start_us: Callable[[], int],
+    ) -> Paying:
+        """What a customer's running period is billed by. What holds from the next period on is not in it.
+
+        `period_start_us` is asked only where something changed.
+        """
+        tenant, metric, customer_ref = series
+        of_mapping = self._mappings.get((tenant, metric, role), ())
+        of_customer: tuple[_Entry, ...] = ()
+        if self.attached.get((tenant, customer_ref)):
+            of_customer = self._customers[tenant, customer_ref]
+        first = of_mapping[0][1] if of_mapping else None
+        if len(of_mapping) < 2 and all(since == INSTANT_US_MIN for since, _, _ in of_customer):
+            known = of_customer[-1][1] if of_customer else _NO_CUSTOMER
+            return Paying(first, dict(known.items).get(metric))
+        start_us = period_start_us()
+        # As the period began, and now.
+        (was, is_now) = (
+            Paying(
+                _at(of_mapping, start_us, at_us) or first,
+                dict((_at(of_customer, start_us, at_us) or _NO_CUSTOMER).items).get(metric),
+            )
+            for at_us in (start_us, now_us)
+        )
+        cuts = [_cuts(entries, start_us, now_us + 1) for entries in (of_mapping, of_customer)]
+        is_carried = any("carry" in one.values() for one in cuts)
+        if is_carried and _priced_by(was) != _priced_by(is_now):
+            return is_now._replace(carried_us=start_us)
+        return is_now
+
     def state(self) -> bytes:
         """Everything as bytes for a snapshot; `restore` takes it back."""
         return msgspec.msgpack.encode(
@@ -296,6 +343,18 @@ def _changed(
 
 def _in_force(entries: tuple[_Entry, ...], at_us: int) -> Any:
     return next((route for since, route, _ in reversed(entries) if since <= at_us), None)
+
+
+def _priced_by(paying: Paying) -> tuple[str | None, str | None]:
+    """(item or price at Stripe, scale) that decide an amount; a scale means nothing to a price that is configured here."""
+    assert paying.route is not None, "what changed was mapped"
+    at_stripe = paying.item or paying.route.item or paying.route.price
+    return at_stripe, None if at_stripe is None else paying.route.scale
+
+
+def _at(entries: tuple[_Entry, ...], start_us: int, now_us: int) -> Any:
+    """What holds now in a period that began then: what it began with, or the last cutover since."""
+    return _in_force(entries, max(_cuts(entries, start_us, now_us + 1), default=start_us))
 
 
 def _cuts(entries: tuple[_Entry, ...], start_us: int, end_us: int) -> dict[int, Cutover]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from engine.core.partitions import partition_of
 from engine.core.registry import Registry
 from engine.core.shard_state import MetricUsage, ShardState
+from engine.core.times import DAY_US
 
 
 def usage_at(
@@ -33,6 +34,28 @@ def usage_at(
         for used in state.usage(partition, tenant, customer_ref, metrics, at_us)
         if used.metric in mapped or used.counter is not None or used.pending_count or used.current
     ]
+
+
+def uncounted_by_day(
+    state: ShardState, tenant: str, metric: str, customer_ref: str, events_max: int
+) -> dict[int, int] | None:
+    """Micros of late events that do not count (they wait, or were reverted) on UTC days, by their starts.
+
+    They are in the history, which shows where use happened. None: there are more than `events_max` of them.
+    """
+    adjustments = state.adjustments[partition_of(tenant, customer_ref)]
+    found: dict[int, int] = {}
+    count = 0
+    for adjustment in adjustments.of_series((tenant, metric, customer_ref)):
+        if adjustment.kind != "event" or adjustment.status == "approved":
+            continue
+        count += len(adjustment.times_us)
+        if count > events_max:
+            return None
+        for event in adjustment.events():
+            day_us = event.ts_us - event.ts_us % DAY_US
+            found[day_us] = found.get(day_us, 0) + event.micros
+    return found
 
 
 def usage_within(

@@ -1,8 +1,9 @@
 """What a quantity costs at a price: Stripe's per-unit, graduated and volume pricing, on an invoice line of its own.
 
 Rules it keeps: exact decimals of the currency's smallest unit, rounded half up once per line; a negative quantity
-bills as 0. It is written apart from the meter's own pricing, so that the two can be held against each other. It must
-not know subscriptions. Source: https://docs.stripe.com/products-prices/pricing-models
+bills as 0; the first tier is reached by any quantity, so its flat fee is billed without use, too
+(docs/decisions/0010-pricing.md). It is written apart from the meter's own pricing, so that the two can be held against each
+other. It must not know subscriptions. Source: https://docs.stripe.com/products-prices/pricing-models
 """
 
 from __future__ import annotations
@@ -38,8 +39,6 @@ def _times(amount: str | None, quantity: int) -> Decimal:
 def _volume(tiers: list[Json], quantity: int) -> Decimal:
     for tier in tiers:
         if tier["up_to"] is None or quantity <= tier["up_to"]:
-            if quantity == 0:
-                return Decimal(0)
             flat = Decimal(tier["flat_amount_decimal"] or 0)
             return _EXACT.add(_times(tier["unit_amount_decimal"], quantity), flat)
     raise AssertionError("the last tier has no end")
@@ -48,10 +47,10 @@ def _volume(tiers: list[Json], quantity: int) -> Decimal:
 def _graduated(tiers: list[Json], quantity: int) -> Decimal:
     exact, below = Decimal(0), 0
     for tier in tiers:
-        if quantity <= below:
-            break
         end = quantity if tier["up_to"] is None else min(quantity, tier["up_to"])
         exact = _EXACT.add(exact, _times(tier["unit_amount_decimal"], end - below))
         exact = _EXACT.add(exact, Decimal(tier["flat_amount_decimal"] or 0))
         below = end
+        if quantity <= below:
+            break
     return exact

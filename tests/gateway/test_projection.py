@@ -18,6 +18,7 @@ from engine.pricing import read_price
 from engine.pricing.invoice import LineItem
 from tests.helpers.priced import (
     STRIPE_TIERED,
+    TENANT,
     TIERED,
     ask,
     mapped,
@@ -374,3 +375,33 @@ def test_the_line_is_the_price_of_what_stripe_is_sent(micros: int, scale: str, t
     assert as_used.quantity == Decimal(micros).scaleb(-6)
     exact = json.loads(f"{line.subtotal}", parse_float=Decimal)
     assert exact == line.subtotal
+
+
+async def test_late_events_that_do_not_count_are_in_no_estimate(server: Served) -> None:
+    """Whether they wait or were reverted; what is approved counts, and is use like any other."""
+    await mapped(server, priceConfig={"model": "flat", "currency": "USD", "unitPrice": 1})
+    for day in range(1, 21):
+        set_time(server, f"2026-02-{day:02d}T09:00:00Z")
+        await use(server, str(day), 10)
+    set_time(server, "2026-02-21T00:00:00Z")
+    before = (await projected(server))["projected"]
+    assert (before["total"], before["high"]) == (280.00, 280.00)
+    ids = []
+    for number in (1, 2):
+        sent = TENANT | {"metric": "calls", "customerRef": "anna", "quantity": 1_000_000}
+        answer = await server.ingest(
+            sent | {"idempotencyKey": f"late-{number}", "ts": f"2026-02-{number + 9}T00:00:00Z"}
+        )
+        ids.append(answer["results"][0]["adjustmentId"])
+        position = server.gateway.meter.started.writer.published_sequence - 1
+        now = await projected(server)
+        assert (now["total"], now["projected"]) == (200.00, before)
+        then = await projected(server, params={"asOf": str(position)})
+        assert then["projected"] == before
+        if number == 1:
+            await ask(server, "POST", f"/v1/adjustments/{ids[0]}/revert", json={})
+            assert (await projected(server))["projected"] == before
+    await ask(server, "POST", f"/v1/adjustments/{ids[1]}/approve", json={})
+    found = await projected(server)
+    assert found["total"] == 1_000_200.00
+    assert found["projected"]["total"] > 1_400_000

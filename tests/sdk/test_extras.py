@@ -270,3 +270,25 @@ async def test_tokens_are_tracked_with_their_model_and_a_key_of_the_response() -
     assert meter.events[0]["idempotencyKey"] == "r1:llm_input_tokens"
     assert meter.events[-1]["meta"] == {"n": 1, "model": "x"}
     assert token_events("cora", {"prompt_tokens": 5})[0]["meta"] is None
+
+
+async def test_metering_that_is_set_up_wrong_fails_no_request() -> None:
+    """A buffered async client whose `async with` was forgotten: told, and the app answers."""
+    told: list[Failure] = []
+    sdk = AsyncStripeMeterClient(URL, "acme", "cora", transport=FakeMeter(), on_error=told.append)
+
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    for when in ("response", "request"):
+        middleware = asgi.MeterMiddleware(app, sdk, when=when)
+        await middleware({"type": "http"}, None, send)  # type: ignore[arg-type]
+    assert len(sent) == 2
+    assert [failure.kind for failure in told] == ["internal", "internal"]
+    assert "async with" in told[0].detail
+    await sdk.close()

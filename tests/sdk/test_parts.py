@@ -202,17 +202,18 @@ def test_any_answer_of_any_kind_settles_nothing_that_was_not_said(rng: random.Ra
         if status == 200 or status >= 500 or status in (408, 429):
             assert outcome == "Again"
         else:
-            assert outcome == ("TooLarge" if status == 413 else "Refused")
+            assert outcome == ("Split" if status in (400, 413) else "Refused")
 
 
-def test_a_batch_splits_to_the_event_that_is_too_large_and_keeps_the_order() -> None:
+@pytest.mark.parametrize("status", [400, 413])
+def test_a_batch_splits_to_the_event_that_spoils_it_and_keeps_the_order(status: int) -> None:
     batch = [Outgoing(f'"{number}"', number) for number in range(11)]
     delivery = Delivery(batch, PACE._replace(batch_events_max=100), half)
     sent: list[int] = []
     while (body := delivery.body()) is not None:
         events = [int(text) for text in json.loads(body)["events"]]
         if 6 in events:
-            delivery.take(Answer(413, {}, b"{}"), NOW_US)
+            delivery.take(Answer(status, {}, b"{}"), NOW_US)
             continue
         sent += events
         results = {"results": [{"status": "accepted"}] * len(events)}

@@ -276,3 +276,73 @@ def test_what_the_child_of_a_fork_left_is_gathered_once_its_lease_is_over(tmp_pa
     ended = Spool(beside(str(path)), "here", 1.0, 1_003_000, sync=False)
     ended.close()
     assert list(tmp_path.glob("*.fork-*")) == []
+
+
+@pytest.mark.parametrize(
+    ("fails", "backpressure"),
+    [("insert", "block")]
+    + [(one, "drop_oldest") for one in ("insert", "oldest", "delete", "renew", "close")],
+)
+def test_the_hook_is_told_of_the_spools_trouble_while_others_may_track(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str, backpressure: str
+) -> None:
+    """An app's hook may want a lock that another thread of it holds while it tracks: nobody may wait for the hook."""
+    others: list[bool] = []
+
+    def hook(failure: Failure) -> None:
+        if failure.kind == "spool":
+            other = threading.Thread(target=sdk.statistics)
+            other.start()
+            other.join(1)
+            others.append(not other.is_alive())
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    meter = FakeMeter()
+    bounds: dict[str, Any] = {"queue_events_max": 1, "block_seconds_max": 5.0}
+    sdk = client(
+        meter,
+        tmp_path / "spool.db",
+        on_error=hook,
+        backpressure=backpressure,
+        spool_lease_seconds=0.1,
+        **(bounds if backpressure == "block" else {}),
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(Spool, fails, broken)
+        for _ in range(3):
+            sdk.track("calls", "cora", 1)
+        sdk.flush(0.1)
+        sdk.close(0.1)
+    assert others
+    assert all(others)
+
+
+def test_a_flush_after_a_spool_that_could_not_forget_still_waits_for_every_event(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What could not be forgotten is sent and settled once more: that must not stand for an event that waits."""
+    meter = FakeMeter()
+    sdk = client(meter, tmp_path / "spool.db", batch_events_max=1)
+    real, failed = Spool.delete, threading.Event()
+
+    def fails_once(self: Spool, rows: Any) -> None:
+        if not failed.is_set():
+            failed.set()
+            raise sqlite3.OperationalError("database is locked")
+        real(self, rows)
+
+    monkeypatch.setattr(Spool, "delete", fails_once)
+    sdk.track("calls", "cora", 1)
+    assert sdk.flush(5)
+    assert failed.is_set()
+    assert sdk.flush(5)
+    assert sdk.statistics().duplicates == 1, "sent again, and counted once"
+    meter.gate = threading.Event()
+    sdk.track("calls", "cora", 2)
+    assert not sdk.flush(0.05)
+    meter.gate.set()
+    assert sdk.flush(5)
+    assert sdk.close()
+    assert meter.total == 3

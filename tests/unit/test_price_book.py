@@ -26,7 +26,9 @@ from engine.actors.price_book import (
 from engine.actors.push_connections import Connection
 from engine.core.billing import Destination, PricedItem, Proven, Resolved, Unread
 from engine.core.configured import Change, Customer, CustomerChange, Mapping, MappingChange
+from engine.core.push_routes import PushRoutes
 from engine.core.registry import Registry
+from engine.core.rules import Rules
 from tests.helpers.push_place import VirtualClock
 
 BY = Change(actor="test")
@@ -69,24 +71,34 @@ class Place:
         self.registry = Registry()
         fields = {"price_id": "price_1"} | mapping
         made = Mapping(id="map_1", tenant_id="acme", metric="calls", **fields)
-        self.registry.fold(MappingChange(mapping=made, change=BY))
+        self.routes, self.rules = PushRoutes(), Rules()
+        self.fold(MappingChange(mapping=made, change=BY))
         push = SimpleNamespace(connections={"main": self.connection})
         meter = SimpleNamespace(
-            registry=self.registry, clock=self.clock, started=SimpleNamespace(push=push)
+            registry=self.registry,
+            rules=self.rules,
+            clock=self.clock,
+            push=SimpleNamespace(routes=self.routes),
+            started=SimpleNamespace(push=push),
         )
         self.book = PriceBook(cast("Any", meter))
 
+    def fold(self, record: MappingChange | CustomerChange) -> None:
+        self.registry.fold(record)
+        self.routes.fold(record)
+        self.rules.apply(record)
+
     def subscribe(self, ref: str, item: str) -> None:
         customer = Customer(tenant_id="acme", customer_ref=ref, subscription_items={"calls": item})
-        self.registry.fold(CustomerChange(customer=customer, change=BY))
+        self.fold(CustomerChange(customer=customer, change=BY))
 
     async def known(self, ref: str = "anna") -> KnownPrice:
-        found = await self.book.price_of("acme", "calls", ref)
+        found = await self.book.price_of("acme", "calls", ref, 0)
         assert isinstance(found, KnownPrice), found
         return found
 
     async def reason(self, ref: str = "anna") -> str:
-        found = await self.book.price_of("acme", "calls", ref)
+        found = await self.book.price_of("acme", "calls", ref, 0)
         assert isinstance(found, NoPrice), found
         return found.reason
 

@@ -28,7 +28,8 @@ export interface Again {
   readonly afterMs: number | undefined;
 }
 
-const TOO_MANY = /at most \d+ are allowed in one request/;
+/** About the body, as no 401, 403 or 404 is: it may be about one of its events, such as one whose meta nests too deep. */
+const SPLIT_STATUSES: readonly number[] = [400, 413];
 
 interface Result {
   readonly status?: unknown;
@@ -52,8 +53,7 @@ export function judge(answer: Answer, entries: readonly Entry[]): Verdict {
   }
   const why = `HTTP ${answer.status}: ${detailOf(answer)}`;
   if (isRetried(answer.status)) return { kind: "again", why, afterMs: answer.retryAfterMs };
-  const tooLarge = answer.status === 413 || (answer.status === 400 && TOO_MANY.test(detailOf(answer)));
-  if (tooLarge && entries.length > 1) return { kind: "split" };
+  if (SPLIT_STATUSES.includes(answer.status) && entries.length > 1) return { kind: "split" };
   const results = entries.map(({ key }): TrackResult => ({ status: "rejected", idempotencyKey: key, error: why }));
   return { kind: "settled", results, errors: [rejection(why, answer, entries)], whole: true };
 }

@@ -15,9 +15,10 @@ from typing import Any, NamedTuple, Optional, Union
 
 RETRIED_STATUSES = frozenset((408, 425, 429))
 """Beside every 5xx."""
+SPLIT_STATUSES = frozenset((400, 413))
+"""About the body, as no 401, 403 or 404 is: it may be about one of its events, such as one whose meta nests too deep."""
 RETRY_AFTER_SECONDS_MAX = 3600.0
 DETAIL_CHARS_MAX = 500
-_TOO_MANY = re.compile(r"at most \d+ are allowed in one request")
 _SECONDS = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})?")
 
 
@@ -57,8 +58,8 @@ class Again(NamedTuple):
     after_seconds: Optional[float] = None
 
 
-class TooLarge(NamedTuple):
-    """Fewer events may do."""
+class Split(NamedTuple):
+    """Fewer events may do: there are too many, or one of them spoils the request for its neighbours. Final for one alone."""
 
     detail: str
     status: int
@@ -71,7 +72,7 @@ class Refused(NamedTuple):
     status: int
 
 
-Outcome = Union[Settled, Again, TooLarge, Refused]
+Outcome = Union[Settled, Again, Split, Refused]
 
 
 def outcome_of(answer: Union[Answer, NoAnswer], events: int, now_us: int) -> Outcome:
@@ -87,8 +88,8 @@ def outcome_of(answer: Union[Answer, NoAnswer], events: int, now_us: int) -> Out
     detail = detail_of(answer)
     if is_retried(status):
         return Again(f"{status}: {detail}", retry_after_seconds(answer.headers, now_us))
-    if status == 413 or (status == 400 and _TOO_MANY.search(detail)):
-        return TooLarge(detail, status)
+    if status in SPLIT_STATUSES:
+        return Split(detail, status)
     return Refused(detail, status)
 
 

@@ -2,7 +2,8 @@
 
 Rules it keeps: it never grows over its bounds: what has no room is dropped or refused as the policy says, counted and
 told; events leave in the order they came; nothing is forgotten before it is settled; no error of the spool reaches the
-app: an event that can't be spooled waits in memory. It must not know how events are sent, nor who waits for what.
+app: an event that can't be spooled waits in memory; the app's hook is called without the lock, for it may wait for what
+another thread holds that is tracking. It must not know how events are sent, nor who waits for what.
 """
 
 from __future__ import annotations
@@ -68,6 +69,8 @@ class Buffer:
         self.flush_to = 0
         self._tracked = self._accepted = self._duplicates = 0
         self._rejected = self._dropped = self._retries = 0
+        self._untold: deque[Failure] = deque()
+        """Found with the lock held, to be told when it is not."""
         self._spool: Optional[Spool] = None
         self._spool_rests_until = 0.0
         self._spool_path = self._options.spool_path
@@ -76,6 +79,13 @@ class Buffer:
             self._spool_path = beside(self._spool_path)
         if self._options.spool_path is not None and not child:
             self._open_spool()
+            self._tell_untold()
+
+    def _tell_untold(self) -> None:
+        """Without the lock: tell what was found with it."""
+        while self._untold:
+            with suppress(IndexError):  # another thread was faster
+                self._tell(self._untold.popleft())
 
     # Into it
 
@@ -85,7 +95,7 @@ class Buffer:
         with self.changed:
             if self._closed:
                 return CLOSED
-            if self._is_full():
+            if self.is_full():
                 self.wake()
                 if self._options.backpressure != "drop_oldest":
                     return FULL
@@ -95,9 +105,22 @@ class Buffer:
             self.put_number += 1
             if self._count() >= self._batch_events:
                 self.wake()
+            if self.sealed and self._waiting:
+                # A signal's handler closed the client in the middle of this.
+                self._untold.append(self._too_late())
+        if self._untold:
+            self._tell_untold()
         if dropped is not None:
             self._tell(Failure("dropped", "the buffer was full", (dropped.event(),)))
         return None
+
+    def _too_late(self) -> Failure:
+        lost = [self._pop() for _ in range(len(self._waiting))]
+        self._dropped += len(lost)
+        self._left += len(lost)
+        self._settled(len(lost))
+        detail = "the client was closed while it was tracked"
+        return Failure("closed", detail, tuple(outgoing.event() for outgoing in lost))
 
     def _count(self) -> int:
         """Events that wait; those in the spool that are on their way are not among them."""
@@ -105,7 +128,8 @@ class Buffer:
             return len(self._waiting)
         return len(self._waiting) + self._spool.rows - self._on_way
 
-    def _is_full(self) -> bool:
+    def is_full(self) -> bool:
+        """Whether there is no room: what comes now is refused, or drops what is oldest."""
         options = self._options
         if (
             len(self._waiting) >= options.queue_events_max
@@ -172,19 +196,24 @@ class Buffer:
     def take(self, *, everything: bool) -> list[Outgoing]:
         """The next batch, on its way from now on; [] for none. Less than a full one only if `everything`, or in need."""
         with self.changed:
-            assert self._on_way == 0, "a batch is settled before the next leaves"
-            in_need = self._closed or self._blocked or self.settled_number < self.flush_to
-            in_need = in_need or self._is_full()
-            if not (everything or in_need) and self._count() < self._batch_events:
-                return []
-            count = self._options.batch_events_max
-            if self._waiting:
-                batch = [self._pop() for _ in range(min(count, len(self._waiting)))]
-            else:
-                batch = self._spooled(count)
-                self._rows_on_way = frozenset(outgoing.row for outgoing in batch)
-            self._on_way = len(batch)
-            return batch
+            batch = self._take(everything=everything)
+        self._tell_untold()
+        return batch
+
+    def _take(self, *, everything: bool) -> list[Outgoing]:
+        assert self._on_way == 0, "a batch is settled before the next leaves"
+        in_need = self._closed or self._blocked or self.settled_number < self.flush_to
+        in_need = in_need or self.is_full()
+        if not (everything or in_need) and self._count() < self._batch_events:
+            return []
+        count = self._options.batch_events_max
+        if self._waiting:
+            batch = [self._pop() for _ in range(min(count, len(self._waiting)))]
+        else:
+            batch = self._spooled(count)
+            self._rows_on_way = frozenset(outgoing.row for outgoing in batch)
+        self._on_way = len(batch)
+        return batch
 
     def leaves_again(self, batch: Sequence[Outgoing]) -> None:
         """A batch that was taken before and not settled is on its way again."""
@@ -204,7 +233,7 @@ class Buffer:
         except SpoiledRows as error:
             self._dropped += error.rows
             self._settled(error.rows)
-            self._tell(Failure("spool", str(error)))
+            self._untold.append(Failure("spool", str(error)))
             return None
         except sqlite3.Error as error:
             self._spool_failed(error)
@@ -229,16 +258,20 @@ class Buffer:
             self._on_way -= len(settlements)
             self._forget([settlement.outgoing for settlement in settlements])
             self._settled(len(settlements))
+        self._tell_untold()
         for failure in failures_of(failed):
             self._tell(failure)
 
     def _forget(self, settled: Sequence[Outgoing]) -> None:
         rows = [outgoing.row for outgoing in settled if outgoing.row is not None]
-        if rows and self._spool is not None:
+        spool = self._spool
+        if rows and spool is not None:
+            before = spool.rows
             try:
-                self._spool.delete(rows)
+                spool.delete(rows)
             except sqlite3.Error as error:
-                # It will be sent again, and found to be a duplicate.
+                # They will be sent again, found to be duplicates, and settled once more.
+                self.put_number += len(rows) - (before - spool.rows)
                 self._spool_failed(error)
 
     def _settled(self, count: int) -> None:
@@ -270,16 +303,17 @@ class Buffer:
                     self._set_aside(path, error)
                     continue
                 detail = f"the spool {path} can't be used ({error}): events wait in memory alone"
-                self._tell(Failure("spool", detail))
+                self._untold.append(Failure("spool", detail))
             return
 
     def _set_aside(self, path: str, error: sqlite3.Error) -> None:
         try:
             aside = set_aside(path, self._now_us() // 1000)
         except OSError as trouble:
-            self._tell(Failure("spool", f"the damaged spool {path} can't be moved: {trouble}"))
-            return
-        self._tell(Failure("spool", f"the spool was damaged ({error}) and is now {aside}"))
+            detail = f"the damaged spool {path} can't be moved: {trouble}"
+        else:
+            detail = f"the spool was damaged ({error}) and is now {aside}"
+        self._untold.append(Failure("spool", detail))
 
     def _spool_failed(self, error: sqlite3.Error) -> None:
         """Go on in memory; with a new file if the old one is damaged."""
@@ -289,7 +323,8 @@ class Buffer:
         if not is_damage(error):
             # Locked or full, it may hold up every call: for a while it is not asked.
             self._spool_rests_until = time.monotonic() + SPOOL_REST_SECONDS
-            self._tell(Failure("spool", f"the spool {spool.path}: {error}; events wait in memory"))
+            detail = f"the spool {spool.path}: {error}; events wait in memory"
+            self._untold.append(Failure("spool", detail))
             return
         lost = spool.rows - self._on_way
         self._spool = None
@@ -303,22 +338,27 @@ class Buffer:
     def renew(self) -> bool:
         """Renew the spool's lease if it is time, and take over what crashed processes left; whether it was time."""
         with self.changed:
-            now_ms = self._now_us() // 1000
-            spool = self._spool
-            if spool is None or not spool.renew_due(now_ms):
-                return False
-            before = spool.rows
-            try:
-                spool.renew(now_ms)
-                spool.gather(now_ms)
-            except sqlite3.Error as error:
-                self._spool_failed(error)
-                return False
-            change = spool.rows - before
-            if change > 0:
-                self.put_number += change
-            else:
-                self._settled(-change)
+            done = self._renew()
+        self._tell_untold()
+        return done
+
+    def _renew(self) -> bool:
+        now_ms = self._now_us() // 1000
+        spool = self._spool
+        if spool is None or not spool.renew_due(now_ms):
+            return False
+        before = spool.rows
+        try:
+            spool.renew(now_ms)
+            spool.gather(now_ms)
+        except sqlite3.Error as error:
+            self._spool_failed(error)
+            return False
+        change = spool.rows - before
+        if change > 0:
+            self.put_number += change
+        else:
+            self._settled(-change)
         return True
 
     def checkpoint(self) -> Optional[sqlite3.Error]:
@@ -336,6 +376,7 @@ class Buffer:
         if error is not None:
             with self.changed:
                 self._spool_failed(error)
+            self._tell_untold()
 
     # Its end
 
@@ -362,6 +403,7 @@ class Buffer:
             self._close_spool()
             # What stays in the spool is not settled: it is for the next start.
             self._settled(len(lost))
+        self._tell_untold()
         if lost:
             events = tuple(outgoing.event() for outgoing in lost)
             detail = "the client was closed before the server had answered"
@@ -373,7 +415,7 @@ class Buffer:
             try:
                 self._spool.close()
             except sqlite3.Error as error:
-                self._tell(Failure("spool", f"the spool {self._spool.path}: {error}"))
+                self._untold.append(Failure("spool", f"the spool {self._spool.path}: {error}"))
             self._spool = None
 
     def leave_spool(self) -> Optional[Spool]:

@@ -18,7 +18,7 @@ from stripemeter.answers import (
     EventVerdict,
     NoAnswer,
     Settled,
-    TooLarge,
+    Split,
     outcome_of,
 )
 from stripemeter.events import Outgoing
@@ -89,7 +89,7 @@ class Delivery:
                 Settlement(outgoing, verdict, 200)
                 for outgoing, verdict in zip(group, outcome.verdicts)
             ]
-        elif isinstance(outcome, TooLarge) and len(group) > 1:
+        elif isinstance(outcome, Split) and len(group) > 1:
             middle = len(group) // 2
             self._groups += [group[middle:], group[:middle]]
         else:

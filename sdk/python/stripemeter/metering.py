@@ -1,7 +1,7 @@
 """Metering beside an app's own work, for middleware and decorators: it never breaks what it meters.
 
-Rules it keeps: an error in the app's own functions (whose customer, what quantity) or of a direct call is told, not
-raised; a client whose call may wait is called off the loop. It must not know what is metered.
+Rules it keeps: an error in the app's own functions (whose customer, what quantity), of a direct call, or in how the client
+is used (a buffered async one outside of its `async with`) is told, not raised; a client whose call may wait is called off the loop. It must not know what is metered.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ async def meter_async(client: AnyClient, metric: str, customer: Customer, amount
         return
     try:
         await client.track(metric, *found)
-    except StripeMeterError as error:
+    except Exception as error:  # noqa: BLE001 - whatever it is: the app's request must go on
         _tell(client, error)
 
 
@@ -58,8 +58,10 @@ def _asked(client: AnyClient, customer: Customer, amount: Amount) -> Optional[tu
     return None if customer_ref is None or quantity is None else (customer_ref, quantity)
 
 
-def _tell(client: AnyClient, error: StripeMeterError) -> None:
+def _tell(client: AnyClient, error: Exception) -> None:
     """What the client has not told itself: it tells what became of events, and raises what was wrong with a call."""
+    if not isinstance(error, StripeMeterError):
+        client.tell_trouble("internal", f"{type(error).__name__}: {error}")
     for kind, silent in (
         ("invalid", InvalidEvent),
         ("closed", ClientClosed),
@@ -72,5 +74,5 @@ def _tell(client: AnyClient, error: StripeMeterError) -> None:
 def _track(client: StripeMeterClient, metric: str, customer_ref: str, quantity: Quantity) -> None:
     try:
         client.track(metric, customer_ref, quantity)
-    except StripeMeterError as error:
+    except Exception as error:  # noqa: BLE001 - as above
         _tell(client, error)

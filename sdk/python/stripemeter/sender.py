@@ -20,11 +20,13 @@ from stripemeter.delivery import Delivery, Pace
 from stripemeter.errors import Failure, QueueFull
 from stripemeter.events import Draft, Event, Outgoing
 from stripemeter.options import Options
+from stripemeter.waking import Waking
 from stripemeter.wire import Line
 
 CLOSING_WAIT_SECONDS_MAX = 1.0
 """While closing a retry does not wait for longer: there is little time left."""
 _JOIN_EXTRA_SECONDS = 0.5
+_JOIN_LOOK_SECONDS = 0.005
 
 
 def pace_of(options: Options, *, attempts: bool) -> Pace:
@@ -60,11 +62,11 @@ class Sender:
 
     def begin(self, *, child: bool = False) -> None:
         """Without a thread: at the start (a spool may hold something, and starts it), and in the child of a fork."""
-        self._wake = threading.Event()
-        self._hurry = threading.Event()
-        self._starting = threading.Lock()
-        self._ending = threading.Lock()
+        # A signal's handler may track, flush and close in the middle of each: nothing here waits for its own thread.
+        self._wake, self._hurry = Waking(), Waking()
+        self._starting, self._ending = threading.RLock(), threading.RLock()
         self._thread: Union[threading.Thread, None] = None
+        self._has_ended = False
         self._until: Union[float, None] = None
         self._forgotten = False
         self._unsettled: Sequence[Outgoing] = ()
@@ -76,14 +78,15 @@ class Sender:
         """Start the thread, once."""
         with self._starting:
             if self._thread is None:
-                thread = threading.Thread(target=self._run, name="stripemeter", daemon=True)
+                # Named before it runs, so that a signal's handler in between does not start a second one.
+                self._thread = threading.Thread(target=self._run, name="stripemeter", daemon=True)
                 try:
-                    thread.start()
+                    self._thread.start()
                 except RuntimeError as error:
                     # The interpreter is ending, or the system has no thread left: the next event tries again.
+                    self._thread = None
                     self._tell(Failure("internal", f"no background thread: {error}"))
                     return
-                self._thread = thread
                 _LIVE.add(self)
 
     def put(self, event: Draft) -> bool:
@@ -111,10 +114,10 @@ class Sender:
         changed = self._buffer.changed
         self._buffer.blocking(+1)
         try:
-            with changed:
-                while (refusal := self._buffer.offer(event)) == FULL:
+            while (refusal := self._buffer.offer(event)) == FULL:
+                with changed:
                     left = until - time.monotonic()
-                    if left <= 0 or not changed.wait(left):
+                    if left <= 0 or (self._buffer.is_full() and not changed.wait(left)):
                         return False
             return refusal is None
         finally:
@@ -147,7 +150,12 @@ class Sender:
                     self._until = time.monotonic() + seconds_max
                 self._hurry.set()
                 self._wake.set()
-                thread.join(max(self._until - time.monotonic(), 0) + _JOIN_EXTRA_SECONDS)
+                limit = max(self._until, time.monotonic()) + _JOIN_EXTRA_SECONDS
+                # Not join(): a handler's close may be within another one, or hold up a `track` that has the lock, which
+                # this lets go meanwhile. A thread without an ident has not begun.
+                with self._buffer.changed:
+                    while not self._has_ended and thread.ident and time.monotonic() < limit:
+                        self._buffer.changed.wait(_JOIN_LOOK_SECONDS)
             _LIVE.discard(self)
             return self._buffer.seal(self._unsettled)
 
@@ -168,6 +176,12 @@ class Sender:
     # The thread
 
     def _run(self) -> None:
+        try:
+            self._run_to_the_end()
+        finally:
+            self._has_ended = True
+
+    def _run_to_the_end(self) -> None:
         interval = self._options.flush_interval_seconds
         next_flush = time.monotonic() + interval
         while True:

@@ -10,7 +10,7 @@ deleted; the disk is waited for in `checkpoint`, not in `insert` (unless `sync`)
 an event is the buffer's business. It must not know HTTP. Not safe for threads, the buffer's lock is around it, but for
 `checkpoint`. A fork's child must not open a file that its parent has open: SQLite knows its locks by process, and would
 take the parent's for the child's own. It has a file of its own beside it (`beside`), which whoever has the parent's file
-gathers once the child is gone.
+gathers once the child is gone. Whatever calls SQLite holds a `fork_lock`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from contextlib import closing, suppress
 from typing import Optional
 
 from stripemeter.events import Outgoing
+from stripemeter.forks import fork_lock
 
 BUSY_SECONDS_MAX = 1.0
 """How long another process's write is waited for: within `track`, so not long."""
@@ -72,16 +73,18 @@ class Spool:
         self._destination = destination
         self._lease_ms = int(lease_seconds * 1000)
         self._renewed_ms: Optional[int] = None
+        self._lock, self._checkpoint_lock = fork_lock(), fork_lock()
         _make_private(path)
-        self._connection = _connect(path)
-        try:
-            self._prepare(sync=sync)
-            self._beside = _connect(path)
-            self.renew(now_ms)
-            self.gather(now_ms)
-        except BaseException:
-            self._connection.close()
-            raise
+        with self._lock:
+            self._connection = _connect(path)
+            try:
+                self._prepare(sync=sync)
+                self._beside = _connect(path)
+                self.renew(now_ms)
+                self.gather(now_ms)
+            except BaseException:
+                self._connection.close()
+                raise
 
     def _prepare(self, *, sync: bool) -> None:
         execute = self._connection.execute
@@ -101,19 +104,19 @@ class Spool:
 
     def insert(self, text: str) -> None:
         """Keep an event. It survives the end of this process once this has returned."""
-        self._connection.execute(
-            "INSERT INTO events VALUES (?, ?, ?, ?)",
-            (self._owner, self._next_number, zlib.crc32(text.encode()), text),
-        )
+        row = (self._owner, self._next_number, zlib.crc32(text.encode()), text)
+        with self._lock:
+            self._connection.execute("INSERT INTO events VALUES (?, ?, ?, ?)", row)
         self._next_number += 1
         self.rows += 1
 
     def oldest(self, count: int) -> list[Outgoing]:
         """So many of its rows, in the order they came. Raises SpoiledRows when some are not what was written."""
-        found = self._connection.execute(
-            "SELECT number, crc, body FROM events WHERE owner = ? ORDER BY number LIMIT ?",
-            (self._owner, count),
-        ).fetchall()
+        with self._lock:
+            found = self._connection.execute(
+                "SELECT number, crc, body FROM events WHERE owner = ? ORDER BY number LIMIT ?",
+                (self._owner, count),
+            ).fetchall()
         spoiled = [number for number, crc, body in found if _crc(body) != crc]
         if spoiled:
             # One of them would make the whole request unreadable. SQLite itself has no checksums.
@@ -123,9 +126,9 @@ class Spool:
 
     def _put_aside(self, rows: Sequence[int]) -> None:
         marks = ",".join("?" * len(rows))
-        self._connection.execute(
-            f"INSERT INTO damaged SELECT number, body FROM events WHERE number IN ({marks})", rows
-        )
+        statement = f"INSERT INTO damaged SELECT number, body FROM events WHERE number IN ({marks})"
+        with self._lock:
+            self._connection.execute(statement, rows)
         self.delete(rows)
 
     def delete(self, rows: Sequence[int]) -> None:
@@ -133,9 +136,10 @@ class Spool:
         for start in range(0, len(rows), _DELETE_ROWS_MAX):
             some = rows[start : start + _DELETE_ROWS_MAX]
             marks = ",".join("?" * len(some))
-            self.rows -= self._connection.execute(
-                f"DELETE FROM events WHERE owner = ? AND number IN ({marks})", (self._owner, *some)
-            ).rowcount
+            statement = f"DELETE FROM events WHERE owner = ? AND number IN ({marks})"
+            with self._lock:
+                gone = self._connection.execute(statement, (self._owner, *some)).rowcount
+            self.rows -= gone
 
     def renew_due(self, now_ms: int) -> bool:
         """Whether a third of the lease is over, or the clock went back."""
@@ -144,6 +148,10 @@ class Spool:
 
     def renew(self, now_ms: int) -> None:
         """Say "I live", take over the rows of those who don't, and count what is its own."""
+        with self._lock:
+            self._renew(now_ms)
+
+    def _renew(self, now_ms: int) -> None:
         execute = self._connection.execute
         execute("BEGIN IMMEDIATE")
         try:
@@ -177,7 +185,7 @@ class Spool:
             return
         for path in sorted(glob.glob(glob.escape(self.path) + _FORK + "*[0-9a-f]")):  # noqa: PTH207 - as above
             # One that is just being made, or damaged, is looked at again the next time.
-            with suppress(sqlite3.Error):
+            with suppress(sqlite3.Error), self._lock:
                 self._gather_from(path, now_ms)
 
     def _gather_from(self, path: str, now_ms: int) -> None:
@@ -204,10 +212,15 @@ class Spool:
 
     def checkpoint(self) -> None:
         """Bring the write-ahead log into the file: waits for the disk, but holds up no insert. For one other thread."""
-        self._beside.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        with self._checkpoint_lock:
+            self._beside.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
 
     def close(self) -> None:
         """Give the lease back, so that the next one need not wait for it."""
+        with self._lock:
+            self._close()
+
+    def _close(self) -> None:
         try:
             self._connection.execute(
                 "UPDATE owners SET alive_until_ms = 0 WHERE owner = ?", (self._owner,)

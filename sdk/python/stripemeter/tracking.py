@@ -45,7 +45,7 @@ class Tracking:
     def begin(self) -> None:
         """Keys and counts of its own: at the start, and in the child of a fork."""
         self.make_key = key_source()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal's handler may track too
         self._counts = {"accepted": 0, "duplicate": 0, "rejected": 0, "retries": 0}
 
     def now_us(self) -> int:
