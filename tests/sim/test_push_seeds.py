@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from hashlib import blake2b
 from typing import Any
@@ -54,6 +57,36 @@ def test_the_same_seed_is_the_same_history_of_pushing() -> None:
     traces = [repr(run_seed(7, history).trace) for _ in range(3)]
     assert traces[0] == traces[1] == traces[2]
     assert traces[0] != repr(run_seed(8, history).trace)
+
+
+@pytest.mark.soak
+def test_the_same_seed_is_the_same_history_of_pushing_in_every_process() -> None:
+    """What iterates over a set of names does so in another order in each."""
+    found = set()
+    for hash_seed in ("1", "2"):
+        ran = subprocess.run(
+            [sys.executable, "-c", _TELL],
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            capture_output=True,
+            check=True,
+            text=True,
+        )
+        found.add(ran.stdout.splitlines()[-1])
+    assert len(found) == 1
+
+
+_TELL = """
+from hashlib import blake2b
+from tests.sim.push_story import history
+from tests.sim.push_world import run_seed
+told = blake2b(digest_size=16)
+for seed in (2, 14, 20, 24, 37):
+    world = run_seed(seed, history)
+    for key in sorted(world.disk.durable):
+        told.update(bytes(world.disk.durable[key]))
+    told.update(repr((world.trace, list(world.truth.bodies.items()))).encode())
+print(told.hexdigest())
+"""
 
 
 # Planted faults that the great world must find. Each is a mistake that someone could make in good faith.
