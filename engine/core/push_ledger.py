@@ -174,6 +174,8 @@ class PushLedger:
         """Grows when what is frozen, kept or carried changes. Not part of `state`."""
         self.owners: dict[tuple[str, str], str] = {}
         """(account, Stripe customer) to the tenant that pushed to it first. Derived."""
+        self.of_customer: dict[str, list[LaneState]] = {}
+        """By Stripe customer, oldest first. Derived."""
         self.was_shadow: set[tuple[str, str]] = set()
         self._active: dict[str, tuple[str, str, Role]] = {}
         """Mapping id to what it spoke for when it was last active."""
@@ -224,10 +226,24 @@ class PushLedger:
             case _:
                 pass
 
+    def pushed_of(self, tenant: str, metric: str, customer: str, start_us: int) -> list[Target]:
+        """Targets of a period of a Stripe customer in whose lanes a metric was pushed, or is on its way."""
+        return [
+            state.target
+            for lane in self.of_customer.get(customer, ())
+            if (tenant, metric) in lane.series
+            for state in lane.minutes_used(start_us)
+        ]
+
+    def _lane(self, lane: Lane) -> LaneState:
+        found = self.lanes.get(lane)
+        if found is None:
+            found = self.lanes[lane] = LaneState(lane)
+            self.of_customer.setdefault(lane.customer, []).append(found)
+        return found
+
     def _at(self, target: Target) -> tuple[LaneState, TargetState]:
-        lane = self.lanes.get(target.lane)
-        if lane is None:
-            lane = self.lanes[target.lane] = LaneState(target.lane)
+        lane = self._lane(target.lane)
         key = target_key(target)
         state = lane.targets.get(key)
         if state is None:
@@ -317,7 +333,7 @@ class PushLedger:
             return
         if record.kind in ("stop", "resume"):
             assert record.lane is not None
-            stopped = self.lanes.setdefault(record.lane, LaneState(record.lane))
+            stopped = self._lane(record.lane)
             stopped.stopped = (record.because or "stopped") if record.kind == "stop" else None
             return
         assert record.target is not None, "the other decisions are about a target"
@@ -411,6 +427,7 @@ class PushLedger:
         ledger = PushLedger()
         ledger.lanes = {state.lane: state for state in saved.lanes}
         for lane, state in ledger.lanes.items():
+            ledger.of_customer.setdefault(lane.customer, []).append(state)
             if state.series:
                 ledger.owners.setdefault((lane.account, lane.customer), min(state.series)[0])
         ledger.delivered = dict(saved.delivered)

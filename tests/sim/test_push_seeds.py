@@ -17,12 +17,13 @@ from engine.actors.push_connections import Connection
 from engine.actors.push_course import Course
 from engine.actors.push_lanes import LaneServer
 from engine.actors.push_recorder import PushRecorder
-from engine.core import push_baselines, push_ledger, push_plan
+from engine.core import push_baselines, push_ledger, push_plan, push_totals
 from engine.core.billing import RetryLater, Unknown
 from engine.core.push_plan import Close, Planned
 from engine.core.push_records import PushIntent, identifier_of
 from engine.drivers import remote
 from engine.drivers.frames import Answer
+from tests.sim.push_moved import held_move
 from tests.sim.push_small import SMALL, run_small
 from tests.sim.push_story import history
 from tests.sim.push_world import is_remote, run_seed
@@ -33,6 +34,7 @@ CANARY_SEEDS = 300
 REMOTE_FROM = 40
 """The first that finds the faults of the process that speaks with Stripe soon."""
 SMALL_SEEDS = 20
+WORLDS = {**SMALL, "held move": held_move}
 Plant = Callable[[pytest.MonkeyPatch], None]
 
 
@@ -44,11 +46,11 @@ def test_no_seed_bills_anything_but_what_was_used(sim_seeds: range) -> None:
             raise AssertionError(f"seed {seed} broke a promise of pushing") from error
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", WORLDS)
 def test_no_moment_bills_a_period_again(name: str, sim_seeds: range) -> None:
     for seed in sim_seeds[:SMALL_SEEDS]:
         try:
-            run_small(name, seed)
+            run_small(WORLDS[name], name, seed)
         except BaseException as error:
             raise AssertionError(f"seed {seed} of {name} broke a promise") from error
 
@@ -375,7 +377,23 @@ def _the_end_of_a_period_is_paced(patch: pytest.MonkeyPatch) -> None:
     )
 
 
+def _a_new_place_does_not_wait(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(push_totals.PushTotals, "_holds_more", lambda *_: False)
+
+
+def _a_new_place_waits_only_while_the_old_one_may_not_decrease(patch: pytest.MonkeyPatch) -> None:
+    """And not for what is refused there, under way, or final."""
+    real = push_totals.PushTotals._holds_more
+
+    def stuck(self: Any, target: Any) -> bool:
+        return bool(real(self, target) and not self._may_decrease("main", target))
+
+    patch.setattr(push_totals.PushTotals, "_holds_more", stuck)
+
+
 MOMENTS: list[tuple[Plant, str]] = [
+    (_a_new_place_does_not_wait, "held move"),
+    (_a_new_place_waits_only_while_the_old_one_may_not_decrease, "held move"),
     (_nobody_is_asked, "late mapping"),
     (_nobody_is_asked, "shadow to live"),
     (_nobody_is_asked, "restored"),
@@ -429,4 +447,6 @@ def test_a_planted_fault_of_one_moment_is_found(
     plant: Plant, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plant(monkeypatch)
-    _must_be_found(lambda seed=seed: run_small(name, seed) for seed in range(SMALL_SEEDS))
+    _must_be_found(
+        lambda seed=seed: run_small(WORLDS[name], name, seed) for seed in range(SMALL_SEEDS)
+    )
