@@ -116,6 +116,8 @@ class Connection:
         self._prompt = billing if isinstance(billing, PromptBilling) else None
         self.proven: Proven | None = None
         self.error: str | None = "Stripe has not been asked yet whose key it is"
+        self.is_useless = False
+        """It was found to be a key that must not be used; it will never be proven."""
         self._clock = clock
         self._rng = rng
         self._paces: dict[str, Pace] = {}
@@ -159,6 +161,7 @@ class Connection:
                 await trio.sleep(wait_us / 1_000_000)
             elif self.role == "shadow" and answer.mode == "live":
                 self.error = "STRIPE_TEST_SECRET_KEY is a live key: shadow mode pushes nothing"
+                self.is_useless = True
                 _logger.error("stripe_shadow_key_is_live", account=answer.account)
                 return
             else:
