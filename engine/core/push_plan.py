@@ -160,7 +160,7 @@ def plan(
     if lane is not None and lane.open is not None and lane.open.target == target:
         if lane.quarantine is not None:
             return planned("quarantined", lane.quarantine)
-        return planned("in_flight", None)
+        return planned("in_flight", lane.stopped)
     if due == 0:
         return planned("current", None)
     is_past = view.is_past or (state is not None and state.is_past)
