@@ -66,6 +66,7 @@ async def preview(
     ledger = PushLedger()
     ledger.lanes = pusher.state.ledger.lanes
     ledger.of_customer = pusher.state.ledger.of_customer
+    ledger.finals = pusher.state.ledger.finals
     ledger.frozen = {key: list(rows) for key, rows in pusher.state.ledger.frozen.items()}
     for freeze in freezes:
         ledger.fold(freeze, freeze.at_us)

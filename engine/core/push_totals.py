@@ -92,6 +92,12 @@ class PushTotals:
             return False
         return not self._lost or (role, target.lane.customer, target.start_us) not in self._lost
 
+    def is_served_customer(self, account: str, customer: str) -> bool:
+        """Whether somebody's use goes to a Stripe customer, or was said to."""
+        if self._ledger.of_customer.get(customer) or self._routes.claimed_by(customer) is not None:
+            return True
+        return (account, customer) in self._first
+
     def is_waiting(self, series: Series) -> bool:
         """Whether it is not known yet where a series goes."""
         return series in self._waits_of

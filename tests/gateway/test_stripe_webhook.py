@@ -270,6 +270,39 @@ async def test_a_final_invoice_takes_nothing_more_in(server: Served) -> None:
     assert (new["pushed"], new["carriedIn"]) == (2, 2)
 
 
+async def test_a_final_invoice_of_a_period_without_pushes_takes_nothing_in_either(
+    server: Served,
+) -> None:
+    """Usage of that period comes later, when the setting alone would still take its invoice for open."""
+    await mapped(server, finalizationGraceHours=72)
+    await customer(server)
+    end_s = 1_769_904_000  # 2026-02-01
+    server.clock.us = (end_s + 600) * 1_000_000
+    invoice = {
+        "customer": "cus_anna",
+        "period_end": end_s,
+        "status_transitions": {"finalized_at": end_s + 300},
+    }
+    event = {"type": "invoice.finalized", "data": {"object": invoice}}
+    for number, handled in enumerate((True, False)):
+        answer = await send(server, event | {"id": f"evt_{number}"})
+        assert answer["handled"] == handled, "told again it changes nothing"
+    await use(server, "late", 2, ts="2026-01-31T23:00:00Z")
+    await use(server, "new", 3, ts="2026-02-01T00:01:00Z")
+    await flushed(server)
+    new, old = await pushes(server)
+    assert (old["standing"], old["due"], old["pushed"]) == ("finalized", 2, 0)
+    assert old["finalizesAt"] == "2026-02-01T00:05:00.000Z"
+    assert (new["standing"], new["pushed"]) == ("current", 3)
+    response = await server.client.post(
+        f"/v1/pushes/{old['id']}/carry-forward", json={"into": "current"}
+    )
+    assert response.status_code == 200, response.text
+    assert (await flushed(server))["complete"]
+    new, old = await pushes(server)
+    assert (new["pushed"], old["pushed"], old["finalizesAt"]) == (5, 0, "2026-02-01T00:05:00.000Z")
+
+
 async def test_a_deleted_customer_is_stopped_until_somebody_resumes(server: Served) -> None:
     one = await pushed(server)
     event = {"id": "evt_5", "type": "customer.deleted", "data": {"object": {"id": "cus_anna"}}}
