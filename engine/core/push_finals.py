@@ -7,6 +7,7 @@ it is bounded by a season's invoices of the customers that are pushed for. It mu
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Final
 
 from engine.core.push_records import PushDecision, Target
@@ -20,11 +21,18 @@ FinalRow = tuple[str, str, int, int]
 """(account, Stripe customer, period's end in seconds, finalized at in microseconds)."""
 
 
+@dataclass
 class PushFinals:
     """Rows, oldest first."""
 
-    def __init__(self, rows: Iterable[FinalRow] = ()) -> None:
-        self._rows = {(account, customer, end_s): at_us for account, customer, end_s, at_us in rows}
+    _rows: dict[tuple[str, str, int], int] = field(default_factory=dict)
+
+    @staticmethod
+    def restore(rows: Iterable[FinalRow]) -> PushFinals:
+        """From the rows of a snapshot."""
+        return PushFinals(
+            {(account, customer, end_s): at_us for account, customer, end_s, at_us in rows}
+        )
 
     def rows(self) -> list[FinalRow]:
         """For a snapshot."""

@@ -448,7 +448,7 @@ class PushLedger:
         ledger.restored_at_us = saved.restored_at_us
         ledger._resumed = dict(saved.resumed)
         ledger.rows_from_us = saved.rows_from_us
-        ledger.finals = PushFinals(saved.finals)
+        ledger.finals = PushFinals.restore(saved.finals)
         return ledger
 
 
