@@ -10,6 +10,7 @@ import random
 from typing import Final
 
 import msgspec
+import trio
 
 from engine.actors.administration import Administration, By, Wanted
 from engine.actors.supervisor import Meter
@@ -156,20 +157,30 @@ class _Move:
 
 
 async def held_move(rng: random.Random) -> None:
-    """Use is moved, and for a while what was pushed where it was can't be taken back."""
+    """Use is moved, and for a while what was pushed where it was can't be taken back; the power may be cut meanwhile."""
     move = _Move(rng)
     shop = move.shop
-    async with shop.running() as meter:
-        await shop.map(meter)
-        await shop.some(meter)
-        await pause(200)
-        await shop.some(meter)
-        await move.obstruct(meter)
-        pushed = move.held()[0]
-        await move.move(meter)
-        if rng.random() < 0.5:
-            await move.go_on(meter, pushed)
-            return
-        await pause(rng.choice((0, 1, 30)))
+    pushed = 0
+    with trio.CancelScope() as power:
+        async with shop.running() as meter:
+            await shop.map(meter)
+            await shop.some(meter)
+            await pause(200)
+            await shop.some(meter)
+            await move.obstruct(meter)
+            pushed = move.held()[0]
+            await move.move(meter)
+            way = rng.choice(("goes on", "goes on", "stops", "power cut"))
+            if way == "goes on":
+                await move.go_on(meter, pushed)
+                return
+            await pause(rng.choice((0, 1, 30, 90)))
+            if way == "power cut":
+                power.cancel()
+    if power.cancelled_caught:
+        shop.disk.crash(rng)
+    for _ in range(rng.choice((0, 0, 1))):
+        async with shop.running() as meter:
+            await pause(rng.choice((0, 0.1, 2, 90)))
     async with shop.running() as meter:
         await move.go_on(meter, pushed)
