@@ -88,6 +88,23 @@ def test_what_was_moved_from_an_item_waits_until_stripe_says_whose_it_was() -> N
         assert reason in str(planned.reason)
 
 
+def test_what_was_moved_from_usage_records_waits_until_the_items_total_is_set_back() -> None:
+    legacy: Any = {"driver": "usage_record", "meter_event_name": None}
+    world = World(
+        mapped(subscription_item_id="si_1", **legacy), customer(stripe_customer_id="cus_1")
+    )
+    world.known["si_1"] = Resolved("si_1", "cus_1", item="si_1")
+    world.take(ANNA, use(5))
+    world.book.fold(baseline(of=world.only().target))
+    world.book.push(world.only())
+    world.fold(mapped(NOON, "move", meter_event_name="new"))
+    world.take(ANNA, use(9))
+    assert _planned(world) == {"si_1": ("due", -5), "mtr_new": ("held", 9)}
+    old = next(one for one in world.totals.targets if one.lane.object_id == "si_1")
+    assert world.book.push(world.view(old)).request.value == "0", "the total that it sets"
+    assert _planned(world) == {"si_1": ("current", 0), "mtr_new": ("due", 9)}
+
+
 def _planned(world: World) -> dict[str, tuple[str, int]]:
     found = {}
     for one in world.totals.targets:
