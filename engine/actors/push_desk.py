@@ -418,7 +418,7 @@ class PushDesk:
     async def keeping(self, tenant: str, names: dict[str, str], actor: str) -> list[PushDecision]:
         """Decisions that keep what customers use part of their targets, to be recorded with their erasure.
 
-        `names`: name to pseudonym. Raises Conflict while it is not known where their usage goes.
+        `names`: name to pseudonym. Raises Conflict while it is not known where their usage goes, or it is being moved.
         """
         await self._pusher.look(tenant)
         totals = self._pusher.totals
@@ -434,6 +434,11 @@ class PushDesk:
             own = [s for s in totals.series_of(target) if s[0] == tenant and s[2] in names]
             if view is None or not own:
                 continue
+            if view.not_left is not None and self._pusher.server.planned(view).standing == "held":
+                # Whose it was goes with the name, and with it that the new place has to wait.
+                raise Conflict(
+                    "usage was moved, and what was pushed where it was is not taken back yet: erase when it is"
+                )
             rows, constant = [], 0
             for series in own:
                 share = next(c for c in totals.contributions(series) if c.target == target)
