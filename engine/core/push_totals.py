@@ -247,7 +247,12 @@ class PushTotals:
                     nothing = PeriodUse(into.start_us, into.end_us, 0, into.start_us)
                     hold = one.hold or misfit(one.route, one.resolved, nothing)
                     found[into] = one._replace(
-                        target=into, micros=0, newest_event_us=into.start_us, hold=hold, base=None
+                        target=into,
+                        micros=0,
+                        newest_event_us=into.start_us,
+                        hold=hold,
+                        base=None,
+                        left=(),  # moved within another period
                     )
         return list(found.values())
 

@@ -8,7 +8,7 @@ from engine.core.billing import Destination, Resolved, Unresolved
 from engine.core.push_ledger import PushLedger
 from engine.core.push_records import Lane, PushDecision, Target
 from tests.helpers.push_world import ANNA, BOB, World, shared, use
-from tests.helpers.pushing import AUGUST, JULY, NOON, baseline, customer, mapped
+from tests.helpers.pushing import AUGUST, DAY_US, JULY, NOON, SEPTEMBER, baseline, customer, mapped
 
 
 def test_what_was_moved_waits_until_what_was_pushed_where_it_was_is_taken_back() -> None:
@@ -103,6 +103,29 @@ def test_what_was_moved_from_usage_records_waits_until_the_items_total_is_set_ba
     old = next(one for one in world.totals.targets if one.lane.object_id == "si_1")
     assert world.book.push(world.view(old)).request.value == "0", "the total that it sets"
     assert _planned(world) == {"si_1": ("current", 0), "mtr_new": ("due", 9)}
+
+
+def test_what_a_person_carried_into_the_next_period_does_not_wait_for_the_one_before() -> None:
+    world = shared()
+    world.take(ANNA, use(5))
+    world.book.fold(baseline(of=world.only().target))
+    world.book.push(world.only())
+    world.fold(mapped(NOON, "move", meter_event_name="new"))
+    new = _july("mtr_new")
+    carry = PushDecision(
+        kind="carry",
+        actor="k",
+        target=new,
+        into="current",
+        units="9",
+        at_us=AUGUST,
+        until_us=SEPTEMBER,
+    )
+    world.fold(carry)
+    world.take(ANNA, use(9))
+    owed = Target(new.lane, new.scale, AUGUST, SEPTEMBER)
+    planned = world.book.planned(world.view(owed), now_us=AUGUST + DAY_US)
+    assert (planned.standing, planned.due) == ("due", 9)
 
 
 def _planned(world: World) -> dict[str, tuple[str, int]]:
