@@ -33,6 +33,7 @@ PUSH_DESCRIPTIONS: Final[dict[str, str]] = {
     "push_targets_need_person": "Targets that stay as they are until somebody decides.",
     "push_unroutable": "Customers' mapped usage that goes nowhere.",
     "stripe_rejected_events_total": "Meter events that Stripe reported as rejected after it had taken them.",
+    "stripe_reports_without_key_total": "Such reports that were passed over: there is no key of their mode to read them with.",
 }
 """Every name and its meaning, as gateway.metrics has them."""
 
@@ -57,6 +58,8 @@ class PushMetrics:
         self.standings: Standings | None = None
         self.rejected = 0
         """Meter events that webhooks reported."""
+        self.without_key = 0
+        """Reports of webhooks that no key can read."""
 
     async def refresh(self) -> Standings | None:
         """Count anew unless that was done a moment ago; None: there is nothing to count yet."""
@@ -104,6 +107,7 @@ class PushMetrics:
         yield _counter("shadow_usage_posts_total", sum(attempts.values()))
         yield _counter("shadow_usage_post_failures_total", failures)
         yield _counter("stripe_rejected_events_total", self.rejected)
+        yield _counter("stripe_reports_without_key_total", self.without_key)
         found = self.standings or Standings({}, 0, 0, 0, 0)
         yield _gauge("push_unroutable", found.nowhere)
         standings = GaugeMetricFamily(

@@ -7,7 +7,6 @@ event twice changes nothing the second time. It must not know how a target is pu
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -137,7 +136,7 @@ async def _deal_with(call: Call, event: _Event) -> bool:
         if event.type == "customer.deleted":
             return await _deleted(call, event, _read(event, _Deleted))
         if event.type in _SUBSCRIPTION_CHANGES:
-            return _changed(call, event, _read(event, _Subscription))
+            return _changed(call, _read(event, _Subscription))
     except msgspec.MsgspecError:
         # Signed, and of another shape than we know: a newer API version. To send it again would not help.
         _logger.warning("webhook_unreadable", type=event.type, event_id=event.id[:64])
@@ -148,12 +147,23 @@ def _read(event: _Event, shape: type[Any]) -> Any:
     return msgspec.json.decode(event.data.object, type=shape)
 
 
-def _connections(call: Call, event: _Event) -> Iterator[Connection]:
-    """The keys whose account the event may be of: a webhook says live or test, not which account."""
+def _connections(call: Call, event: _Event) -> list[Connection]:
+    """The keys whose account the event may be of: a webhook says live or test, not which account.
+
+    Raises Unavailable while Stripe has not said yet of a key whether it is one of them.
+    """
+    found = []
     for connection in call.gateway.meter.started.push.connections.values():
         proven = connection.proven
+        is_shadows = connection.role == "shadow" and event.livemode
+        if proven is None and not connection.is_useless and not is_shadows:
+            raise Unavailable(
+                "Stripe has not said yet whose the keys are, so whose event it is can't be told",
+                retry_after_seconds=60,
+            )
         if proven is not None and (proven.mode == "live") == event.livemode:
-            yield connection
+            found.append(connection)
+    return found
 
 
 def _accounts(call: Call, event: _Event) -> list[str]:
@@ -195,14 +205,18 @@ async def _rejected(call: Call, event: _Event) -> bool:
 async def _report(call: Call, event: _Event) -> RejectionReport | None:
     """The report of a thin event; None: it is none of our accounts'. Raises Unavailable when nobody can tell now."""
     is_unread = False
-    found = False
-    for connection in _connections(call, event):
-        found = True
+    connections = _connections(call, event)
+    if not connections:
+        # To be asked again for days would not help: only a key would, and a reading of what Stripe counted then tells as much.
+        mode = "live" if event.livemode else "test"
+        _logger.warning("webhook_without_key", type=event.type, mode=mode, event_id=event.id[:64])
+        call.gateway.metrics.push.without_key += 1
+    for connection in connections:
         report = await connection.billing.rejections(event.id, event.connect_account)
         if isinstance(report, RejectionReport):
             return report
         is_unread |= not report.is_missing
-    if is_unread or not found:
+    if is_unread:
         raise Unavailable("the report can't be read from Stripe now", retry_after_seconds=60)
     return None
 
@@ -237,9 +251,10 @@ async def _deleted(call: Call, event: _Event, customer: _Deleted) -> bool:
     return stopped > 0
 
 
-def _changed(call: Call, event: _Event, subscription: _Subscription) -> bool:
+def _changed(call: Call, subscription: _Subscription) -> bool:
     """Periods, items or the subscription's life may be others now: what is known of them is asked for again."""
     items = frozenset(item.id for item in subscription.items.data)
-    for connection in _connections(call, event):
+    # Whosever it is: to ask again does no harm, and of a key that is not proven yet nothing is known.
+    for connection in call.gateway.meter.started.push.connections.values():
         connection.forget_customer(subscription.customer, items)
     return True

@@ -52,7 +52,8 @@ class PushChanges:
 
     def map_everything(self) -> None:
         """At the start: every series of every mapped metric."""
-        for tenant, metric in self._routes.metrics():
+        # Sorted: a set's order is another one in every process, and who is seen first may own a Stripe customer.
+        for tenant, metric in sorted(self._routes.metrics()):
             self.mapped.setdefault(tenant, set()).add(metric)
             self._scans[tenant, metric] = None
 

@@ -39,7 +39,9 @@ RESOLVED_US: Final = 3600 * 1_000_000
 FAILED_US: Final = 60 * 1_000_000
 """How long "there is no such thing" is trusted: somebody may be putting it right."""
 _SENDS_PER_SECOND: Final[dict[Mode, int]] = {"live": 800, "test": 20, "sim": 900}
-_READS_PER_SECOND: Final[dict[Mode, int]] = {"live": 20, "test": 20, "sim": 200}
+_READS_PER_SECOND: Final = 20
+_READS_UNLIMITED_PER_SECOND: Final = 200
+"""Of a simulator that says it has no limits: the built-in one, or one with `--no-limits`."""
 STREAM_EVENTS_MAX: Final = 100
 STREAM_GATHER_SECONDS: Final = 0.01
 CONNECT_PER_SECOND: Final = 20
@@ -49,9 +51,10 @@ CONNECT_PER_SECOND: Final = 20
 class Pace:
     """An account's limits."""
 
-    def __init__(self, mode: Mode, *, is_connected: bool, rng: Random) -> None:
-        sends = CONNECT_PER_SECOND if is_connected else _SENDS_PER_SECOND[mode]
-        reads = CONNECT_PER_SECOND if is_connected else _READS_PER_SECOND[mode]
+    def __init__(self, proven: Proven, *, is_connected: bool, rng: Random) -> None:
+        sends = CONNECT_PER_SECOND if is_connected else _SENDS_PER_SECOND[proven.mode]
+        reads = _READS_UNLIMITED_PER_SECOND if proven.is_unlimited else _READS_PER_SECOND
+        reads = CONNECT_PER_SECOND if is_connected else reads
         self.sends, self.reads, self.resolves = map(TokenBucket, (sends, reads, reads))
         self.breaker = Breaker(rng.randrange)
 
@@ -115,6 +118,8 @@ class Connection:
         self._prompt = billing if isinstance(billing, PromptBilling) else None
         self.proven: Proven | None = None
         self.error: str | None = NOT_ASKED
+        self.is_useless = False
+        """It was found to be a key that must not be used; it will never be proven."""
         self._clock = clock
         self._rng = rng
         self._paces: dict[str, Pace] = {}
@@ -141,7 +146,7 @@ class Connection:
         pace = self._paces.get(account)
         if pace is None:
             is_connected = connect_account is not None
-            pace = Pace(self.proven.mode, is_connected=is_connected, rng=self._rng)
+            pace = Pace(self.proven, is_connected=is_connected, rng=self._rng)
             self._paces[account] = pace
         return pace
 
@@ -158,6 +163,7 @@ class Connection:
                 await trio.sleep(wait_us / 1_000_000)
             elif self.role == "shadow" and answer.mode == "live":
                 self.error = "STRIPE_TEST_SECRET_KEY is a live key: shadow mode pushes nothing"
+                self.is_useless = True
                 _logger.error("stripe_shadow_key_is_live", account=answer.account)
                 return
             else:

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 import trio
 
 from engine.actors.push_connections import ConnectionReport
+from engine.actors.push_invoices import note_final
 from engine.actors.pusher import Pusher
 from engine.core.periods import period_in
 from engine.core.push_baselines import (
@@ -385,21 +386,16 @@ class PushDesk:
     async def invoice_finalized(
         self, account: str, customer: str, period_end_us: int, finalized_at_us: int, actor: str
     ) -> int:
-        """An invoice takes nothing more in: the targets of its customer and period are final; how many."""
-        found = 0
-        for lane, state in list(self._pusher.state.ledger.lanes.items()):
-            if (lane.account, lane.customer) != (account, customer):
-                continue
-            for known in list(state.targets.values()):
-                # Stripe's periods are whole seconds.
-                is_same = abs(known.target.end_us - period_end_us) < 1_000_000
-                if is_same and known.finalized_at_us is None:
-                    decision = PushDecision(
-                        kind="finalize", actor=actor, target=known.target, at_us=finalized_at_us
-                    )
-                    await self._pusher.server.decide(lane, lambda d=decision: d)  # type: ignore[misc]
-                    found += 1
-        return found
+        """An invoice takes nothing more in: the targets of its customer and period are final; how many, or 1 for none yet."""
+        decision = PushDecision(
+            kind="finalize",
+            actor=actor,
+            at_us=finalized_at_us,
+            until_us=period_end_us,
+            account=account,
+            customer=customer,
+        )
+        return await note_final(self._pusher, decision, self._clock.now_us())
 
     async def stop(self, account: str, customer: str, reason: str, actor: str) -> int:
         """A customer is gone at Stripe: its lanes are unbillable; how many."""

@@ -1,7 +1,7 @@
 """Erasing customers whose use is pushed: what they used stays part of what Stripe bills, though nobody goes by their name.
 
 Rules it keeps: what was billed is never taken back because a name went; where it is not known where the use goes (Stripe
-can't be reached, no key, a stopped directory), nothing is erased. It must not know how a name is taken out of the log.
+can't be reached, no key, a stopped directory), or it is being moved, nothing is erased. It must not know how a name is taken out of the log.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ async def keeping(
     """Decisions that keep what customers use part of their targets, to be recorded with their erasure.
 
     `names`: name to pseudonym; `is_command`: no server runs, so nothing can be known of Stripe. Raises Conflict while
-    it is not known where their usage goes.
+    it is not known where their usage goes, or it is being moved.
     """
     if "main" not in pusher.connections:
         _must_not_be_pushed(pusher, tenant, names, is_command=is_command)
@@ -43,6 +43,11 @@ async def keeping(
         own = [s for s in totals.series_of(target) if s[0] == tenant and s[2] in names]
         if view is None or not own:
             continue
+        if view.not_left is not None and pusher.server.planned(view).standing == "held":
+            # Whose it was goes with the name, and with it that the new place has to wait.
+            raise Conflict(
+                "usage was moved, and what was pushed where it was is not taken back yet: erase when it is"
+            )
         rows, constant = [], 0
         for series in own:
             share = next(c for c in totals.contributions(series) if c.target == target)

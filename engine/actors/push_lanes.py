@@ -106,7 +106,7 @@ class LaneServer:
         self.results: Tallied[tuple[Role, str]] = Tallied()
         """(role, what became of an attempt or intent) to how often; for metrics."""
         self._undecided: dict[Lane, None] = {}
-        """Lanes that would decrease, or take over from one that would, once it is known that nothing is missing from it."""
+        """Lanes that would decrease once it is known that nothing is missing from them."""
         self.confirmed: dict[Target, tuple[str, int]] = {}
         """What Stripe's summary held when it was read last, and when."""
         self._reader = PushReader(ledger, clock)
@@ -191,7 +191,7 @@ class LaneServer:
                 final_us = finalization_us(view.target, state, view.grace_us)
                 wake_us = final_us if wake_us is None else min(wake_us, final_us)
                 break
-            if (planned.due < 0 and not view.may_decrease) or view.is_not_left:
+            if planned.due < 0 and not view.may_decrease:
                 self._undecided[lane] = None
             if planned.at_us is None or planned.standing not in ("due", "refused"):
                 continue

@@ -65,6 +65,8 @@ async def preview(
     routes.fold(change)
     ledger = PushLedger()
     ledger.lanes = pusher.state.ledger.lanes
+    ledger.of_customer = pusher.state.ledger.of_customer
+    ledger.finals = pusher.state.ledger.finals
     ledger.frozen = {key: list(rows) for key, rows in pusher.state.ledger.frozen.items()}
     for freeze in freezes:
         ledger.fold(freeze, freeze.at_us)

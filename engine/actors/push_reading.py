@@ -12,7 +12,14 @@ from typing import Final
 from engine.actors.push_connections import Connection, Pace
 from engine.core.billing import Reading, Resolved, Unread, same_units
 from engine.core.push_ledger import PushLedger
-from engine.core.push_plan import Attempts, OpenStep, judge_reading
+from engine.core.push_plan import (
+    SENDING_US_MAX,
+    UNSEEN_US_MAX,
+    Attempts,
+    Close,
+    OpenStep,
+    judge_reading,
+)
 from engine.core.push_records import Lane, PushIntent
 from engine.ports import Clock
 
@@ -54,7 +61,7 @@ class PushReader:
         start_s = request.timestamp_s
         answer = await _minute_of(intent, connection)
         if isinstance(answer, Unread):
-            return answer
+            return self._given_up(intent, answer) or answer
         pace = connection.pace(request.connect_account)
         return judge_reading(
             intent,
@@ -65,6 +72,21 @@ class PushReader:
             finalized_us=finalized_us,
             now_us=self._clock.now_us(),
         )
+
+    def _given_up(self, intent: PushIntent, answer: Unread) -> Close | None:
+        """Stripe refuses to be asked about it, and no more will be known: then a person decides. None: it may be, later.
+
+        Its age is the intent's and not this process's, so that restarts don't put it off for ever.
+        """
+        if not (answer.is_refused or answer.is_missing):
+            return None
+        state = self._ledger.lane(intent.target.lane)
+        is_stopped = state is not None and state.stopped is not None
+        until_us = intent.first_sent_at_us + SENDING_US_MAX + UNSEEN_US_MAX
+        if not is_stopped and self._clock.now_us() < until_us:
+            return None
+        reason = f"it may have arrived, and Stripe does not let it be read back: {answer.reason}"
+        return Close("quarantined", "reading", reason)
 
     async def _is_visible(
         self, connection: Connection, pace: Pace, account: str, since_us: int

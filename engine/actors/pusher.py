@@ -98,6 +98,8 @@ class Pusher:
             is_current=lambda: self._taken_version == state.routes.version,
         )
         self._targets_of: dict[Lane, set[Target]] = {}
+        self._followers: dict[Lane, dict[Lane, None]] = {}
+        """Lanes that wait until what was pushed to another is taken back: use was moved."""
         self.conductor = Conductor(self.server.serve, self.recorder, clock)
         self.schedule = self.conductor.schedule
         self._looking = trio.Lock()
@@ -198,6 +200,7 @@ class Pusher:
             else:
                 of_lane.add(target)
             self.schedule(target.lane, now_us)
+            self._follow(target.lane)
 
     def kept_targets(self) -> set[Target]:
         """Targets that erased customers had, among those that are served."""
@@ -212,7 +215,14 @@ class Pusher:
     def _views_of(self, lane: Lane) -> Iterator[TargetView]:
         for target in tuple(self._targets_of.get(lane, ())):
             if (view := self.totals.view(target)) is not None:
+                if view.not_left is not None:
+                    self._followers.setdefault(view.not_left.lane, {})[lane] = None
                 yield view
+
+    def _follow(self, lane: Lane) -> None:
+        """Something of a lane changed: what waits for it is looked at again."""
+        for follower in self._followers.pop(lane, ()):
+            self.schedule(follower, self._clock.now_us())
 
     def _take_kept(self) -> None:
         """Targets of erased customers have nobody who contributes; what they are owed is in the ledger."""
@@ -287,17 +297,19 @@ class Pusher:
         for record in group.controls:
             if isinstance(record, PushDecision):
                 self._decided(record)
-            elif isinstance(record, PushOutcome) and not self.conductor.is_serving(
-                record.target.lane
-            ):
-                self.schedule(record.target.lane, self._clock.now_us())
+            elif isinstance(record, PushOutcome):
+                if not self.conductor.is_serving(record.target.lane):
+                    self.schedule(record.target.lane, self._clock.now_us())
+                self._follow(record.target.lane)
 
     def _decided(self, record: PushDecision) -> None:
         lane = record.lane if record.target is None else record.target.lane
         if record.target is not None and record.kind == "keep":
             self._targets_of.setdefault(record.target.lane, set()).add(record.target)
-        if lane is not None and not self.conductor.is_serving(lane):
-            self.schedule(lane, self._clock.now_us())
+        if lane is not None:
+            if not self.conductor.is_serving(lane):
+                self.schedule(lane, self._clock.now_us())
+            self._follow(lane)
 
 
 def _order(target: Target) -> tuple[int, str, str, str]:

@@ -238,7 +238,7 @@ class Adjustments:
         affected = [
             a for a in self.by_id.values() if a.tenant == tenant and a.customer_ref in names
         ]
-        for key in {adjustment.key for adjustment in affected}:
+        for key in dict.fromkeys(adjustment.key for adjustment in affected):
             new_key = (tenant, key[1], names[key[2]], key[3])
             self._of_counter[new_key] = self._of_counter.pop(key)
             if (periods := self._periods.pop(key[:3], None)) is not None:

@@ -25,6 +25,8 @@ class Proven(NamedTuple):
     account: str
     """`acct_...`; the simulator's begin with `acct_sim`."""
     mode: Mode
+    is_unlimited: bool = False
+    """A simulator that refuses no call for its rate."""
 
 
 class PushRequest(msgspec.Struct, frozen=True, rename="camel", kw_only=True, omit_defaults=True):

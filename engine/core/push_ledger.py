@@ -15,6 +15,7 @@ import msgspec
 from engine.core.billing import PushRequest
 from engine.core.configured import MappingChange
 from engine.core.keeping import RestoreChange
+from engine.core.push_finals import FinalRow, PushFinals
 from engine.core.push_records import (
     CarryInto,
     Lane,
@@ -174,6 +175,9 @@ class PushLedger:
         """Grows when what is frozen, kept or carried changes. Not part of `state`."""
         self.owners: dict[tuple[str, str], str] = {}
         """(account, Stripe customer) to the tenant that pushed to it first. Derived."""
+        self.of_customer: dict[str, list[LaneState]] = {}
+        """By Stripe customer, oldest first. Derived."""
+        self.finals = PushFinals()
         self.was_shadow: set[tuple[str, str]] = set()
         self._active: dict[str, tuple[str, str, Role]] = {}
         """Mapping id to what it spoke for when it was last active."""
@@ -192,9 +196,12 @@ class PushLedger:
         return self.lanes.get(lane)
 
     def target(self, target: Target) -> TargetState | None:
-        """A target's ledger, if anything was ever recorded of it."""
-        state = self.lanes.get(target.lane)
-        return None if state is None else state.target(target)
+        """A target's ledger, if anything was ever recorded of it, were it only that its invoice is final."""
+        lane = self.lanes.get(target.lane)
+        found = None if lane is None else lane.target(target)
+        if found is None and (final_us := self.finals.of_target(target)) is not None:
+            return TargetState(target, finalized_at_us=final_us)
+        return found
 
     def ended_at_us(self, tenant: str, metric: str, role: Role) -> int | None:
         """When pushing of a metric in a role ended last (its mapping was taken away); None: never."""
@@ -224,14 +231,29 @@ class PushLedger:
             case _:
                 pass
 
+    def pushed_of(self, tenant: str, metric: str, customer: str, start_us: int) -> list[Target]:
+        """Targets of a period of a Stripe customer in whose lanes a metric was pushed, or is on its way."""
+        return [
+            state.target
+            for lane in self.of_customer.get(customer, ())
+            if (tenant, metric) in lane.series
+            for state in lane.minutes_used(start_us)
+        ]
+
+    def _lane(self, lane: Lane) -> LaneState:
+        found = self.lanes.get(lane)
+        if found is None:
+            found = self.lanes[lane] = LaneState(lane)
+            self.of_customer.setdefault(lane.customer, []).append(found)
+        return found
+
     def _at(self, target: Target) -> tuple[LaneState, TargetState]:
-        lane = self.lanes.get(target.lane)
-        if lane is None:
-            lane = self.lanes[target.lane] = LaneState(target.lane)
+        lane = self._lane(target.lane)
         key = target_key(target)
         state = lane.targets.get(key)
         if state is None:
-            state = lane.targets[key] = TargetState(target)
+            final_us = self.finals.of_target(target)
+            state = lane.targets[key] = TargetState(target, finalized_at_us=final_us)
             if len(lane.targets) > TARGETS_PER_LANE_MAX:
                 _forget_oldest(lane)
         return lane, state
@@ -315,9 +337,12 @@ class PushLedger:
             if _take_over(self.frozen, len(record.rows), until_us):
                 self.rows_from_us = max(self.rows_from_us, until_us)
             return
+        if record.kind == "finalize" and record.target is None:
+            self.finals.fold(record, received_at_us)
+            return
         if record.kind in ("stop", "resume"):
             assert record.lane is not None
-            stopped = self.lanes.setdefault(record.lane, LaneState(record.lane))
+            stopped = self._lane(record.lane)
             stopped.stopped = (record.because or "stopped") if record.kind == "stop" else None
             return
         assert record.target is not None, "the other decisions are about a target"
@@ -401,6 +426,7 @@ class PushLedger:
                 self.restored_at_us,
                 list(self._resumed.items()),
                 self.rows_from_us,
+                self.finals.rows(),
             )
         )
 
@@ -411,6 +437,7 @@ class PushLedger:
         ledger = PushLedger()
         ledger.lanes = {state.lane: state for state in saved.lanes}
         for lane, state in ledger.lanes.items():
+            ledger.of_customer.setdefault(lane.customer, []).append(state)
             if state.series:
                 ledger.owners.setdefault((lane.account, lane.customer), min(state.series)[0])
         ledger.delivered = dict(saved.delivered)
@@ -421,6 +448,7 @@ class PushLedger:
         ledger.restored_at_us = saved.restored_at_us
         ledger._resumed = dict(saved.resumed)
         ledger.rows_from_us = saved.rows_from_us
+        ledger.finals = PushFinals.restore(saved.finals)
         return ledger
 
 
@@ -435,6 +463,7 @@ class _Saved(msgspec.Struct, array_like=True):
     restored_at_us: int
     resumed: list[tuple[tuple[str, str, Role], int]] = []
     rows_from_us: int = -(1 << 62)
+    finals: list[FinalRow] = []
 
 
 def _take_over(rows: dict[tuple[bytes, int], list[RowT]], added: int, until_us: int) -> list[RowT]:

@@ -79,8 +79,8 @@ class TargetView(NamedTuple):
     """When its mapping was made."""
     may_decrease: bool = True
     """False: not all that belongs to it could be resolved, so less than before proves nothing."""
-    is_not_left: bool = False
-    """Use was moved here, and what was pushed where it was can't be taken back yet: it would be billed twice."""
+    not_left: Target | None = None
+    """Use was moved here from there, where Stripe still holds, or may hold, what was pushed: it would be billed twice."""
     is_past: bool = False
     """How its period's use was cut over is not known any more: nothing of it is due."""
 
@@ -160,7 +160,7 @@ def plan(
     if lane is not None and lane.open is not None and lane.open.target == target:
         if lane.quarantine is not None:
             return planned("quarantined", lane.quarantine)
-        return planned("in_flight", None)
+        return planned("in_flight", lane.stopped)
     if due == 0:
         return planned("current", None)
     is_past = view.is_past or (state is not None and state.is_past)
@@ -221,10 +221,11 @@ def _against(
             "it would decrease, and usage of its customer goes nowhere that may belong to it: mend or remove what "
             "`unroutable` names"
         )
-    if due > 0 and view.is_not_left:
+    if due > 0 and view.not_left is not None:
+        old = view.not_left.lane
         return (
-            "its use was moved here, and what was pushed where it was can't be taken back before what `unroutable` "
-            "names is mended or removed: it would be billed twice"
+            f"its use was moved here from {old.object_id} of {old.customer}, and what was pushed there is not taken back "
+            "yet: it would be billed twice"
         )
     if target.end_us <= now_us - PAST_US_MAX:
         return "its period is further back than Stripe takes usage"

@@ -112,7 +112,8 @@ class PushDecision(msgspec.Struct, frozen=True, rename="camel", kw_only=True, om
 
     `baseline`: `units` count as pushed in the target, whose period is the lane's first. `await`: a baseline was read
     and waits for a person. `carry`: `units` of a finalized target are settled by `into`. `stop`, `resume`: of a lane.
-    `finalize`: Stripe finalized the invoice of the target's period at `at_us`. `freeze`: what series had at a cutover
+    `finalize`: Stripe finalized the invoice of the target's period at `at_us`; without a target, that of a customer's period
+    which ends at `until_us`, whatever is pushed for it later. `freeze`: what series had at a cutover
     (`carry`), in micros. `keep`: what erased customers use stays part of the target: the series in `rows`, named by
     their pseudonyms, less the micros there; and `micros` that no longer change.
     """
@@ -131,7 +132,7 @@ class PushDecision(msgspec.Struct, frozen=True, rename="camel", kw_only=True, om
     at_us: int = 0
     """Of `finalize` when, of `freeze` the cutover's instant, of `carry` into `current` that period's start."""
     until_us: int = 0
-    """Of `carry` into `current` that period's end."""
+    """Of `carry` into `current` that period's end, of `finalize` without a target the invoice's period's."""
     micros: str = "0"
     """Millionths, which may be wide."""
     request: PushRequest | None = None
@@ -141,6 +142,9 @@ class PushDecision(msgspec.Struct, frozen=True, rename="camel", kw_only=True, om
     role: Role = "main"
     tenant_id: str = ""
     metric: str = ""
+    account: str = ""
+    customer: str = ""
+    """Of `finalize` without a target: whose invoice, `acct_...` and `cus_...`."""
 
 
 PushRecord = PushIntent | PushOutcome | PushDecision

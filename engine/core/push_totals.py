@@ -8,7 +8,7 @@ contributes nowhere; work grows with what changed. It must not know what was pus
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from engine.core.billing import Destination, Proven, Resolved, Unresolved
 from engine.core.configured import Mapping
@@ -25,6 +25,7 @@ _Stamp = tuple[int, int, Proven | None, Proven | None]
 """Of what decides where use goes, beside what Stripe knows of a destination."""
 _Lost = tuple[Role, str, int]
 """(role, Stripe customer, period start)."""
+_UNKNOWN: Final = "Stripe has not been asked yet about where its use was moved from"
 KeyT = TypeVar("KeyT")
 ItemT = TypeVar("ItemT")
 
@@ -90,6 +91,12 @@ class PushTotals:
         if self._waiting[role]:
             return False
         return not self._lost or (role, target.lane.customer, target.start_us) not in self._lost
+
+    def is_served_customer(self, account: str, customer: str) -> bool:
+        """Whether somebody's use goes to a Stripe customer, or was said to."""
+        if self._ledger.of_customer.get(customer) or self._routes.claimed_by(customer) is not None:
+            return True
+        return (account, customer) in self._first
 
     def is_waiting(self, series: Series) -> bool:
         """Whether it is not known yet where a series goes."""
@@ -240,7 +247,12 @@ class PushTotals:
                     nothing = PeriodUse(into.start_us, into.end_us, 0, into.start_us)
                     hold = one.hold or misfit(one.route, one.resolved, nothing)
                     found[into] = one._replace(
-                        target=into, micros=0, newest_event_us=into.start_us, hold=hold, base=None
+                        target=into,
+                        micros=0,
+                        newest_event_us=into.start_us,
+                        hold=hold,
+                        base=None,
+                        left=(),  # moved within another period
                     )
         return list(found.values())
 
@@ -269,8 +281,14 @@ class PushTotals:
         is_attached = self._routes.attached.get((tenant, customer_ref), True)
         found: dict[Target, Contribution] = {}
         left: list[Target] = []
+        unknown: str | None = None
         for route, micros in shares.items():
             made = self._routed(series, role, route, use, micros, is_active=is_active)
+            if made is None and route in moved:
+                # It can't be asked for its target: what was pushed for its customer says what may have to be taken back.
+                unknown = _UNKNOWN if self.is_waiting(series) else unknown
+                customer = route.customer or ""
+                left += self._ledger.pushed_of(tenant, metric, customer, use.start_us)
             if made is not None:
                 hold = made.hold
                 if hold is None and not is_attached and not customer_ref.startswith("cus_"):
@@ -284,10 +302,11 @@ class PushTotals:
                 found[made.target] = made if same is None else both(same, made, use)
                 if route in moved:
                     left.append(made.target)
-        if not left:
+        if not left and unknown is None:
             return list(found.values())
         return [
-            one._replace(left=tuple(t for t in left if t != one.target)) for one in found.values()
+            one._replace(left=tuple(t for t in left if t != one.target), hold=one.hold or unknown)
+            for one in found.values()
         ]
 
     def _kept(self, use: PeriodUse, target: Target, base: str, role: Role) -> Contribution | None:
@@ -417,21 +436,30 @@ class PushTotals:
             hold=whole.hold,
             is_past=whole.hold == LONG_PAST,
             may_decrease=self._may_decrease(first.role, target),
-            is_not_left=any(
-                self._is_stuck(part.role, old) for part in held.parts.values() for old in part.left
+            not_left=next(
+                (old for part in held.parts.values() for old in part.left if self._holds_more(old)),
+                None,
             ),
         )
 
-    def _is_stuck(self, role: Role, target: Target) -> bool:
-        """Whether less was used of a target than was pushed, and it may not decrease."""
-        state = self._ledger.target(target)
-        if state is None or state.pushed <= 0 or self._may_decrease(role, target):
+    def _holds_more(self, target: Target) -> bool:
+        """Whether Stripe holds, or may hold, more of a target than is due there; whatever is in the way of taking it back.
+
+        Not where the customer is gone: nothing is billed there any more.
+        """
+        lane, state = self._ledger.lane(target.lane), self._ledger.target(target)
+        if lane is None or state is None or lane.stopped is not None:
+            return False
+        most = state.pushed
+        if lane.open is not None and lane.open.target == target:
+            most = max(most, int(lane.open.to_units))
+        if most <= 0:
             return False
         held = self._sums.get(target)
         own = 0 if held is None else sum(part.micros for part in held.parts.values())
         micros = own + int(state.kept_micros)
         billable = billable_units(micros, target.scale) + state.carried_in - state.carried_out
-        return state.pushed > max(billable, 0)
+        return most > max(billable, 0)
 
     def _kept_view(self, target: Target) -> TargetView | None:
         """A target of which only erased customers' use is left."""

@@ -131,7 +131,7 @@ class StripeBilling:
         if isinstance(account, Unanswered):
             return Unread(f"which account the key is of: {account.reason}", account.after_us)
         if account.id.startswith(SIMULATOR_ACCOUNT_PREFIX):
-            return Proven(account.id, "sim")
+            return Proven(account.id, "sim", account.is_unlimited)
         balance = await ask(self._calls, "/v1/balance", Balance)
         if isinstance(balance, Unanswered):
             return Unread(

@@ -65,6 +65,13 @@ class Account(msgspec.Struct, frozen=True):
     """`GET /v1/account`."""
 
     id: str
+    metadata: object = None
+    """Only a simulator's is read, and says whether it keeps to rate limits: whatever else is there must not be in the way."""
+
+    @property
+    def is_unlimited(self) -> bool:
+        """Whether a simulator says that it refuses no call for its rate."""
+        return isinstance(self.metadata, dict) and self.metadata.get("rate_limits") == "off"
 
 
 class Balance(msgspec.Struct, frozen=True):

@@ -20,7 +20,7 @@ def retrieve_account(desk: Desk, fields: Fields) -> Json | Refusal:
         "default_currency": "usd",
         "details_submitted": True,
         "email": None,
-        "metadata": {},
+        "metadata": {"rate_limits": "off"} if desk.settings.limits is None else {},
         "payouts_enabled": True,
         "type": "standard",
     }

@@ -72,7 +72,7 @@ def simulated() -> Simulated:
 
 async def test_the_simulator_proves_to_be_one() -> None:
     proven = await simulated().billing.prove()
-    assert proven == (simulated().state.account, "sim")
+    assert proven == (simulated().state.account, "sim", True)
 
 
 async def test_what_was_delivered_is_counted_once_and_read_back() -> None:

@@ -191,20 +191,22 @@ async def test_what_stripe_could_never_take_is_refused_before_it_leaves(
 
 
 @pytest.mark.parametrize(
-    ("account", "livemode", "proven"),
+    ("account", "metadata", "livemode", "proven"),
     [
-        ("acct_1", True, Proven("acct_1", "live")),
-        ("acct_1", False, Proven("acct_1", "test")),
-        ("acct_sim_1", False, Proven("acct_sim_1", "sim")),
-        ("acct_sim_1", True, Proven("acct_sim_1", "sim")),
+        ("acct_1", {}, True, Proven("acct_1", "live")),
+        ("acct_1", None, False, Proven("acct_1", "test")),
+        ("acct_1", {"rate_limits": "off"}, True, Proven("acct_1", "live")),
+        ("acct_sim_1", {}, False, Proven("acct_sim_1", "sim")),
+        ("acct_sim_1", 5, True, Proven("acct_sim_1", "sim")),
+        ("acct_sim_1", {"rate_limits": "off"}, True, Proven("acct_sim_1", "sim", True)),
     ],
 )
 async def test_a_key_is_what_stripe_says_it_is(
-    account: str, livemode: bool, proven: Proven
+    account: str, metadata: object, livemode: bool, proven: Proven
 ) -> None:
     def answer(call: Call) -> Reply:
         if call.path == "/v1/account":
-            return json_reply({"object": "account", "id": account})
+            return json_reply({"object": "account", "id": account, "metadata": metadata})
         assert call.path == "/v1/balance"
         return json_reply({"object": "balance", "livemode": livemode})
 

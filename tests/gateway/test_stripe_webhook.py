@@ -180,8 +180,44 @@ async def test_a_report_that_cannot_be_read_now_is_asked_for_again(server: Serve
     event = {"id": "evt_9", "object": "v2.core.event", "type": "v1.billing.meter.no_meter_found"}
     await send(server, event, status=503)
     assert await send(server, event) == {"received": True, "handled": False}, "none of ours"
-    await send(server, event | {"id": "evt_live", "livemode": True}, status=503)
     assert not answers
+
+
+@pytest.mark.parametrize("keys", ["of the other mode", "none", "one that must not be used"])
+async def test_a_report_that_no_key_can_read_is_answered_and_counted(
+    server: Served, keys: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    connections = server.gateway.meter.started.push.connections
+    with trio.fail_after(5):
+        while connections["main"].proven is None:
+            await trio.sleep(0.01)
+    if keys == "none":
+        connections.clear()
+    elif keys == "one that must not be used":
+        connections["main"].proven, connections["main"].is_useless = None, True
+    event = {"id": "evt_live", "object": "v2.core.event", "livemode": True}
+    event["type"] = "v1.billing.meter.no_meter_found"
+    for _ in range(2):
+        assert await send(server, event) == {"received": True, "handled": False}
+    assert "stripe_reports_without_key_total 1.0" in (await server.client.get("/metrics")).text
+    assert "webhook_without_key" in "".join(capsys.readouterr())
+
+
+async def test_what_comes_before_stripe_said_whose_the_keys_are_comes_again(server: Served) -> None:
+    one = await pushed(server)
+    connection = server.gateway.meter.started.push.connections["main"]
+    proven, connection.proven = connection.proven, None
+    deleted = {"id": "evt_5", "type": "customer.deleted", "data": {"object": {"id": "cus_anna"}}}
+    report = {"id": "evt_6", "type": "v1.billing.meter.no_meter_found"}
+    final = {"id": "evt_7", "type": "invoice.finalized"}
+    final["data"] = {"object": {"customer": "cus_anna", "period_end": 1_769_904_000}}  # type: ignore[assignment]
+    for event in (deleted, report, final):
+        await send(server, event, status=503)
+    connection.proven = proven
+    assert (await send(server, deleted))["handled"]
+    await use(server, "2", 1)
+    (now,) = await pushes(server)
+    assert (now["id"], now["standing"]) == (one["id"], "stopped")
 
 
 async def test_what_a_report_does_not_name_is_read_back_at_stripe(server: Served) -> None:
@@ -232,6 +268,39 @@ async def test_a_final_invoice_takes_nothing_more_in(server: Served) -> None:
     assert (await flushed(server))["complete"]
     new, _old = await pushes(server)
     assert (new["pushed"], new["carriedIn"]) == (2, 2)
+
+
+async def test_a_final_invoice_of_a_period_without_pushes_takes_nothing_in_either(
+    server: Served,
+) -> None:
+    """Usage of that period comes later, when the setting alone would still take its invoice for open."""
+    await mapped(server, finalizationGraceHours=72)
+    await customer(server)
+    end_s = 1_769_904_000  # 2026-02-01
+    server.clock.us = (end_s + 600) * 1_000_000
+    invoice = {
+        "customer": "cus_anna",
+        "period_end": end_s,
+        "status_transitions": {"finalized_at": end_s + 300},
+    }
+    event = {"type": "invoice.finalized", "data": {"object": invoice}}
+    for number, handled in enumerate((True, False)):
+        answer = await send(server, event | {"id": f"evt_{number}"})
+        assert answer["handled"] == handled, "told again it changes nothing"
+    await use(server, "late", 2, ts="2026-01-31T23:00:00Z")
+    await use(server, "new", 3, ts="2026-02-01T00:01:00Z")
+    await flushed(server)
+    new, old = await pushes(server)
+    assert (old["standing"], old["due"], old["pushed"]) == ("finalized", 2, 0)
+    assert old["finalizesAt"] == "2026-02-01T00:05:00.000Z"
+    assert (new["standing"], new["pushed"]) == ("current", 3)
+    response = await server.client.post(
+        f"/v1/pushes/{old['id']}/carry-forward", json={"into": "current"}
+    )
+    assert response.status_code == 200, response.text
+    assert (await flushed(server))["complete"]
+    new, old = await pushes(server)
+    assert (new["pushed"], old["pushed"], old["finalizesAt"]) == (5, 0, "2026-02-01T00:05:00.000Z")
 
 
 async def test_a_deleted_customer_is_stopped_until_somebody_resumes(server: Served) -> None:

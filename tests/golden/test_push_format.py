@@ -109,6 +109,14 @@ RECORDS: dict[str, ControlRecord] = {
         role="shadow",
     ),
     "PUSH_DECISION stop": PushDecision(kind="stop", actor="stripe", lane=LANE, because="deleted"),
+    "PUSH_DECISION finalize": PushDecision(
+        kind="finalize",
+        actor="stripe:webhook",
+        at_us=1_785_542_700_000_000,
+        until_us=1_785_542_400_000_000,
+        account="acct_1",
+        customer="cus_1",
+    ),
     "PUSH_DECISION freeze": PushDecision(
         kind="freeze",
         actor="key_1",

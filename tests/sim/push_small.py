@@ -76,8 +76,8 @@ class Shop(PushPlace):
         self.watched = self.watch(self.truth)
         self.wire = self.watched  # type: ignore[assignment]
 
-    def watch(self, truth: StripeTruth) -> WatchedWire:
-        """A wire of this shop's to a Stripe."""
+    def watch(self, truth: StripeTruth, check: Callable[[], None] = lambda: None) -> WatchedWire:
+        """A wire of this shop's to a Stripe. `check`: what holds after every request."""
         return WatchedWire(
             truth,
             self.books,
@@ -85,6 +85,7 @@ class Shop(PushPlace):
             sender=self.name,
             period_of=month_of,
             grace_us=GRACE_US,
+            check=check,
         )
 
     def billing(self) -> dict[Any, Any]:
@@ -334,7 +335,10 @@ SMALL: dict[str, Callable[[random.Random], Awaitable[None]]] = {
 }
 
 
-def run_small(name: str, seed: int) -> None:
+Story = Callable[[random.Random], Awaitable[None]]
+
+
+def run_small(story: Story, name: str, seed: int) -> None:
     """Run one of them. Raises Violation (perhaps in a group) when a promise did not hold."""
     state = scheduler._r.getstate()
     scheduler._ALLOW_DETERMINISTIC_SCHEDULING = True
@@ -342,7 +346,7 @@ def run_small(name: str, seed: int) -> None:
     clock = trio.testing.MockClock(autojump_threshold=0)
     courses, push_conductor.COURSES_MAX = push_conductor.COURSES_MAX, COURSES_MAX  # type: ignore[misc]
     try:
-        trio.run(SMALL[name], random.Random(f"{name} {seed}"), clock=clock)
+        trio.run(story, random.Random(f"{name} {seed}"), clock=clock)
     finally:
         scheduler._ALLOW_DETERMINISTIC_SCHEDULING = False
         scheduler._r.setstate(state)

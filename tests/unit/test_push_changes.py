@@ -12,6 +12,7 @@ from engine.actors.push_changes import PushChanges
 from engine.actors.pusher import SERIES_PER_SLICE
 from engine.core.push_routes import PushRoutes
 from tests.gateway.test_pushes import customer, mapped, pushes, use
+from tests.helpers.pushing import mapped as mapping_of
 from tests.helpers.served import served
 
 
@@ -55,6 +56,17 @@ async def test_one_tenants_changes_leave_the_others() -> None:
     those.add(("umbra", "calls", "carl"))
     assert [series[2] for series in those.take("umbra")] == ["carl"]
     assert [series[2] for series in those.take()] == ["anna"]
+
+
+def test_a_start_takes_metrics_in_the_same_order_in_every_process() -> None:
+    """Who is seen first may own a Stripe customer: a set's order would make another owner of another process."""
+    those = changes()
+    routes = those._routes
+    for number in (7, 3, 11, 1, 8, 2, 10, 5):
+        routes.fold(mapping_of(metric=f"metric-{number}", tenant_id=f"tenant-{number % 3}"))
+    those.map_everything()
+    assert list(those._scans) == sorted(routes.metrics())
+    assert len(those._scans) == 8
 
 
 async def test_usage_that_arrives_while_others_look_is_pushed_too() -> None:

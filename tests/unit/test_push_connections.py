@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from random import Random
 from typing import Any
 
+import pytest
 import trio
 import trio.testing
 
 from engine.actors.push_connections import Again, Connection
 from engine.core.billing import Destination, Proven, Resolved, Unresolved
 from engine.core.pace import FAILURES_MAX
-from tests.helpers.push_place import VirtualClock
+from engine.drivers.wire import Answer
+from gateway.simulator.ledger import Limits, Settings
+from tests.helpers.push_place import PushPlace, VirtualClock
 
 
 class Billing:
@@ -67,3 +71,30 @@ async def test_a_wait_that_stripe_asked_for_is_kept_whole(
     again = await made.resolve(Destination("meter", event_name="x"))
     made.pace(None).breaker.succeeded()
     assert 30 <= await seconds_of(made, again) < 30.01
+
+
+@pytest.mark.parametrize("limits", [Limits(), None])
+async def test_no_simulator_refuses_a_call_for_its_rate(
+    limits: Limits | None, autojump_clock: trio.testing.MockClock
+) -> None:
+    """One with Stripe's limits is read as slowly as Stripe; one that says it has none is read faster."""
+    place = PushPlace(stripe=Settings(auto_create=True, meters=("*",), limits=limits))
+    statuses: Counter[int] = Counter()
+    exchange = place.wire.exchange
+
+    async def counted(*request: Any) -> Answer:
+        answer = await exchange(*request)
+        statuses[answer.status] += 1
+        return answer
+
+    place.wire.exchange = counted  # type: ignore[method-assign]
+    async with place.running() as meter:
+        for number in range(80):
+            await place.use(meter, 1, f"cus_{number}")
+        await place.map(meter)
+        began = autojump_clock.current_time()
+        while sum(place.total(f"cus_{number}") for number in range(80)) < 80:
+            await trio.sleep(0.1)
+        seconds = autojump_clock.current_time() - began
+    assert statuses.keys() == {200}
+    assert (seconds > 2) == (limits is not None)

@@ -87,40 +87,6 @@ def test_to_move_takes_all_from_the_old_target_and_gives_it_to_the_new() -> None
     assert world.locals() == {("mtr_calls", "cus_1", JULY): 0, ("mtr_new", "cus_1", JULY): 9 * UNIT}
 
 
-def test_what_was_moved_waits_while_what_was_pushed_where_it_was_may_not_decrease() -> None:
-    """Else both would be billed until somebody mends what is in the way, which need not be before the invoice."""
-    item: Any = {"stripe_customer_id": "cus_1", "subscription_items": {"calls": "si_1"}}
-    world = shared(customer("bob", **item))
-    world.known["si_1"] = Unresolved("it is gone", is_stopped=True)
-    world.take(ANNA, use(5))
-    world.book.fold(baseline(of=world.only().target))
-    world.book.push(world.only())
-    world.fold(mapped(NOON, "move", meter_event_name="new"))
-    world.take(BOB, use(2))
-    world.take(ANNA, use(9))
-
-    def planned() -> dict[str, tuple[str, int]]:
-        found = {}
-        for one in world.totals.targets:
-            plan_of = world.book.planned(world.view(one))
-            found[one.lane.object_id] = (plan_of.standing, plan_of.due)
-        return found
-
-    assert planned() == {"mtr_calls": ("held", -5), "mtr_new": ("held", 9)}
-    world.take(BOB)
-    assert planned() == {"mtr_calls": ("due", -5), "mtr_new": ("due", 9)}
-    world.take(BOB, use(2))
-    assert planned()["mtr_new"] == ("held", 9)
-    world.book.fold(baseline(0, of=_july("mtr_calls")))
-    assert planned() == {"mtr_calls": ("current", 0), "mtr_new": ("due", 9)}, (
-        "nothing is left there"
-    )
-
-
-def _july(object_id: str) -> Target:
-    return Target(Lane("acct_1", "test", object_id, "cus_1"), "1", JULY, AUGUST)
-
-
 def test_to_move_after_a_carry_takes_all_from_both() -> None:
     later = NOON + DAY_US
     world = shared(frozen(ANNA, 4 * UNIT), mapped(NOON, "carry", meter_event_name="new"))

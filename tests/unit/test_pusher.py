@@ -7,7 +7,7 @@ import pytest
 import trio
 import trio.testing
 
-from engine.actors.administration import Administration, By
+from engine.actors.administration import Administration, By, Wanted
 from engine.actors.push_desk import Unproven
 from engine.actors.supervisor import Meter
 from engine.core.configured import Customer, Mapping
@@ -33,6 +33,41 @@ async def test_what_is_used_reaches_stripe_by_differences(
         assert place.total() == 8
         (report,) = await meter.started.pusher.targets("acme")
         assert (report.billable, report.pushed, report.due, report.standing) == (8, 8, 0, "current")
+
+
+@pytest.mark.parametrize("to", ["another meter", "another customer"])
+async def test_what_was_moved_goes_as_soon_as_it_is_taken_back_where_it_was(
+    to: str,
+    autojump_clock: trio.testing.MockClock,  # noqa: ARG001 - so that waiting takes no time
+) -> None:
+    place = PushPlace()
+    async with place.running() as meter:
+        mapping = await place.map(meter)
+        await place.use(meter, 3)
+        await trio.sleep(120)
+        place.stripe.add_fault("outage", "POST /v1/billing/meter_events", for_seconds=600)
+        administration, now = Administration(meter, b""), Wanted(cutover="move")
+        by = By("person", None)
+        if to == "another meter":
+            changed = msgspec.structs.replace(mapping, meter_event_name="seats")
+            await administration.update_mapping(changed, by, now)
+        else:
+            ben = Customer(tenant_id="acme", customer_ref="cus_anna", stripe_customer_id="cus_ben")
+            await administration.put_customer(ben, by, now)
+        await trio.sleep(60)
+        new, old = sorted(await meter.started.pusher.targets("acme"), key=lambda one: -one.due)
+        assert (new.standing, new.due, old.standing) == ("held", 3, "in_flight")
+        assert "of cus_anna" in str(new.reason)
+        assert "billed twice" in str(new.reason)
+        with pytest.raises(Conflict, match="not taken back yet"):
+            await meter.started.pusher.keeping("acme", {"cus_anna": "erased"}, "test")
+        await trio.sleep(1_200)  # nobody does anything
+        assert place.total() == 0
+        places = [place.total("cus_ben"), place.total(meter="seats")]
+        assert sorted(places) == [0, 3]
+        reports = await meter.started.pusher.targets("acme")
+        assert [one.standing for one in reports] == ["current"] * 2
+        assert await meter.started.pusher.keeping("acme", {"cus_anna": "erased"}, "test")
 
 
 async def test_a_stop_waits_for_what_stripe_says_and_the_next_start_sends_nothing_again(

@@ -11,6 +11,7 @@ import trio
 import trio.testing
 
 from engine.actors.supervisor import Meter
+from engine.core.billing import Proven
 from engine.core.pace import FAILURES_MAX
 from gateway.simulator.ledger import Settings
 from tests.helpers.recon_causes import CAUSES, expected_of, found_of
@@ -158,10 +159,8 @@ def test_a_run_takes_nine_tenths_of_the_reads_and_holds_up_no_push() -> None:
         for customer in customers:
             await place.use(meter, 3, customer)
         await trio.sleep(120)
-        assert meter.started.push.connections["main"].proven == (
-            "acct_of_a_test_account",
-            "test",
-        )
+        proven = meter.started.push.connections["main"].proven
+        assert proven == Proven("acct_of_a_test_account", "test")
         while meter.started.reconciler._passing.locked():
             await trio.sleep(1)
         began = trio.current_time()
