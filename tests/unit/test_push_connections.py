@@ -1,17 +1,22 @@
-"""Who waits to ask Stripe about a destination: no longer than there is a reason to."""
+"""Who waits to ask Stripe about a destination: no longer than there is a reason to; and what is told of a key."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from random import Random
 from typing import Any
 
+import pytest
 import trio
 import trio.testing
 
 from engine.actors.push_connections import Again, Connection
 from engine.core.billing import Destination, Proven, Resolved, Unresolved
 from engine.core.pace import FAILURES_MAX
-from tests.helpers.push_place import VirtualClock
+from engine.drivers.wire import Answer
+from tests.helpers.push_place import PushPlace, VirtualClock
+from tests.helpers.simulator_wire import SimulatorWire
 
 
 class Billing:
@@ -67,3 +72,48 @@ async def test_a_wait_that_stripe_asked_for_is_kept_whole(
     again = await made.resolve(Destination("meter", event_name="x"))
     made.pace(None).breaker.succeeded()
     assert 30 <= await seconds_of(made, again) < 30.01
+
+
+class LockedWire(SimulatorWire):
+    """Stripe that refuses the key for some paths, while it is told to."""
+
+    refused: str | None = None
+    status = 401
+
+    async def exchange(
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes
+    ) -> Answer:
+        """As a socket would."""
+        if self.refused is not None and self.refused in url and method == "POST":
+            await trio.lowlevel.checkpoint()
+            error = {"error": {"type": "invalid_request_error", "message": "No."}}
+            return Answer(self.status, {}, json.dumps(error).encode())
+        return await super().exchange(method, url, headers, body)
+
+
+@pytest.mark.parametrize("status", [401, 403])
+async def test_that_a_key_is_refused_is_told_until_a_push_goes_through_it_and_no_longer(
+    status: int,
+    autojump_clock: trio.testing.MockClock,  # noqa: ARG001 - so that waiting takes no time
+) -> None:
+    place = PushPlace()
+    place.wire = wire = LockedWire(place.stripe)
+    async with place.running() as meter:
+        await place.map(meter)
+        await place.use(meter, 30)
+        await trio.sleep(30)
+        assert meter.started.pusher.connections()["main"].error is None
+        wire.refused, wire.status = "/billing/meter_events", status
+        await place.use(meter, 5)
+        await trio.sleep(30)
+        told = meter.started.pusher.connections()["main"].error
+        assert told is not None
+        assert "key" in told
+        wire.refused = None
+        await trio.sleep(630)
+        assert place.total() == 35
+        assert meter.started.pusher.connections()["main"].error is None
+        wire.refused = "/billing/meter_events"
+        await place.use(meter, 1)
+        await trio.sleep(30)
+        assert meter.started.pusher.connections()["main"].error is not None, "refused anew"
