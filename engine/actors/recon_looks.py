@@ -141,6 +141,25 @@ class Looker:
         seen = self._seen(book, facts, judged)
         return seen._replace(again_us=self._clock.now_us()) if has_moved else seen
 
+    async def issues_now(self, target: Target) -> tuple[Issue, ...] | None:
+        """A target's differences by a reading made for this; None: Stripe could not be read, or it is being pushed to.
+
+        For who is about to act on what an earlier look said; nothing is remembered of it.
+        """
+        for book in await self._books.books(None, {target.lane}):
+            view = self._pusher.totals.view(target)
+            if target not in book.targets or view is None:
+                continue
+            before = self._pushed(book)
+            answer = await self._reader.read(book, view)
+            if not isinstance(answer, Reading) or self._pushed(book) != before:
+                return None
+            facts = self._books.facts(book, answer.units, None, 0)
+            if facts is not None:
+                issues = self.judged(facts).issues
+                return tuple(one for one in issues if one.facts.target == target)
+        return ()
+
     def _pushed(self, book: Book) -> tuple[object, ...]:
         lane = self._pusher.state.ledger.lane(book.lane)
         if lane is None:

@@ -1,13 +1,13 @@
 """Repairs of what reconciliation found: those that people apply, and those that a mapping allows to be made alone.
 
 Rules it keeps: nothing is sent again unless Stripe refused it, a report names it, or its cancel succeeded; what is
-taken back is at most what Stripe was seen to hold too much; every repair is recorded with who made it, and is made
+taken back is at most what Stripe is seen to hold too much just before, not when it was found; every repair is recorded with who made it, and is made
 once. Alone only what is proven is repaired: a cancel that succeeded is the proof. It must not know HTTP.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from fractions import Fraction
 from typing import Final
 
@@ -25,6 +25,7 @@ from engine.core.push_baselines import baseline_need
 from engine.core.push_ledger import Acknowledged, LaneState
 from engine.core.push_plan import TargetView
 from engine.core.push_records import PushDecision, PushOutcome, Target, target_id
+from engine.core.reconciling import Issue
 from engine.core.registry import Registry
 from engine.core.times import HOUR_US
 from engine.errors import Conflict, EngineError, NotFound
@@ -48,12 +49,18 @@ class Repairs:
         reader: ReconReader,
         registry: Callable[[], Registry],
         clock: Clock,
+        *,
+        issues_now: Callable[[Target], Awaitable[tuple[Issue, ...] | None]],
+        look_soon: Callable[[Target], None],
     ) -> None:
+        """`issues_now`: a target's differences by a new reading of Stripe; None: there is none."""
         self._pusher = pusher
         self._desk = desk
         self._reader = reader
         self._registry = registry
         self._clock = clock
+        self._issues_now = issues_now
+        self._look_soon = look_soon
         self._applying = trio.Lock()
         """Asked for twice at once a repair is made once: the second finds that it was."""
 
@@ -110,6 +117,7 @@ class Repairs:
             case "resume":
                 await self._desk.resume(None, target_id(target), by)
             case "settle_delivered":
+                await self._still(target, repair, Fraction(0))
                 await self._desk.settle(None, target_id(target), delivered=True, by=by)
             case "resend":
                 if not await self._cancel_missing(target, by.actor):
@@ -117,12 +125,28 @@ class Repairs:
                         "nothing of it could be cancelled at Stripe: what is not cancelled is not sent again"
                     )
 
+    async def _still(self, target: Target, repair: Repair, units_min: Fraction) -> None:
+        """Raises Conflict unless Stripe holds now what this repair is for: since it was found somebody may have mended it."""
+        issues = await self._issues_now(target)
+        if issues is None:
+            raise Conflict(
+                "Stripe could not be read just now, or it is being pushed to, and nothing is repaired by what it held "
+                "earlier: retry"
+            )
+        if not any(one.repair == repair and abs(one.units) >= units_min for one in issues):
+            self._look_soon(target)
+            raise Conflict(
+                "Stripe holds something else by now than when this was found: it is looked at again"
+            )
+
     # Taking back.
 
     async def _take_back(self, record: Finding, target: Target, by: Asker) -> None:
         """What Stripe holds too much counts as pushed from now on: the pusher takes it back by a difference."""
         excess = -int(Fraction(record.units))
-        assert excess > 0, "only what is too much is taken back"
+        if excess <= 0:
+            raise Conflict("less than one unit is too much, and only whole ones can be taken back")
+        await self._still(target, "take_back", Fraction(excess))
         pusher = self._pusher
 
         def make() -> PushDecision:

@@ -119,7 +119,15 @@ class Reconciler:
             epsilon=options.epsilon,
         )
         self._unrouted = ReconUnrouted(pusher, registry, shards, clock, options.lag_us)
-        self.repairs = Repairs(pusher, desk, self.reader, registry, clock)
+        self.repairs = Repairs(
+            pusher,
+            desk,
+            self.reader,
+            registry,
+            clock,
+            issues_now=self.looker.issues_now,
+            look_soon=self.look_soon,
+        )
         self._gatherings = Gatherings()
         self._due: dict[Lane, int] = {}
         """When a lane is to be looked at before its turn."""
