@@ -77,6 +77,11 @@ class Repairs:
         found = self._pusher.state.findings.by_id(wanted)
         if found is None or (tenant is not None and found.record.tenant_id != tenant):
             raise NotFound(f"there is no suggestion {wanted}: it was never made, or is dealt with")
+        if found.record.account:
+            raise Conflict(
+                f"{found.record.count} totals of an account are behind: there is nothing to repair or to accept, "
+                "it ends when they are right"
+            )
         repair = choice or found.record.repair
         if repair is None:
             raise Conflict(

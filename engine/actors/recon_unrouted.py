@@ -54,11 +54,25 @@ class ReconUnrouted:
             if series[:2] in meant:
                 found += self._of_series(series, reason)
         found += self._of_metrics()
-        since_us = {key: self._since_us.get(key, now_us) for key, _ in found}
+        told = self._told()
+        since_us = {
+            key: self._since_us.get(key, 0 if key in told or one[:2] in told else now_us)
+            for key, one in found
+        }
         self._since_us = since_us
         later = [at + self._lag_us for at in since_us.values() if at + self._lag_us > now_us]
         self.again_us = min(later, default=None)
         return [one for key, one in found if now_us >= since_us[key] + self._lag_us]
+
+    def _told(self) -> set[object]:
+        """What findings are open about, also of before a restart: it has been so for long enough."""
+        told: set[object] = set()
+        for one in self._pusher.state.findings.open.values():
+            record = one.record
+            if record.target is None and not record.account:
+                pair = (record.tenant_id, record.metric)
+                told.add((record.series, record.start_us) if record.series else pair)
+        return told
 
     async def waiting(
         self,

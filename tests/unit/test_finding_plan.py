@@ -1,0 +1,51 @@
+"""From differences to records: one finding about many takes in what is of it, and leaves the rest as it was found."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+from engine.core.finding_plan import Gatherings, Looked, steps
+from engine.core.finding_records import Finding
+from engine.core.findings import Findings
+from engine.core.push_ledger import PushLedger
+from engine.core.push_plan import Planned
+from engine.core.push_records import Target, target_id
+from engine.core.reconciling import MANY, Issue, TargetFacts
+from tests.helpers.pushing import AUGUST, NOON, target
+
+TARGETS = [target(scale=str(number + 1)) for number in range(MANY + 1)]
+
+
+def behind(of: Target) -> Issue:
+    facts = TargetFacts(
+        target=of,
+        id=target_id(of),
+        tenant="acme",
+        metric="calls",
+        planned=Planned(10, 10, 0, "current", None, None),
+        end_us=AUGUST,
+        finalization_us=AUGUST,
+        mark=Findings().mark(of),
+    )
+    return Issue(facts, "stripe", "behind", Fraction(10), None, is_proven=False)
+
+
+def looked(findings: Findings, gatherings: Gatherings, of: Target, *issues: Issue) -> list[Finding]:
+    """One look at one target, and the records that it makes, folded."""
+    records = steps(findings, gatherings, [Looked(target_id(of), issues, is_read=True)], NOON)
+    for record in records:
+        findings.fold(record, NOON, PushLedger())
+    return records
+
+
+def test_one_finding_about_many_leaves_open_what_else_was_found_of_its_members() -> None:
+    findings, gatherings = Findings(), Gatherings()
+    first = behind(TARGETS[0])
+    late = first._replace(gap="usage", cause="late", is_proven=True)
+    looked(findings, gatherings, TARGETS[0], first, late)
+    for of in TARGETS[1:]:
+        looked(findings, gatherings, of, behind(of))
+    left = {(one.record.cause, one.record.count) for one in findings.open.values()}
+    assert left == {("late", 1), ("behind", len(TARGETS))}
+    assert {one.record.cause for one in findings.ended.values()} == {"behind"}
+    assert len(findings.ended) == MANY

@@ -1,0 +1,93 @@
+"""What was found stays told until it is gone: over a restart, beside an outage, after somebody accepted something."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import pytest
+import trio
+import trio.testing
+
+from engine.actors.push_desk import Asker
+from engine.actors.supervisor import Meter
+from engine.errors import Conflict
+from tests.helpers.recon_causes import EVENTS
+from tests.helpers.recon_place import ReconPlace, causes
+
+Story = Callable[[ReconPlace, Meter], Awaitable[None]]
+CUSTOMERS = [f"cus_{number}" for number in range(5)]
+OUTAGE_SECONDS = 700.0
+
+
+def told(story: Story) -> None:
+    """Run a story in virtual time; five customers have used 30 each, and Stripe has confirmed it."""
+
+    async def run() -> None:
+        place = ReconPlace()
+        async with place.running() as meter:
+            await place.map(meter)
+            for customer in CUSTOMERS:
+                await place.use(meter, 30, customer)
+            await place.until_looked(meter)
+            await story(place, meter)
+
+    trio.run(run, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+async def lag(place: ReconPlace, meter: Meter, *customers: str) -> None:
+    """Stripe acknowledges, and shows it long after."""
+    for customer in customers:
+        place.stripe.add_fault("lag", EVENTS, contains=customer, seconds=OUTAGE_SECONDS)
+        await place.use(meter, 10, customer)
+    await trio.sleep(10)
+    place.stripe.clear_faults()
+
+
+@pytest.mark.parametrize("nobodies", [1, 5])
+def test_use_that_goes_nowhere_is_the_same_finding_after_a_restart(nobodies: int) -> None:
+    async def run() -> None:
+        place = ReconPlace()
+        async with place.running() as meter:
+            await place.map(meter)
+            for number in range(nobodies):
+                await place.use(meter, 10, f"nobody-{number}")
+            await place.use(meter, 10, metric="never_mapped")
+            await place.until_looked(meter)
+            before = dict(meter.push.findings.open)
+            assert len(before) == 2
+        async with place.running() as meter:
+            await place.until_looked(meter)
+            after = meter.push.findings
+            assert [one.id for one in after.open.values()] == [one.id for one in before.values()]
+            assert not after.ended
+            await place.use(meter, 10, "nobody-new")
+            await meter.started.reconciler.start(None).ended.wait()
+        async with place.running() as meter:
+            await place.put(meter, "nobody-new", stripe_customer_id="cus_new")
+            for number in range(nobodies):
+                await place.put(meter, f"nobody-{number}", stripe_customer_id=f"cus_number{number}")
+            await place.until_looked(meter)
+            assert causes(meter) == {("mapping_missing", "0")}, "what is mended ends"
+
+    trio.run(run, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def test_that_stripe_is_behind_can_not_be_accepted_once_for_all() -> None:
+    async def story(place: ReconPlace, meter: Meter) -> None:
+        await lag(place, meter, *CUSTOMERS)
+        await place.until_looked(meter)
+        (found,) = meter.push.findings.open.values()
+        assert (found.record.cause, found.record.count) == ("behind", 5)
+        repairs, by = meter.started.reconciler.repairs, Asker("person", None)
+        with pytest.raises(Conflict, match="it ends when they are right"):
+            await repairs.apply(None, found.id, by, None, "accept")
+        # As an earlier version recorded it.
+        meter.push.findings.accepted |= dict.fromkeys(meter.push.findings.open, "0")
+        await trio.sleep(OUTAGE_SECONDS)
+        await place.until_looked(meter)
+        assert causes(meter) == set()
+        await lag(place, meter, *CUSTOMERS)
+        await place.until_looked(meter)
+        assert causes(meter) == {("behind", "0")}, "the next outage is told as the first was"
+
+    told(story)
