@@ -72,9 +72,12 @@ class ReconMetrics:
         before = month_of(format_date(running.start_us - DAY_US)[:_MONTH_CHARS])
         found: dict[tuple[str, str], tuple[Fraction, Fraction]] = {}
         names: set[str] = set()
+        mapped = self._meter.push.findings.mapped_at_us
         for line in await lines_of(
             self._meter, None, Months(before.start_us, running.end_us), look=False
         ):
+            if line.report is None and (line.tenant, line.metric) not in mapped:
+                continue  # That nothing bills it is a finding, and no drift of what is to be billed.
             if line.metric not in names and len(names) < METRIC_LABELS_MAX:
                 names.add(line.metric)
             metric = line.metric if line.metric in names else OTHER

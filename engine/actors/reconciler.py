@@ -26,7 +26,7 @@ from engine.actors.recon_books import Book, ReconBooks
 from engine.actors.recon_looks import Looker, Seen
 from engine.actors.recon_reader import ReconReader
 from engine.actors.recon_repairs import Repairs
-from engine.actors.recon_unrouted import ReconUnrouted
+from engine.actors.recon_unrouted import Nowhere, ReconUnrouted
 from engine.actors.shard import Shard
 from engine.core.finding_plan import Gatherings, Looked, steps, unrouted_steps
 from engine.core.finding_records import CONFIRMATIONS_PER_RECORD_MAX, Finding
@@ -251,8 +251,16 @@ class Reconciler:
         metric: str | None = None,
         customer_ref: str | None = None,
     ) -> int:
-        """Totals of these periods that no book holds yet, since Stripe has not said where they belong."""
+        """Totals of these periods that no book holds and no finding tells: it is not known yet where they belong."""
         return await self._unrouted.waiting(tenant, start_us, end_us, metric, customer_ref)
+
+    async def nowhere(self, tenant: str | None, start_us: int, end_us: int) -> list[Nowhere]:
+        """What the open findings about use that goes nowhere come to now, in these periods."""
+        return await self._unrouted.told(tenant, start_us, end_us)
+
+    def behind_of(self, whole: Finding, tenant: str | None) -> int:
+        """How many totals, of a tenant or (None) all, a finding about many is about, as far as they were looked at."""
+        return self._gatherings.count_of(whole, tenant)
 
     async def _run_job(self, job: Job) -> None:
         began_us = self._clock.monotonic_us()

@@ -77,6 +77,15 @@ class Gatherings:
         if now:
             self._of_target[looked.id] = set(now)
 
+    def count_of(self, whole: Finding, tenant: str | None) -> int:
+        """How many members of a finding about many are a tenant's, or (None) there are, as far as they were looked at."""
+        return sum(
+            tenant in (None, issue.facts.tenant)
+            for group, members in self._members.items()
+            if finding_key(_whole(group, members)) == finding_key(whole)
+            for issue in members.values()
+        )
+
     def forget(self, target: str) -> None:
         """A target is gone."""
         for group in self._of_target.pop(target, set()):
@@ -242,6 +251,20 @@ def _of_unrouted(unrouted: Iterable[Unrouted], findings: Findings) -> Iterable[F
                 units=one.units,
                 reason=one.reason,
             )
+
+
+def is_unrouted_accepted(findings: Findings, one: Unrouted) -> bool:
+    """Whether a person accepted this use, or all of its metric that goes nowhere."""
+    whole = Finding(
+        action="open",
+        cause="mapping_missing",
+        gap="usage",
+        tenant_id=one.tenant,
+        metric=one.metric,
+        units=one.units,
+    )
+    own = msgspec.structs.replace(whole, series=one.series, start_us=one.start_us)
+    return any(_is_accepted(findings, finding_key(each), each) for each in (own, whole))
 
 
 def _records(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import urlencode
 
@@ -18,10 +19,11 @@ TENANT = {"tenantId": "acme"}
 MONTH = "/v1/reconciliation/2026-01"
 
 
-@pytest.fixture
-async def server() -> AsyncIterator[Served]:
+@asynccontextmanager
+async def ticking(**more: str) -> AsyncIterator[Served]:
+    """A server whose clock goes ten times as fast, and which looks twice within half a second."""
     lag = {"reconcile_lag_seconds": "0.5", "reconcile_interval_seconds": "3600"}
-    async with served(stripe={}, **lag) as running, trio.open_nursery() as nursery:
+    async with served(stripe={}, **lag, **more) as running, trio.open_nursery() as nursery:
 
         async def tick() -> None:
             while True:
@@ -31,6 +33,12 @@ async def server() -> AsyncIterator[Served]:
         nursery.start_soon(tick)
         yield running
         nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[Served]:
+    async with ticking() as running:
+        yield running
 
 
 async def ask(server: Served, method: str, path: str, status: int = 200, **more: Any) -> Any:
@@ -273,6 +281,79 @@ async def test_usage_that_goes_nowhere_is_a_row_of_its_own(server: Served) -> No
     assert (row["driftPct"], row["status"]) == (1, "investigate")
     assert row["causes"][0]["cause"] == "mapping_missing"
     assert (row["periodEnd"], row["verdict"]) == (None, "differs"), "nothing is there to be read"
+
+
+@pytest.mark.parametrize("customers", [1, 5])
+async def test_use_that_goes_nowhere_is_no_green_month_however_many_it_concerns(
+    server: Served, customers: int
+) -> None:
+    await mapped(server)
+    await used(server, 3)
+    await run(server)
+    assert (await ask(server, "GET", MONTH, params=TENANT))["summary"]["green"]
+    for number in range(customers):
+        await used(server, 7, f"nobody-{number}")
+    await used(server, 4, metric="never_mapped")
+    summary = (await ask(server, "GET", MONTH, params=TENANT))["summary"]
+    assert (summary["green"], summary["unread"]) == (False, customers), "nobody has looked yet"
+    await run(server)
+    await used(server, 2, "nobody-0")
+    report = await ask(server, "GET", MONTH, params=TENANT)
+    summary = report["summary"]
+    assert (summary["green"], summary["unread"], summary["investigating"]) == (False, 0, 2)
+    calls, never, fine = report["reports"]
+    assert calls["localTotal"] == 7 * customers + 2, "as it is now, not as it was found"
+    assert len(calls["customerRefs"]) == customers
+    assert (never["metric"], never["localTotal"], never["status"]) == (
+        "never_mapped",
+        4,
+        "investigate",
+    )
+    assert fine["status"] == "ok"
+    await server.gateway.metrics.recon.refresh()
+    text = server.gateway.metrics.exposition().decode()
+    assert f'reconciliation_diff_abs{{metric="calls",period="2026-01"}} {7 * customers + 2}' in text
+    assert 'metric="never_mapped"' not in text, "nobody said that it is billed"
+    before = await ask(server, "GET", "/v1/reconciliation/2025-12", params=TENANT)
+    assert before["reports"] == [], "it is of its own month"
+    ids = [one["id"] for one in report["suggestedAdjustments"]]
+    body = TENANT | {"adjustmentIds": ids, "reason": "not billed on purpose", "action": "accept"}
+    assert (await ask(server, "POST", "/v1/reconciliation/adjustments", json=body))["applied"] == 2
+
+
+async def test_a_tenant_is_told_of_its_own_totals_that_lag_and_of_nobody_elses() -> None:
+    async with ticking(auth="required") as server:
+        keys = {
+            tenant: await server.key(tenant, "project:write", "reconciliation:*")
+            for tenant in ("acme", "other", "third")
+        }
+        assert server.stripe is not None
+        for tenant, customers in (("acme", 4), ("other", 2), ("third", 1)):
+            headers = bearer(keys[tenant])
+            body = {"metric": "calls", "meterEventName": "calls"}
+            await ask(server, "POST", "/v1/mappings", 201, json=body, headers=headers)
+            if tenant == "acme":
+                server.stripe.add_fault("lag", "POST /v1/billing/meter_events", seconds=90_000.0)
+            elif tenant == "third":
+                server.stripe.clear_faults()
+            for number in range(customers):
+                event = {"metric": "calls", "customerRef": f"cus_{tenant}{number}", "quantity": 5}
+                event |= {"idempotencyKey": "1"}
+                await server.ingest(event, headers=headers)
+            await ask(server, "POST", "/v1/pushes/flush", json={}, headers=headers)
+        for _ in range(2):
+            await trio.sleep(0.2)
+            await server.gateway.meter.started.reconciler.start(None).ended.wait()
+        found = {}
+        for tenant, key in (keys | {"": ADMIN_KEY}).items():
+            report = await ask(server, "GET", MONTH, headers=bearer(key))
+            found[tenant] = [(one["cause"], one["targets"]) for one in report["notices"]]
+        assert found == {
+            "acme": [("behind", 4)],
+            "other": [("behind", 2)],
+            "third": [],
+            "": [("behind", 6)],
+        }
 
 
 async def test_a_run_of_another_tenant_does_not_exist() -> None:
