@@ -19,7 +19,7 @@ from engine.actors.pusher import Pusher
 from engine.core.billing import Destination, Proven, Reading, Resolved, Unresolved
 from engine.core.pace import WAIT_SLICE_US
 from engine.core.parity import Parity, Projection, StripeSide, projection_of, worst
-from engine.core.parity_trail import ParityTrail
+from engine.core.parity_trail import ParityTrail, pushed_of
 from engine.core.push_baselines import baseline_range
 from engine.core.push_plan import TargetView
 from engine.core.push_records import Role, Target, target_id
@@ -212,10 +212,8 @@ class Certifier:
                 for target in parity.targets:
                     if (view := parity.view(target)) is None:
                         continue
-                    span = trail.pushes.get(target)
-                    pushed_at_us = 0 if span is None else span.last_at_us
-                    oldest_us = max(self._clock.now_us() - age_us_max, pushed_at_us)
-                    known = self._pusher().server.confirmed.get(target)
+                    oldest_us = max(self._clock.now_us() - age_us_max, trail.pushed_at_us(target))
+                    known = self._pusher().summaries.get(target)
                     if known is None or known[1] < oldest_us:
                         await limiter.acquire_on_behalf_of(target)
                         nursery.start_soon(self._read, view, limiter)
@@ -240,19 +238,18 @@ class Certifier:
                 view.resolved, target.lane.customer, start_s, end_s, view.connect_account
             )
             if isinstance(answer, Reading):
-                self._pusher().server.confirmed[target] = (answer.units, now_us)
+                self._pusher().summaries[target] = (answer.units, now_us)
         finally:
             limiter.release_on_behalf_of(target)
 
     def _side(self, target: Target, parity: Parity, trail: ParityTrail) -> StripeSide:
-        known = self._pusher().server.confirmed.get(target)
+        known = self._pusher().summaries.get(target)
         ledger = self._pusher().state.ledger
-        state, lane = ledger.target(target), ledger.lane(target.lane)
+        lane = ledger.lane(target.lane)
         before = trail.push.ledger.lane(target.lane)
         is_open_now = None if lane is None else lane.open
         was_open = None if before is None else before.open
-        pushed_now = 0 if state is None else state.pushed
-        moved = pushed_now != trail.pushed(target) or is_open_now != was_open
+        moved = pushed_of(lane, target) != pushed_of(before, target) or is_open_now != was_open
         if known is None:
             why = (
                 "nobody's use goes there any more"

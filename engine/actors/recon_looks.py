@@ -94,6 +94,7 @@ class Looker:
     def forget(self, target: Target, key: str) -> None:
         """A target is gone."""
         self.looks.pop(target, None)
+        self._pusher.summaries.pop(target, None)
         self._located.pop(key, None)
         for gap in _GAPS:
             self._suspicions.pop((key, gap), None)
@@ -126,7 +127,7 @@ class Looker:
             return Seen([], [], None)
         if self._is_done(book, facts) and not self.judged(facts).issues:
             return self._done(facts)
-        before = self._pushed(book)
+        before, began_us = self._pushed(book), self._clock.now_us()
         answer = await self._reader.read(book, view)
         invoiced = await self._invoiced(book, facts, view)
         reading = answer.units if isinstance(answer, Reading) else None
@@ -134,6 +135,13 @@ class Looker:
         facts = self._books.facts(book, None if has_moved else reading, invoiced, 0)
         if facts is None:
             return Seen([], [], None)
+        if (
+            facts.reading is not None
+            and len({(one.start_us, one.end_us) for one in book.targets}) == 1
+        ):
+            # Of several periods' summary nobody could tell what is of one of them.
+            for target in book.targets:
+                self._pusher.summaries[target] = (facts.reading, began_us)
         judged = self.judged(facts)
         if self._is_excess_spoken(judged, facts):
             facts = facts._replace(duplicates=await self._duplicates(book, view, facts))
