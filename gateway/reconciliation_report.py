@@ -360,7 +360,7 @@ def _numbers(sums: _Sums, *, as_string: bool) -> dict[str, msgspec.Raw]:
 
 REPORT_HEADER: Final = (
     "id", "tenantId", "metric", "customerRef", "subscriptionItemId", "periodStart", "localTotal", "pushedTotal",
-    "stripeTotal", "invoicedTotal", "diff", "driftPct", "status", "causes", "createdAt",
+    "stripeTotal", "invoicedTotal", "diff", "driftPct", "status", "causes", "createdAt", "verdict", "lookedAt",
 )  # fmt: skip
 SUMMARY_HEADER: Final = ("metric", "local", "pushed", "stripe", "drift_abs", "drift_pct", "items")
 
@@ -387,12 +387,14 @@ def report_csv(lines: Sequence[Line], now_us: int) -> bytes:
                 row.status,
                 " ".join(sorted({one.cause for one in row.causes})),
                 row.created_at,
+                row.verdict,
+                row.looked_at or "",
             )
         )
     _, overall = sums_of(lines)
     totals = (_cell(overall.local), _cell(overall.pushed), _cell(overall.stripe))
     drift = (_cell(overall.drift_abs), _cell(overall.drift_pct))
-    cells.append(("TOTAL", "", "", "", "", "", *totals, "", *drift, "", "", ""))
+    cells.append(("TOTAL", "", "", "", "", "", *totals, "", *drift, *[""] * 5))
     return csv_lines(None, cells)
 
 

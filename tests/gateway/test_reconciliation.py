@@ -12,6 +12,7 @@ from urllib.parse import urlencode
 import pytest
 import trio
 
+from gateway.recon_metrics import KEPT_US
 from gateway.simulator.wire import Request
 from tests.helpers.served import ADMIN_KEY, Served, bearer, served
 
@@ -144,6 +145,17 @@ async def test_what_stripe_does_not_tell_any_more_is_unread_and_not_green(server
     (row,) = report["reports"]
     assert (row["stripeTotal"], row["verdict"]) == (30, "unread"), "the last that was read"
     assert (report["summary"]["unread"], report["summary"]["green"]) == (1, False)
+    answer = await server.client.get(MONTH, params=TENANT | {"format": "csv"})
+    (line, total) = csv.DictReader(io.StringIO(answer.text))
+    assert (line["status"], line["verdict"], line["lookedAt"]) == ("ok", "unread", row["lookedAt"])
+    assert (total["id"], total["verdict"]) == ("TOTAL", "")
+    await server.gateway.metrics.recon.refresh()
+    assert b"\nreconciliation_unread 1" in server.gateway.metrics.exposition()
+    server.stripe.clear_faults()
+    await run(server)
+    server.clock.us += KEPT_US
+    await server.gateway.metrics.recon.refresh()
+    assert b"\nreconciliation_unread 0" in server.gateway.metrics.exposition()
 
 
 async def test_usage_whose_place_at_stripe_is_not_known_yet_is_unread_in_its_own_month(
@@ -375,3 +387,5 @@ async def test_without_a_way_to_stripe_there_is_nothing_to_compare_with() -> Non
         await ask(server, "POST", "/v1/reconciliation/run", 409, json=TENANT)
         report = await ask(server, "GET", MONTH, params=TENANT)
         assert report["reports"] == []
+        said = server.gateway.metrics.exposition()
+        assert b"\nrecon_last_run_timestamp_seconds " not in said, "no alert waits for a run"
