@@ -7,6 +7,7 @@ looked at when, nor how findings are recorded.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Final, NamedTuple
 
@@ -61,6 +62,8 @@ class Seen(NamedTuple):
     """Rows of a `confirm` record."""
     again_us: int | None
     """When the book should be looked at again, before its turn comes."""
+    is_still: Callable[[], bool] = bool
+    """Whether nothing was pushed to the book since: else its rows would confirm what the reading can't have shown."""
 
 
 class Looker:
@@ -278,11 +281,11 @@ class Looker:
                     self._suspicions.pop((one.id, gap), None)
             looked.append(Looked(one.id, spoken, is_read))
             self._remember(one, facts, judged, spoken, now_us)
-        rows = self._confirmed(facts, judged)
+        rows, pushed = self._confirmed(facts, judged), self._pushed(book)
         again_us = _earliest(again_us, self._until_final(book, facts, judged, now_us))
         if any(issue.cause == "rejected" for issue in judged.issues) and judged.is_confirmed:
             again_us = now_us + 1  # It is said now, and will be confirmed at the next look.
-        return Seen(looked, rows, again_us)
+        return Seen(looked, rows, again_us, lambda: self._pushed(book) == pushed)
 
     def _until_final(self, book: Book, facts: BookFacts, judged: Judged, now_us: int) -> int | None:
         """At a period's end it is looked at until it agrees, and once more when it is final."""

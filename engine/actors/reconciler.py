@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 from typing import Final, Literal
 
 import structlog
@@ -21,6 +22,7 @@ import trio
 
 from engine.actors.group import Group
 from engine.actors.push_desk import PushDesk
+from engine.actors.push_recorder import Outdated
 from engine.actors.pusher import Pusher
 from engine.actors.recon_books import Book, ReconBooks
 from engine.actors.recon_looks import Looker, Seen
@@ -43,6 +45,7 @@ BOOKS_PER_SLICE: Final = 100
 BOOKS_PER_SETTLING: Final = 100
 """Books whose findings are recorded together."""
 RECORDS_PER_APPEND_MAX: Final = 250
+CONFIRM_TRIES: Final = 3
 LANES_PER_SLICE: Final = 2_000
 REPORTED_US: Final = 48 * 3600 * 1_000_000
 """A report comes within hours of what it is about; a day for Stripe to be late, and one for us."""
@@ -386,11 +389,8 @@ class Reconciler:
         findings = self._pusher.state.findings
         looked: list[Looked] = [one for each in seen for one in each.looked]
         records = steps(findings, self._gatherings, looked, self._clock.now_us())
-        rows = [row for each in seen for row in each.confirmed]
-        for first in range(0, len(rows), CONFIRMATIONS_PER_RECORD_MAX):
-            chunk = tuple(rows[first : first + CONFIRMATIONS_PER_RECORD_MAX])
-            records.append(Finding(action="confirm", rows=chunk))
         await self._record(records)
+        await self._confirm([each for each in seen if each.confirmed])
         await self.repairs.make_proven([one.id for one in looked])
 
     async def _record(self, records: Sequence[Finding]) -> None:
@@ -407,6 +407,22 @@ class Reconciler:
                     units=record.units,
                     targets=record.count,
                 )
+
+    async def _confirm(self, seen: Sequence[Seen]) -> None:
+        """Record what Stripe holds as it should. What was pushed to meanwhile is confirmed by a later look."""
+        for _ in range(CONFIRM_TRIES):
+            still = [each for each in seen if each.is_still()]
+            rows = [row for each in still for row in each.confirmed]
+            records = [
+                Finding(action="confirm", rows=tuple(rows[first:][:CONFIRMATIONS_PER_RECORD_MAX]))
+                for first in range(0, len(rows), CONFIRMATIONS_PER_RECORD_MAX)
+            ]
+            try:
+                if records:
+                    await self._pusher.recorder.record(records, partial(_is_still, still))
+            except Outdated:
+                continue
+            return
 
     async def _settle_unrouted(self) -> None:
         found = await self._unrouted.find()
@@ -451,3 +467,7 @@ class Reconciler:
     def look_soon(self, target: Target) -> None:
         """Somebody changed something about a target."""
         self._due[target.lane] = self._clock.now_us()
+
+
+def _is_still(seen: Iterable[Seen]) -> bool:
+    return all(each.is_still() for each in seen)

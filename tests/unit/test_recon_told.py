@@ -9,7 +9,10 @@ import trio
 import trio.testing
 
 from engine.actors.push_desk import Asker
+from engine.actors.recon_books import Book
 from engine.actors.supervisor import Meter
+from engine.core.billing import Reading, Unread
+from engine.core.push_plan import TargetView
 from engine.errors import Conflict
 from tests.helpers.recon_causes import EVENTS
 from tests.helpers.recon_place import ReconPlace, causes
@@ -89,5 +92,33 @@ def test_that_stripe_is_behind_can_not_be_accepted_once_for_all() -> None:
         await lag(place, meter, *CUSTOMERS)
         await place.until_looked(meter)
         assert causes(meter) == {("behind", "0")}, "the next outage is told as the first was"
+
+    told(story)
+
+
+def test_what_is_pushed_between_a_look_and_its_record_is_not_taken_for_shown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def story(place: ReconPlace, meter: Meter) -> None:
+        first, *_, last = CUSTOMERS
+        await place.use(meter, 5, first)
+        await trio.sleep(130)
+        reader = meter.started.reconciler.reader
+        read = reader.read
+
+        async def slowly(book: Book, view: TargetView) -> Reading | Unread:
+            if book.lane.customer == last:
+                await trio.sleep(20)
+            return await read(book, view)
+
+        monkeypatch.setattr(reader, "read", slowly)
+        job = meter.started.reconciler.start(None)
+        await trio.sleep(2)
+        await lag(place, meter, first)
+        await job.ended.wait()
+        await place.until_looked(meter)
+        assert causes(meter) == {("behind", "10")}, "and nobody took anything away"
+        marks = meter.push.findings.marks.values()
+        assert [(one.confirmed, one.plus) for one in marks if one.plus] == [("30", 15)]
 
     told(story)
