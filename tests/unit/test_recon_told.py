@@ -122,3 +122,32 @@ def test_what_is_pushed_between_a_look_and_its_record_is_not_taken_for_shown(
         assert [(one.confirmed, one.plus) for one in marks if one.plus] == [("30", 15)]
 
     told(story)
+
+
+def test_while_stripe_refuses_the_key_nothing_is_forgotten_and_the_key_is_named() -> None:
+    async def story(place: ReconPlace, meter: Meter) -> None:
+        await place.foreign(5, CUSTOMERS[0])
+        await place.until_looked(meter)
+        before = dict(meter.push.findings.open)
+        assert causes(meter) == {("foreign", "-5")}
+        place.wire.is_key_refused = True
+        for target in meter.started.push.totals.targets:
+            view = meter.started.push.totals.view(target)
+            assert view is not None
+            meter.started.push.connections["main"].forget_object(view.resolved)
+        await trio.sleep(30)
+        await place.use(meter, 7, CUSTOMERS[1])
+        job = meter.started.reconciler.start(None)
+        await job.ended.wait()
+        assert (job.total, job.unread) == (5, 5)
+        assert "Invalid API Key" in (meter.started.pusher.connections()["main"].error or "")
+        place.wire.is_key_refused = False
+        await trio.sleep(630)
+        await meter.started.reconciler.start(None).ended.wait()
+        assert meter.started.pusher.connections()["main"].error is None
+        assert meter.push.findings.open == before
+        ended = {one.record.cause for one in meter.push.findings.ended.values()}
+        assert ended <= {"not_pushed"}, "what waited for the key goes, and nothing else ended"
+        assert place.total(CUSTOMERS[1]) == 37
+
+    told(story)
