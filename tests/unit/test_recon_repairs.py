@@ -270,3 +270,26 @@ def test_rejections_that_stripe_does_not_name_are_a_hint_beside_what_is_missing_
         assert place.total() == 30, "nothing is sent again for a hint"
 
     told(story)
+
+
+def test_what_was_accepted_as_missing_and_shows_after_all_is_nobody_elses() -> None:
+    async def story(place: ReconPlace, meter: Meter) -> None:
+        place.stripe.add_fault("lag", EVENTS, seconds=900.0, count=1)
+        await place.use(meter, 12)
+        await place.until_looked(meter)
+        assert found_of(meter) == {("stripe", "behind", "12")}
+        await place.apply(meter, only(meter), "accept")
+        await place.until_looked(meter)
+        assert found_of(meter) == set()
+        await trio.sleep(600)
+        await place.until_looked(meter)
+        assert found_of(meter) == {("stripe", "behind", "-12")}, "and nothing is to be taken back"
+        (found,) = meter.push.findings.open.values()
+        assert found.record.repair == "accept"
+        await place.apply(meter, found.id)
+        await place.foreign(5)
+        await place.until_looked(meter)
+        assert found_of(meter) == {("stripe", "foreign", "-5")}
+        assert place.total() == 47
+
+    told(story)
