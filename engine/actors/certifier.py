@@ -207,20 +207,28 @@ class Certifier:
         self, parity: Parity, trail: ParityTrail, age_us_max: int
     ) -> dict[Target, StripeSide]:
         limiter = trio.CapacityLimiter(READS_AT_ONCE)
+        from_us = self._clock.now_us() - age_us_max
+        oldest_us = {one: max(from_us, trail.pushed_at_us(one)) for one in parity.targets}
         with trio.move_on_after(READING_SECONDS_MAX):
             async with trio.open_nursery() as nursery:
                 for target in parity.targets:
                     if (view := parity.view(target)) is None:
                         continue
-                    oldest_us = max(self._clock.now_us() - age_us_max, trail.pushed_at_us(target))
-                    known = self._pusher().summaries.get(target)
-                    if known is None or known[1] < oldest_us:
+                    if self._known(target, oldest_us[target]) is None:
                         await limiter.acquire_on_behalf_of(target)
                         nursery.start_soon(self._read, view, limiter)
-        return {target: self._side(target, parity, trail) for target in parity.targets}
+        return {
+            target: self._side(target, parity, trail, self._known(target, oldest))
+            for target, oldest in oldest_us.items()
+        }
+
+    def _known(self, target: Target, oldest_us: int) -> tuple[str, int] | None:
+        """What Stripe's summary held, and when; None: not read since then, and what it held before proves nothing now."""
+        known = self._pusher().summaries.get(target)
+        return None if known is None or known[1] < oldest_us else known
 
     async def _read(self, view: TargetView, limiter: trio.CapacityLimiter) -> None:
-        """Read one summary; what can't be read leaves what was known."""
+        """Read one summary, if it can be read."""
         target = view.target
         try:
             connection = self._pusher().connections.get(view.role)
@@ -242,8 +250,9 @@ class Certifier:
         finally:
             limiter.release_on_behalf_of(target)
 
-    def _side(self, target: Target, parity: Parity, trail: ParityTrail) -> StripeSide:
-        known = self._pusher().summaries.get(target)
+    def _side(
+        self, target: Target, parity: Parity, trail: ParityTrail, known: tuple[str, int] | None
+    ) -> StripeSide:
         ledger = self._pusher().state.ledger
         lane = ledger.lane(target.lane)
         before = trail.push.ledger.lane(target.lane)

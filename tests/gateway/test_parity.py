@@ -228,6 +228,26 @@ async def test_totals_of_one_summary_are_held_against_the_whole_of_it_whoever_re
     assert (len(document["targets"]), found) == (2, {(21, "red")})
 
 
+async def test_what_stripe_held_longer_ago_than_was_asked_for_makes_nothing_green(
+    server: Served,
+) -> None:
+    await mapped(server)
+    await customer(server)
+    await use(server, "1", 10)
+    await flushed(server)
+    assert (await certificate(server, maxAgeSeconds=300))["verdict"] == "green"
+    assert server.stripe is not None
+    server.stripe.add_fault("unavailable", "GET /v1/billing/meters/*")
+    server.clock.us += HOUR_US
+    document = await certificate(server, maxAgeSeconds=300)
+    (target,) = document["targets"]
+    assert (target["stripe"]["units"], target["stripe"]["readAt"]) == (None, None)
+    assert (target["verdict"], document["verdict"]) == ("waiting", "waiting")
+    assert (await certificate(server, maxAgeSeconds=7200))["verdict"] == "green", (
+        "as it was asked for"
+    )
+
+
 async def test_a_push_to_one_total_of_a_summary_makes_the_others_reading_too_old(
     server: Served,
 ) -> None:
