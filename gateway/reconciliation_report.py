@@ -317,7 +317,7 @@ class _Sums:
 
     def __init__(self) -> None:
         self.local = self.pushed = self.stripe = self.drift = Fraction(0)
-        self.items = 0
+        self.items = self.unread = 0
 
     def add(self, line: Line) -> None:
         self.local += line.local + line.offset
@@ -326,6 +326,7 @@ class _Sums:
         # What was never read differs by all of it: nobody knows better.
         self.drift += abs(line.local + line.offset if line.diff is None else line.diff)
         self.items += 1
+        self.unread += _verdict(line) == "unread"
 
 
 def sums_of(
@@ -338,10 +339,15 @@ def sums_of(
         per_metric[line.metric].add(line)
         overall.add(line)
     summed = [
-        SummaryLine(metric=metric, **_numbers(sums, as_string=as_string), items=sums.items)
+        SummaryLine(
+            metric=metric,
+            **_numbers(sums, as_string=as_string),
+            items=sums.items,
+            unread=sums.unread,
+        )
         for metric, sums in sorted(per_metric.items())
     ]
-    unread = sum(1 for line in lines if _verdict(line) == "unread") + waiting
+    unread = overall.unread + waiting
     numbers = _numbers(overall, as_string=as_string)
     return summed, Overall(**numbers, items=overall.items, unread=unread)
 
@@ -362,7 +368,9 @@ REPORT_HEADER: Final = (
     "id", "tenantId", "metric", "customerRef", "subscriptionItemId", "periodStart", "localTotal", "pushedTotal",
     "stripeTotal", "invoicedTotal", "diff", "driftPct", "status", "causes", "createdAt", "verdict", "lookedAt",
 )  # fmt: skip
-SUMMARY_HEADER: Final = ("metric", "local", "pushed", "stripe", "drift_abs", "drift_pct", "items")
+SUMMARY_HEADER: Final = (
+    "metric", "local", "pushed", "stripe", "drift_abs", "drift_pct", "items", "unread",
+)  # fmt: skip
 
 
 def report_csv(lines: Sequence[Line], now_us: int) -> bytes:
@@ -406,7 +414,7 @@ def summary_csv(per_metric: Sequence[SummaryLine], overall: Overall) -> bytes:
     ]
     for name, line in [*named, ("TOTAL", overall)]:
         numbers = (line.local, line.pushed, line.stripe, line.drift_abs, line.drift_pct)
-        cells.append((name, *map(_cell, numbers), str(line.items)))
+        cells.append((name, *map(_cell, numbers), str(line.items), str(line.unread)))
     return csv_lines(None, cells)
 
 

@@ -192,6 +192,10 @@ class SummaryLine(msgspec.Struct, kw_only=True):
     ]
     drift_pct: _Number
     items: int
+    unread: Annotated[
+        int,
+        msgspec.Meta(description="Of `items`, those that Stripe did not tell at the last look."),
+    ]
 
 
 class Overall(msgspec.Struct, kw_only=True):

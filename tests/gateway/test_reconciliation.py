@@ -149,6 +149,13 @@ async def test_what_stripe_does_not_tell_any_more_is_unread_and_not_green(server
     (line, total) = csv.DictReader(io.StringIO(answer.text))
     assert (line["status"], line["verdict"], line["lookedAt"]) == ("ok", "unread", row["lookedAt"])
     assert (total["id"], total["verdict"]) == ("TOTAL", "")
+    months = TENANT | {"periodStart": "2026-01", "periodEnd": "2026-01"}
+    summary = await ask(server, "GET", "/v1/reconciliation/summary", params=months)
+    assert (summary["perMetric"][0]["unread"], summary["overall"]["unread"]) == (1, 1)
+    path = "/v1/reconciliation/summary"
+    answer = await server.client.get(path, params=months | {"format": "csv"})
+    sums = list(csv.DictReader(io.StringIO(answer.text)))
+    assert [one["unread"] for one in sums] == ["1", "1"]
     await server.gateway.metrics.recon.refresh()
     assert b"\nreconciliation_unread 1" in server.gateway.metrics.exposition()
     server.stripe.clear_faults()
