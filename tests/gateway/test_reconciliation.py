@@ -302,10 +302,10 @@ async def test_usage_that_goes_nowhere_is_a_row_of_its_own(server: Served) -> No
     assert (row["periodEnd"], row["verdict"]) == (None, "differs"), "nothing is there to be read"
 
 
-@pytest.mark.parametrize("customers", [1, 5])
 async def test_use_that_goes_nowhere_is_no_green_month_however_many_it_concerns(
-    server: Served, customers: int
+    server: Served,
 ) -> None:
+    customers = 5
     await mapped(server)
     await used(server, 3)
     await run(server)
