@@ -52,8 +52,12 @@ class Repairs:
         *,
         issues_now: Callable[[Target], Awaitable[tuple[Issue, ...] | None]],
         look_soon: Callable[[Target], None],
+        units_now: Callable[[OpenFinding], Awaitable[str]],
     ) -> None:
-        """`issues_now`: a target's differences by a new reading of Stripe; None: there is none."""
+        """`issues_now`: a target's differences by a new reading of Stripe; None: there is none.
+
+        `units_now`: what a finding about use that goes nowhere comes to by now.
+        """
         self._pusher = pusher
         self._desk = desk
         self._reader = reader
@@ -61,6 +65,7 @@ class Repairs:
         self._clock = clock
         self._issues_now = issues_now
         self._look_soon = look_soon
+        self._units_now = units_now
         self._applying = trio.Lock()
         """Asked for twice at once a repair is made once: the second finds that it was."""
 
@@ -92,8 +97,16 @@ class Repairs:
         if found.applied is not None and repair != "accept":
             raise Conflict("its repair was made before; it ends when the numbers agree")
         await self._make(found, repair, by)
+        records: list[Finding] = []
+        known = found.record
+        if known.target is None:
+            # What is accepted is what there is by now: the record has what it came to when it was found.
+            known = msgspec.structs.replace(
+                known, action="change", id=found.id, units=await self._units_now(found)
+            )
+            records.append(known)
         record = msgspec.structs.replace(
-            found.record,
+            known,
             action="accept" if repair == "accept" else "apply",
             id=found.id,
             repair=repair,
@@ -101,7 +114,7 @@ class Repairs:
             request_id=by.request_id,
             note=note,
         )
-        await self._pusher.recorder.record((record,))
+        await self._pusher.recorder.record((*records, record))
         _logger.info("repaired", id=found.id, cause=found.record.cause, repair=repair)
         return found
 

@@ -21,6 +21,7 @@ from engine.core.push_uses import PeriodUse, uses_of
 from engine.core.quantities import format_micros
 from engine.core.registry import Registry
 from engine.core.shard_state import Series
+from engine.core.times import INSTANT_US_END, INSTANT_US_MIN
 from engine.ports import Clock
 
 _SLICE = 50
@@ -143,6 +144,15 @@ class ReconUnrouted:
             for one in by_key.values()
             if parts[one.id]
         ]
+
+    async def units_now(self, found: OpenFinding) -> str:
+        """What an open finding's use that goes nowhere comes to by now, as its record has it; of a metric never mapped 0."""
+        record = found.record
+        if not record.series and (record.tenant_id, record.metric) in self._unmapped():
+            return record.units
+        whole = await self.told(record.tenant_id, INSTANT_US_MIN, INSTANT_US_END)
+        own = next((one for one in whole if one.found.id == found.id), None)
+        return record.units if own is None else format_micros(own.micros)
 
     async def _uses(
         self, tenant: str | None, start_us: int, end_us: int

@@ -130,6 +130,7 @@ class Reconciler:
             clock,
             issues_now=self.looker.issues_now,
             look_soon=self.look_soon,
+            units_now=self._unrouted.units_now,
         )
         self._gatherings = Gatherings()
         self._due: dict[Lane, int] = {}

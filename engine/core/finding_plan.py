@@ -264,7 +264,8 @@ def is_unrouted_accepted(findings: Findings, one: Unrouted) -> bool:
         units=one.units,
     )
     own = msgspec.structs.replace(whole, series=one.series, start_us=one.start_us)
-    return any(_is_accepted(findings, finding_key(each), each) for each in (own, whole))
+    # Whether a whole metric's use is still what was accepted is seen when all of it is looked at.
+    return finding_key(whole) in findings.accepted or _is_accepted(findings, finding_key(own), own)
 
 
 def _records(
@@ -293,15 +294,14 @@ def _resolved(known: OpenFinding) -> Finding:
 
 
 def _is_accepted(findings: Findings, key: str, record: Finding) -> bool:
-    """Accepted amounts are not said again; a metric that nothing bills was accepted whatever it comes to.
+    """Accepted amounts are not said again; a metric that was never mapped was accepted whatever it comes to.
 
     That an account is behind is accepted once and never for the next time: nobody would hear of it any more.
     """
     if record.account:
         return False
     known = findings.accepted.get(key)
-    is_metric = record.target is None and not record.series
-    return known is not None and (is_metric or known == record.units)
+    return known is not None and known == record.units
 
 
 def _differs(known: Finding, now: Finding) -> bool:

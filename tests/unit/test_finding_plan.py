@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from engine.core.finding_plan import Gatherings, Looked, steps
-from engine.core.finding_records import Finding
+import msgspec
+
+from engine.core.finding_plan import Gatherings, Looked, Unrouted, steps, unrouted_steps
+from engine.core.finding_records import Finding, FindingAction
 from engine.core.findings import Findings
 from engine.core.push_ledger import PushLedger
 from engine.core.push_plan import Planned
@@ -49,3 +51,30 @@ def test_one_finding_about_many_leaves_open_what_else_was_found_of_its_members()
     assert left == {("late", 1), ("behind", len(TARGETS))}
     assert {one.record.cause for one in findings.ended.values()} == {"behind"}
     assert len(findings.ended) == MANY
+
+
+def unrouted(*units: int) -> list[Unrouted]:
+    """Use of a mapped metric by so many customers that goes nowhere, and of a metric that was never mapped."""
+    mapped = [
+        Unrouted("acme", "calls", bytes([number]), 0, str(each), None)
+        for number, each in enumerate(units)
+    ]
+    return [*mapped, Unrouted("acme", "seats", b"", 0, "0", None)]
+
+
+def test_what_more_goes_nowhere_than_was_accepted_is_said_again() -> None:
+    findings = Findings()
+
+    def told(action: FindingAction | None, *units: int) -> list[tuple[str, str]]:
+        records = unrouted_steps(findings, unrouted(*units), NOON)
+        for record in records:
+            findings.fold(record, NOON, PushLedger())
+        for one in [*findings.open.values()] if action is not None else []:
+            accepted = msgspec.structs.replace(one.record, action=action)
+            findings.fold(accepted, NOON, PushLedger())
+        return [(record.metric, record.units) for record in records]
+
+    many = [10] * (MANY + 1)
+    assert told("accept", *many) == [("calls", "40"), ("seats", "0")]
+    assert told(None, *many) == [], "it is the same"
+    assert told(None, *many, 7) == [("calls", "47")], "a customer more, whom nobody accepted"

@@ -152,3 +152,27 @@ def test_while_stripe_refuses_the_key_nothing_is_forgotten_and_the_key_is_named(
         assert place.total(CUSTOMERS[1]) == 37
 
     told(story)
+
+
+def test_use_that_goes_nowhere_is_accepted_as_far_as_there_is_any_and_told_again_when_it_grows() -> (
+    None
+):
+    async def run() -> None:
+        place = ReconPlace()
+        async with place.running() as meter:
+            await place.map(meter)
+            for number in range(5):
+                await place.use(meter, 10, f"nobody-{number}")
+            await place.use(meter, 10, metric="never_mapped")
+            await place.until_looked(meter)
+            await place.use(meter, 3, "nobody-0")
+            for found in [*meter.push.findings.open.values()]:
+                await place.apply(meter, found.id, "accept")
+            await place.until_looked(meter)
+            assert causes(meter) == set(), "all that there was is accepted, not what was found once"
+            await place.use(meter, 1, metric="never_mapped")
+            await place.use(meter, 2, "nobody-new")
+            await place.until_looked(meter)
+            assert causes(meter) == {("mapping_missing", "55")}
+
+    trio.run(run, clock=trio.testing.MockClock(autojump_threshold=0))
