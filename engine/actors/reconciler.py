@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 from collections import Counter as Tallied
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
@@ -30,8 +30,10 @@ from engine.actors.recon_reader import ReconReader
 from engine.actors.recon_repairs import Repairs
 from engine.actors.recon_unrouted import Nowhere, ReconUnrouted
 from engine.actors.shard import Shard
+from engine.core.billing import Mode
 from engine.core.finding_plan import Gatherings, Looked, steps, unrouted_steps
 from engine.core.finding_records import CONFIRMATIONS_PER_RECORD_MAX, Finding
+from engine.core.findings import OpenFinding
 from engine.core.push_records import Lane, Target, target_id
 from engine.core.registry import Registry
 from engine.errors import EngineError, NotFound, Unavailable
@@ -433,10 +435,13 @@ class Reconciler:
     async def _forget_gone(self, books: Iterable[Book]) -> None:
         """What nobody contributes to any more differs from nothing."""
         known: set[str] = set()
+        proven = (one.proven for one in self._pusher.connections.values())
+        asked = {(one.account, one.mode) for one in proven if one is not None}
         for number, book in enumerate(books):
             if number % BOOKS_PER_SLICE == BOOKS_PER_SLICE - 1:
                 await trio.lowlevel.checkpoint()
             known.update(map(target_id, book.targets))
+            asked.add((book.lane.account, book.lane.mode))
         for number, target in enumerate(list(self.looker.looks)):
             if number % BOOKS_PER_SLICE == BOOKS_PER_SLICE - 1:
                 await trio.lowlevel.checkpoint()
@@ -446,8 +451,7 @@ class Reconciler:
         left = [
             subject
             for subject, keys in findings.open_of.items()
-            if subject not in known
-            and any(findings.open[key].record.target is not None for key in keys)
+            if subject not in known and any(_is_of(findings.open[key], asked) for key in keys)
         ]
         looked = [Looked(subject, (), is_read=True) for subject in left]
         now_us = self._clock.now_us()
@@ -472,3 +476,9 @@ class Reconciler:
 
 def _is_still(seen: Iterable[Seen]) -> bool:
     return all(each.is_still() for each in seen)
+
+
+def _is_of(one: OpenFinding, accounts: Container[tuple[str, Mode]]) -> bool:
+    """Whether a finding is about a total of one of these: of another account's nothing is known with this key."""
+    target = one.record.target
+    return target is not None and (target.lane.account, target.lane.mode) in accounts

@@ -14,8 +14,11 @@ from engine.actors.supervisor import Meter
 from engine.core.billing import Reading, Unread
 from engine.core.push_plan import TargetView
 from engine.errors import Conflict
+from gateway.simulator.ledger import Settings
+from gateway.simulator.state import StripeState
+from tests.helpers.push_place import METERS
 from tests.helpers.recon_causes import EVENTS
-from tests.helpers.recon_place import ReconPlace, causes
+from tests.helpers.recon_place import ReconPlace, RefusingWire, causes
 
 Story = Callable[[ReconPlace, Meter], Awaitable[None]]
 CUSTOMERS = [f"cus_{number}" for number in range(5)]
@@ -174,5 +177,31 @@ def test_use_that_goes_nowhere_is_accepted_as_far_as_there_is_any_and_told_again
             await place.use(meter, 2, "nobody-new")
             await place.until_looked(meter)
             assert causes(meter) == {("mapping_missing", "55")}
+
+    trio.run(run, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def test_what_was_found_of_an_account_stays_while_another_accounts_key_is_in_its_place() -> None:
+    async def run() -> None:
+        place = ReconPlace()
+        async with place.running() as meter:
+            await place.map(meter)
+            await place.use(meter, 30)
+            await place.until_looked(meter)
+            await place.foreign(5)
+            await place.until_looked(meter)
+            (before,) = meter.push.findings.open.values()
+        wire = place.wire
+        settings = Settings(auto_create=True, meters=("*",), account="acct_sim_of_somebody_else")
+        other = StripeState(settings, place.clock.now_us)
+        other.ensure(meters=METERS)
+        place.wire = RefusingWire(other)
+        async with place.running() as meter:
+            await place.until_looked(meter)
+            assert causes(meter) == {("foreign", "-5")}
+        place.wire = wire
+        async with place.running() as meter:
+            await place.until_looked(meter)
+            assert [one.id for one in meter.push.findings.open.values()] == [before.id]
 
     trio.run(run, clock=trio.testing.MockClock(autojump_threshold=0))
