@@ -141,7 +141,7 @@ FIELDS: Final[dict[str, str]] = {
     "nextCursor": "Pass it as `cursor` to go on; null or absent: that was all.",
     "note": "Whoever made it said this.",
     "AdjustmentBody.note": "Why, for people.",
-    "notices": "Findings about many totals at once.",
+    "notices": "Findings about many totals at once; of an account's a tenant's key is told how many are its own.",
     "number": "Counts the pushes of the lane in this period.",
     "ok": "How many rows agree.",
     "openIntent": "A push whose outcome is not known yet; null: there is none.",

@@ -38,6 +38,10 @@ RECON_DESCRIPTIONS: Final[dict[str, str]] = {
     "recon_last_run_timestamp_seconds": "Unix time when the last run over everything ended; 0: none since the start.",
     "recon_reads_total": "Questions that reconciliation asked Stripe.",
     "recon_findings": "Differences that are open, by cause.",
+    "reconciliation_unread": (
+        "Totals that Stripe did not tell at the last look, so that nobody knows whether they agree; the running month and "
+        "the one before."
+    ),
     "reconciliation_diff_abs": (
         "Units by which Stripe's totals differ from what is to be billed, summed without their signs; the running month "
         f"and the one before, the first {METRIC_LABELS_MAX} metrics, then other."
@@ -56,6 +60,7 @@ class ReconMetrics:
         self._counted_at_us: int | None = None
         self._drifts: dict[tuple[str, str], tuple[Fraction, Fraction]] = {}
         """(metric, month) to (drift, Stripe's total)."""
+        self._unread = 0
 
     async def refresh(self) -> None:
         """Sum anew unless that was done a moment ago."""
@@ -72,15 +77,21 @@ class ReconMetrics:
         before = month_of(format_date(running.start_us - DAY_US)[:_MONTH_CHARS])
         found: dict[tuple[str, str], tuple[Fraction, Fraction]] = {}
         names: set[str] = set()
+        unread = 0
+        mapped = self._meter.push.findings.mapped_at_us
         for line in await lines_of(
             self._meter, None, Months(before.start_us, running.end_us), look=False
         ):
+            if line.report is None and (line.tenant, line.metric) not in mapped:
+                continue  # That nothing bills it is a finding, and no drift of what is to be billed.
+            unread += line.look is not None and line.look.verdict == "unread"
             if line.metric not in names and len(names) < METRIC_LABELS_MAX:
                 names.add(line.metric)
             metric = line.metric if line.metric in names else OTHER
             key = (metric, format_date(line.start_us)[:_MONTH_CHARS])
             drift, stripe = found.get(key, (Fraction(0), Fraction(0)))
             found[key] = (drift + _drift(line), stripe + (line.stripe or 0))
+        self._unread = unread
         return found
 
     def collect(self) -> Iterator[Metric]:
@@ -94,14 +105,18 @@ class ReconMetrics:
             count_value=sum(reconciler.runs.values()),
             sum_value=reconciler.run_us_sum / 1e6,
         )
-        ended_us = reconciler.last_ended_at_us(None) or 0
-        yield _gauge("recon_last_run_timestamp_seconds", ended_us / 1e6)
+        last_run = _labelled("recon_last_run_timestamp_seconds", ())
+        if self._meter.started.push.connections:
+            # Without a way to Stripe there is nothing to compare with, and no run to wait for.
+            last_run.add_metric((), (reconciler.last_ended_at_us(None) or 0) / 1e6)
+        yield last_run
         yield _counter("recon_reads_total", reconciler.reader.reads)
         causes = Counter(one.record.cause for one in self._meter.push.findings.open.values())
         findings = _labelled("recon_findings", ("cause",))
         for cause in CAUSES:
             findings.add_metric((cause,), causes.get(cause, 0))  # type: ignore[call-overload]
         yield findings
+        yield _gauge("reconciliation_unread", self._unread)
         drifts = _labelled("reconciliation_diff_abs", ("metric", "period"))
         shares = _labelled("reconciliation_diff_pct", ("metric", "period"))
         for labels, (drift, stripe) in sorted(self._drifts.items()):
@@ -112,7 +127,7 @@ class ReconMetrics:
 
 
 def _drift(line: Line) -> Fraction:
-    """What was not read yet is no drift: that is told by the age of the last run."""
+    """What was never read is no drift: that is told by the age of the last run, and by what it left unread."""
     return Fraction(0) if line.diff is None else abs(line.diff)
 
 

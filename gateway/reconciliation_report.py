@@ -7,7 +7,7 @@ sign, so that two never cancel; work is done in slices. It must not know HTTP.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Final, NamedTuple
 
@@ -19,9 +19,10 @@ from engine.actors.recon_looks import Look
 from engine.actors.supervisor import Meter
 from engine.core.csv_cells import text_cell
 from engine.core.findings import OpenFinding
-from engine.core.push_records import series_digest, target_id
+from engine.core.push_records import target_id
 from engine.core.reconciling import GATHERED
 from engine.core.times import days_in_month, format_date, format_instant, parse_date
+from engine.limits import MICROS_PER_UNIT
 from gateway.export_rows import csv_lines
 from gateway.reconciliation_shapes import (
     CauseView,
@@ -39,6 +40,8 @@ from gateway.reconciliation_shapes import (
 from gateway.shapes import instant_or_none
 
 ROWS_SHOWN_MAX: Final = 10_000
+REFS_SHOWN_MAX: Final = 1_000
+"""Customers of one row."""
 _SLICE: Final = 50
 _ALTERNATIVES: Final = frozenset(("take_back", "carry_forward", "push_again", "resend", "resume"))
 
@@ -138,40 +141,33 @@ async def lines_of(
                 item=None if view is None else view.resolved.item,
             )
         )
-    found += _unrouted(meter, tenant, months)
+    found += await _nowhere(meter, tenant, months)
     found.sort(key=_worst_first)
     return found
 
 
-def _unrouted(meter: Meter, tenant: str | None, months: Months) -> Iterable[Line]:
-    """Use that reaches no target, customer by customer as far as that is known."""
-    findings = meter.push.findings
-    digests = {
-        series_digest(*series): series
-        for series in meter.started.push.totals.unroutable
-        if tenant in (None, series[0])
-    }
-    for one in findings.open.values():
-        record = one.record
-        series = digests.get(record.series)
-        if series is None or not months.start_us <= record.start_us < months.end_us:
-            continue
-        yield Line(
+async def _nowhere(meter: Meter, tenant: str | None, months: Months) -> list[Line]:
+    """Use that reaches no target: one row a finding, with what it comes to now."""
+    found = await meter.started.reconciler.nowhere(tenant, months.start_us, months.end_us)
+    return [
+        Line(
             report=None,
-            tenant=series[0],
-            metric=series[1],
-            customer_refs=(series[2],),
-            start_us=record.start_us,
+            tenant=one.found.record.tenant_id,
+            metric=one.found.record.metric,
+            customer_refs=one.customer_refs,
+            start_us=one.start_us,
             end_us=None,
-            local=Fraction(record.units),
+            local=Fraction(one.micros, MICROS_PER_UNIT),
             pushed=Fraction(0),
             offset=Fraction(0),
             stripe=Fraction(0),
             look=None,
-            causes=(one,),
+            causes=(one.found,),
             status="investigate",
-            id=one.id,
+            id=one.found.id,
         )
+        for one in found
+    ]
 
 
 def _worst_first(line: Line) -> tuple[object, ...]:
@@ -198,7 +194,7 @@ def row_of(line: Line, now_us: int, *, as_string: bool) -> ReportRow:
         tenant_id=line.tenant,
         metric=line.metric,
         customer_ref=line.customer_refs[0] if line.customer_refs else "",
-        customer_refs=list(line.customer_refs),
+        customer_refs=list(line.customer_refs[:REFS_SHOWN_MAX]),
         subscription_item_id=line.item,
         stripe_customer_id=None if lane is None else lane.customer,
         period_start=format_date(line.start_us),
@@ -245,7 +241,7 @@ def suggestions_of(lines: Sequence[Line]) -> list[Suggestion]:
             target_id=None if line.report is None else line.id,
             tenant_id=line.tenant,
             metric=line.metric,
-            customer_ref=line.customer_refs[0] if line.customer_refs else None,
+            customer_ref=_whose(line, one),
             units=one.record.units,
             action=one.record.repair,
             alternatives=["accept"] if one.record.repair in _ALTERNATIVES else [],
@@ -258,6 +254,12 @@ def suggestions_of(lines: Sequence[Line]) -> list[Suggestion]:
     ]
 
 
+def _whose(line: Line, one: OpenFinding) -> str | None:
+    """Whose a suggestion is; of one about all customers of a metric nobody's."""
+    is_whole = one.record.target is None and not one.record.series
+    return None if is_whole or not line.customer_refs else line.customer_refs[0]
+
+
 def notices_of(meter: Meter, tenant: str | None) -> list[Notice]:
     """Findings about many targets, or about a metric as a whole."""
     found = []
@@ -265,13 +267,18 @@ def notices_of(meter: Meter, tenant: str | None) -> list[Notice]:
         record = one.record
         if record.target is not None or record.series:
             continue
-        if record.account or tenant in (None, record.tenant_id):
+        is_own = tenant in (None, record.tenant_id)
+        count = record.count if is_own else 0
+        if record.account:
+            # One finding for all tenants of an account: each is told of its own totals, or of none.
+            count = meter.started.reconciler.behind_of(record, tenant) or count
+        if count:
             found.append(
                 Notice(
                     id=one.id,
                     cause=record.cause,
                     account=record.account or f"{record.tenant_id}: {record.metric}",
-                    targets=record.count,
+                    targets=count,
                     reason=record.reason,
                     since=format_instant(one.opened_at_us),
                 )
@@ -310,7 +317,7 @@ class _Sums:
 
     def __init__(self) -> None:
         self.local = self.pushed = self.stripe = self.drift = Fraction(0)
-        self.items = 0
+        self.items = self.unread = 0
 
     def add(self, line: Line) -> None:
         self.local += line.local + line.offset
@@ -319,6 +326,7 @@ class _Sums:
         # What was never read differs by all of it: nobody knows better.
         self.drift += abs(line.local + line.offset if line.diff is None else line.diff)
         self.items += 1
+        self.unread += _verdict(line) == "unread"
 
 
 def sums_of(
@@ -331,10 +339,15 @@ def sums_of(
         per_metric[line.metric].add(line)
         overall.add(line)
     summed = [
-        SummaryLine(metric=metric, **_numbers(sums, as_string=as_string), items=sums.items)
+        SummaryLine(
+            metric=metric,
+            **_numbers(sums, as_string=as_string),
+            items=sums.items,
+            unread=sums.unread,
+        )
         for metric, sums in sorted(per_metric.items())
     ]
-    unread = sum(1 for line in lines if _verdict(line) == "unread") + waiting
+    unread = overall.unread + waiting
     numbers = _numbers(overall, as_string=as_string)
     return summed, Overall(**numbers, items=overall.items, unread=unread)
 
@@ -353,9 +366,11 @@ def _numbers(sums: _Sums, *, as_string: bool) -> dict[str, msgspec.Raw]:
 
 REPORT_HEADER: Final = (
     "id", "tenantId", "metric", "customerRef", "subscriptionItemId", "periodStart", "localTotal", "pushedTotal",
-    "stripeTotal", "invoicedTotal", "diff", "driftPct", "status", "causes", "createdAt",
+    "stripeTotal", "invoicedTotal", "diff", "driftPct", "status", "causes", "createdAt", "verdict", "lookedAt",
 )  # fmt: skip
-SUMMARY_HEADER: Final = ("metric", "local", "pushed", "stripe", "drift_abs", "drift_pct", "items")
+SUMMARY_HEADER: Final = (
+    "metric", "local", "pushed", "stripe", "drift_abs", "drift_pct", "items", "unread",
+)  # fmt: skip
 
 
 def report_csv(lines: Sequence[Line], now_us: int) -> bytes:
@@ -380,12 +395,14 @@ def report_csv(lines: Sequence[Line], now_us: int) -> bytes:
                 row.status,
                 " ".join(sorted({one.cause for one in row.causes})),
                 row.created_at,
+                row.verdict,
+                row.looked_at or "",
             )
         )
     _, overall = sums_of(lines)
     totals = (_cell(overall.local), _cell(overall.pushed), _cell(overall.stripe))
     drift = (_cell(overall.drift_abs), _cell(overall.drift_pct))
-    cells.append(("TOTAL", "", "", "", "", "", *totals, "", *drift, "", "", ""))
+    cells.append(("TOTAL", "", "", "", "", "", *totals, "", *drift, *[""] * 5))
     return csv_lines(None, cells)
 
 
@@ -397,7 +414,7 @@ def summary_csv(per_metric: Sequence[SummaryLine], overall: Overall) -> bytes:
     ]
     for name, line in [*named, ("TOTAL", overall)]:
         numbers = (line.local, line.pushed, line.stripe, line.drift_abs, line.drift_pct)
-        cells.append((name, *map(_cell, numbers), str(line.items)))
+        cells.append((name, *map(_cell, numbers), str(line.items), str(line.unread)))
     return csv_lines(None, cells)
 
 

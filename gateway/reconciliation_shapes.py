@@ -150,7 +150,7 @@ class ReportSummary(msgspec.Struct, rename="camel", kw_only=True):
         msgspec.Meta(
             description=(
                 "Totals that Stripe did not tell at the last look, or was not asked yet; also those that have no row "
-                "here, since Stripe has not said where they belong."
+                "here, since Stripe has not said where they belong, or no run has found yet that they go nowhere."
             )
         ),
     ]
@@ -192,6 +192,10 @@ class SummaryLine(msgspec.Struct, kw_only=True):
     ]
     drift_pct: _Number
     items: int
+    unread: Annotated[
+        int,
+        msgspec.Meta(description="Of `items`, those that Stripe did not tell at the last look."),
+    ]
 
 
 class Overall(msgspec.Struct, kw_only=True):
@@ -208,7 +212,7 @@ class Overall(msgspec.Struct, kw_only=True):
         msgspec.Meta(
             description=(
                 "Totals that Stripe did not tell at the last look, or was not asked yet; also those that are in no sum "
-                "here, since Stripe has not said where they belong."
+                "here, since Stripe has not said where they belong, or no run has found yet that they go nowhere."
             )
         ),
     ]

@@ -84,21 +84,26 @@ class Anchorer:
 
     async def run(self) -> None:
         """Write anchors until cancelled: one at once, then one an interval while the log grows."""
-        wait_us, tries = 0, 0
+        next_at_us, tries = 0, 0
         look_us = min(self._interval_us, int(LOOK_SECONDS_MAX * 1e6))
         while True:
-            await trio.sleep((wait_us or look_us) / 1e6)
+            left_us = next_at_us - self._clock.monotonic_us()
+            await trio.sleep((min(left_us, look_us) if left_us > 0 else look_us) / 1e6)
             head = self._head()
             if head is None or head.next_sequence - 1 == self.position:
-                wait_us, self._behind_since_us = 0, None
+                self._behind_since_us = None
                 continue
             if self._behind_since_us is None:
+                # Also between two anchors: how much could be cut off unseen is what is asked for.
                 self._behind_since_us = self._clock.monotonic_us()
+            if self._clock.monotonic_us() < next_at_us:
+                continue
             if await self._write(head):
                 wait_us, tries = self._interval_us, 0
             else:
                 tries += 1
                 wait_us = backoff_us(tries, self._rng.randrange)
+            next_at_us = self._clock.monotonic_us() + wait_us
 
     async def _write(self, head: Head) -> bool:
         at_us = self._clock.now_us()

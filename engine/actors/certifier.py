@@ -19,7 +19,7 @@ from engine.actors.pusher import Pusher
 from engine.core.billing import Destination, Proven, Reading, Resolved, Unresolved
 from engine.core.pace import WAIT_SLICE_US
 from engine.core.parity import Parity, Projection, StripeSide, projection_of, worst
-from engine.core.parity_trail import ParityTrail
+from engine.core.parity_trail import ParityTrail, pushed_of
 from engine.core.push_baselines import baseline_range
 from engine.core.push_plan import TargetView
 from engine.core.push_records import Role, Target, target_id
@@ -207,22 +207,28 @@ class Certifier:
         self, parity: Parity, trail: ParityTrail, age_us_max: int
     ) -> dict[Target, StripeSide]:
         limiter = trio.CapacityLimiter(READS_AT_ONCE)
+        from_us = self._clock.now_us() - age_us_max
+        oldest_us = {one: max(from_us, trail.pushed_at_us(one)) for one in parity.targets}
         with trio.move_on_after(READING_SECONDS_MAX):
             async with trio.open_nursery() as nursery:
                 for target in parity.targets:
                     if (view := parity.view(target)) is None:
                         continue
-                    span = trail.pushes.get(target)
-                    pushed_at_us = 0 if span is None else span.last_at_us
-                    oldest_us = max(self._clock.now_us() - age_us_max, pushed_at_us)
-                    known = self._pusher().server.confirmed.get(target)
-                    if known is None or known[1] < oldest_us:
+                    if self._known(target, oldest_us[target]) is None:
                         await limiter.acquire_on_behalf_of(target)
                         nursery.start_soon(self._read, view, limiter)
-        return {target: self._side(target, parity, trail) for target in parity.targets}
+        return {
+            target: self._side(target, parity, trail, self._known(target, oldest))
+            for target, oldest in oldest_us.items()
+        }
+
+    def _known(self, target: Target, oldest_us: int) -> tuple[str, int] | None:
+        """What Stripe's summary held, and when; None: not read since then, and what it held before proves nothing now."""
+        known = self._pusher().summaries.get(target)
+        return None if known is None or known[1] < oldest_us else known
 
     async def _read(self, view: TargetView, limiter: trio.CapacityLimiter) -> None:
-        """Read one summary; what can't be read leaves what was known."""
+        """Read one summary, if it can be read."""
         target = view.target
         try:
             connection = self._pusher().connections.get(view.role)
@@ -240,19 +246,19 @@ class Certifier:
                 view.resolved, target.lane.customer, start_s, end_s, view.connect_account
             )
             if isinstance(answer, Reading):
-                self._pusher().server.confirmed[target] = (answer.units, now_us)
+                self._pusher().summaries[target] = (answer.units, now_us)
         finally:
             limiter.release_on_behalf_of(target)
 
-    def _side(self, target: Target, parity: Parity, trail: ParityTrail) -> StripeSide:
-        known = self._pusher().server.confirmed.get(target)
+    def _side(
+        self, target: Target, parity: Parity, trail: ParityTrail, known: tuple[str, int] | None
+    ) -> StripeSide:
         ledger = self._pusher().state.ledger
-        state, lane = ledger.target(target), ledger.lane(target.lane)
+        lane = ledger.lane(target.lane)
         before = trail.push.ledger.lane(target.lane)
         is_open_now = None if lane is None else lane.open
         was_open = None if before is None else before.open
-        pushed_now = 0 if state is None else state.pushed
-        moved = pushed_now != trail.pushed(target) or is_open_now != was_open
+        moved = pushed_of(lane, target) != pushed_of(before, target) or is_open_now != was_open
         if known is None:
             why = (
                 "nobody's use goes there any more"

@@ -16,12 +16,16 @@ import structlog
 import trio
 
 from engine.core.billing import (
+    AlreadyDelivered,
+    Delivered,
     Destination,
     Mode,
     Outcome,
     Proven,
     PushRequest,
+    Refused,
     Resolved,
+    RetryLater,
     Unknown,
     Unread,
     Unresolved,
@@ -118,8 +122,11 @@ class Connection:
         self._prompt = billing if isinstance(billing, PromptBilling) else None
         self.proven: Proven | None = None
         self.error: str | None = NOT_ASKED
+        """Why it is not proven; None: it is."""
         self.is_useless = False
         """It was found to be a key that must not be used; it will never be proven."""
+        self._refused: str | None = None
+        """Why Stripe refused the key for the newest push that it said anything about; None: it took the key."""
         self._clock = clock
         self._rng = rng
         self._paces: dict[str, Pace] = {}
@@ -132,7 +139,7 @@ class Connection:
         proven = self.proven
         error = self.error
         if error is None and proven is not None:
-            error = self.pace(None).breaker.reason
+            error = self._refused or self.pace(None).breaker.reason
         return ConnectionReport(
             None if proven is None else proven.account,
             None if proven is None else proven.mode,
@@ -239,6 +246,19 @@ class Connection:
             left_us -= slice_us
             if again.breaker is not None and not again.breaker.is_open:
                 return
+
+    def answered(self, outcome: Outcome) -> None:
+        """A request that pushes came to this: whether Stripe takes the key for it is known from then on.
+
+        That it may read says nothing: a restricted key may do that and not push.
+        """
+        match outcome:
+            case Refused(reason, scope="account"):
+                self._refused = reason
+            case Delivered() | AlreadyDelivered() | Refused():
+                self._refused = None
+            case RetryLater() | Unknown():
+                pass
 
     def begin_send(
         self, request: PushRequest, stored: int, done: Callable[[Outcome], None]

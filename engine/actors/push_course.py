@@ -54,8 +54,9 @@ def recorded(
 
 
 def sent(connection: Connection, request: PushRequest, stored: int) -> Course[Outcome]:
-    """What a request sent once came to."""
+    """What a request sent once came to; its connection is told."""
     answer: Outcome = yield Sending(connection, request, stored)
+    connection.answered(answer)
     return answer
 
 

@@ -423,7 +423,6 @@ class LaneServer:
             # It stays open and goes again when the key is right.
             attempts.next_try_us = now_us + ACCOUNT_REFUSED_US
             pace.breaker.pause(now_us, ACCOUNT_REFUSED_US)
-            connection.error = answer.reason
             return
         pace.breaker.succeeded()
         if before_us is not None:

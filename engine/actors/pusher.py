@@ -109,6 +109,8 @@ class Pusher:
         self._taken_version = -1
         """Of the routes, when all that changed was taken in last."""
         self._resolving = trio.Event()
+        self.summaries: dict[Target, tuple[str, int]] = {}
+        """What Stripe's whole summary of a target's period held, whoever sent it, and since when that is known."""
         self.is_settled = False
         """Whether everything there was at the start has been taken in."""
 

@@ -205,6 +205,7 @@ class ReconBooks:
             baseline=self._baseline_of(views),
             duplicates=duplicates,
             invoiced=invoiced,
+            missing=sum(mark.missing for _, mark in marks),
         )
 
     def _baseline_of(self, views: list[TargetView]) -> Baseline:

@@ -7,6 +7,7 @@ looked at when, nor how findings are recorded.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Final, NamedTuple
 
@@ -61,6 +62,8 @@ class Seen(NamedTuple):
     """Rows of a `confirm` record."""
     again_us: int | None
     """When the book should be looked at again, before its turn comes."""
+    is_still: Callable[[], bool] = bool
+    """Whether nothing was pushed to the book since: else its rows would confirm what the reading can't have shown."""
 
 
 class Looker:
@@ -94,6 +97,7 @@ class Looker:
     def forget(self, target: Target, key: str) -> None:
         """A target is gone."""
         self.looks.pop(target, None)
+        self._pusher.summaries.pop(target, None)
         self._located.pop(key, None)
         for gap in _GAPS:
             self._suspicions.pop((key, gap), None)
@@ -126,7 +130,7 @@ class Looker:
             return Seen([], [], None)
         if self._is_done(book, facts) and not self.judged(facts).issues:
             return self._done(facts)
-        before = self._pushed(book)
+        before, began_us = self._pushed(book), self._clock.now_us()
         answer = await self._reader.read(book, view)
         invoiced = await self._invoiced(book, facts, view)
         reading = answer.units if isinstance(answer, Reading) else None
@@ -134,12 +138,38 @@ class Looker:
         facts = self._books.facts(book, None if has_moved else reading, invoiced, 0)
         if facts is None:
             return Seen([], [], None)
+        if (
+            facts.reading is not None
+            and len({(one.start_us, one.end_us) for one in book.targets}) == 1
+        ):
+            # Of several periods' summary nobody could tell what is of one of them.
+            for target in book.targets:
+                self._pusher.summaries[target] = (facts.reading, began_us)
         judged = self.judged(facts)
         if self._is_excess_spoken(judged, facts):
             facts = facts._replace(duplicates=await self._duplicates(book, view, facts))
             judged = self.judged(facts)
         seen = self._seen(book, facts, judged)
         return seen._replace(again_us=self._clock.now_us()) if has_moved else seen
+
+    async def issues_now(self, target: Target) -> tuple[Issue, ...] | None:
+        """A target's differences by a reading made for this; None: Stripe could not be read, or it is being pushed to.
+
+        For who is about to act on what an earlier look said; nothing is remembered of it.
+        """
+        for book in await self._books.books(None, {target.lane}):
+            view = self._pusher.totals.view(target)
+            if target not in book.targets or view is None:
+                continue
+            before = self._pushed(book)
+            answer = await self._reader.read(book, view)
+            if not isinstance(answer, Reading) or self._pushed(book) != before:
+                return None
+            facts = self._books.facts(book, answer.units, None, 0)
+            if facts is not None:
+                issues = self.judged(facts).issues
+                return tuple(one for one in issues if one.facts.target == target)
+        return ()
 
     def _pushed(self, book: Book) -> tuple[object, ...]:
         lane = self._pusher.state.ledger.lane(book.lane)
@@ -251,11 +281,11 @@ class Looker:
                     self._suspicions.pop((one.id, gap), None)
             looked.append(Looked(one.id, spoken, is_read))
             self._remember(one, facts, judged, spoken, now_us)
-        rows = self._confirmed(facts, judged)
+        rows, pushed = self._confirmed(facts, judged), self._pushed(book)
         again_us = _earliest(again_us, self._until_final(book, facts, judged, now_us))
         if any(issue.cause == "rejected" for issue in judged.issues) and judged.is_confirmed:
             again_us = now_us + 1  # It is said now, and will be confirmed at the next look.
-        return Seen(looked, rows, again_us)
+        return Seen(looked, rows, again_us, lambda: self._pushed(book) == pushed)
 
     def _until_final(self, book: Book, facts: BookFacts, judged: Judged, now_us: int) -> int | None:
         """At a period's end it is looked at until it agrees, and once more when it is final."""

@@ -1,13 +1,13 @@
 """Repairs of what reconciliation found: those that people apply, and those that a mapping allows to be made alone.
 
 Rules it keeps: nothing is sent again unless Stripe refused it, a report names it, or its cancel succeeded; what is
-taken back is at most what Stripe was seen to hold too much; every repair is recorded with who made it, and is made
+taken back is at most what Stripe is seen to hold too much just before, not when it was found; every repair is recorded with who made it, and is made
 once. Alone only what is proven is repaired: a cancel that succeeded is the proof. It must not know HTTP.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from fractions import Fraction
 from typing import Final
 
@@ -25,6 +25,7 @@ from engine.core.push_baselines import baseline_need
 from engine.core.push_ledger import Acknowledged, LaneState
 from engine.core.push_plan import TargetView
 from engine.core.push_records import PushDecision, PushOutcome, Target, target_id
+from engine.core.reconciling import Issue
 from engine.core.registry import Registry
 from engine.core.times import HOUR_US
 from engine.errors import Conflict, EngineError, NotFound
@@ -48,12 +49,23 @@ class Repairs:
         reader: ReconReader,
         registry: Callable[[], Registry],
         clock: Clock,
+        *,
+        issues_now: Callable[[Target], Awaitable[tuple[Issue, ...] | None]],
+        look_soon: Callable[[Target], None],
+        units_now: Callable[[OpenFinding], Awaitable[str]],
     ) -> None:
+        """`issues_now`: a target's differences by a new reading of Stripe; None: there is none.
+
+        `units_now`: what a finding about use that goes nowhere comes to by now.
+        """
         self._pusher = pusher
         self._desk = desk
         self._reader = reader
         self._registry = registry
         self._clock = clock
+        self._issues_now = issues_now
+        self._look_soon = look_soon
+        self._units_now = units_now
         self._applying = trio.Lock()
         """Asked for twice at once a repair is made once: the second finds that it was."""
 
@@ -70,6 +82,11 @@ class Repairs:
         found = self._pusher.state.findings.by_id(wanted)
         if found is None or (tenant is not None and found.record.tenant_id != tenant):
             raise NotFound(f"there is no suggestion {wanted}: it was never made, or is dealt with")
+        if found.record.account:
+            raise Conflict(
+                f"{found.record.count} totals of an account are behind: there is nothing to repair or to accept, "
+                "it ends when they are right"
+            )
         repair = choice or found.record.repair
         if repair is None:
             raise Conflict(
@@ -80,8 +97,16 @@ class Repairs:
         if found.applied is not None and repair != "accept":
             raise Conflict("its repair was made before; it ends when the numbers agree")
         await self._make(found, repair, by)
+        records: list[Finding] = []
+        known = found.record
+        if known.target is None:
+            # What is accepted is what there is by now: the record has what it came to when it was found.
+            known = msgspec.structs.replace(
+                known, action="change", id=found.id, units=await self._units_now(found)
+            )
+            records.append(known)
         record = msgspec.structs.replace(
-            found.record,
+            known,
             action="accept" if repair == "accept" else "apply",
             id=found.id,
             repair=repair,
@@ -89,7 +114,7 @@ class Repairs:
             request_id=by.request_id,
             note=note,
         )
-        await self._pusher.recorder.record((record,))
+        await self._pusher.recorder.record((*records, record))
         _logger.info("repaired", id=found.id, cause=found.record.cause, repair=repair)
         return found
 
@@ -110,6 +135,7 @@ class Repairs:
             case "resume":
                 await self._desk.resume(None, target_id(target), by)
             case "settle_delivered":
+                await self._still(target, repair, Fraction(0))
                 await self._desk.settle(None, target_id(target), delivered=True, by=by)
             case "resend":
                 if not await self._cancel_missing(target, by.actor):
@@ -117,12 +143,28 @@ class Repairs:
                         "nothing of it could be cancelled at Stripe: what is not cancelled is not sent again"
                     )
 
+    async def _still(self, target: Target, repair: Repair, units_min: Fraction) -> None:
+        """Raises Conflict unless Stripe holds now what this repair is for: since it was found somebody may have mended it."""
+        issues = await self._issues_now(target)
+        if issues is None:
+            raise Conflict(
+                "Stripe could not be read just now, or it is being pushed to, and nothing is repaired by what it held "
+                "earlier: retry"
+            )
+        if not any(one.repair == repair and abs(one.units) >= units_min for one in issues):
+            self._look_soon(target)
+            raise Conflict(
+                "Stripe holds something else by now than when this was found: it is looked at again"
+            )
+
     # Taking back.
 
     async def _take_back(self, record: Finding, target: Target, by: Asker) -> None:
         """What Stripe holds too much counts as pushed from now on: the pusher takes it back by a difference."""
         excess = -int(Fraction(record.units))
-        assert excess > 0, "only what is too much is taken back"
+        if excess <= 0:
+            raise Conflict("less than one unit is too much, and only whole ones can be taken back")
+        await self._still(target, "take_back", Fraction(excess))
         pusher = self._pusher
 
         def make() -> PushDecision:

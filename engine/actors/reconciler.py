@@ -11,9 +11,10 @@ from __future__ import annotations
 import heapq
 from collections import Counter as Tallied
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 from typing import Final, Literal
 
 import structlog
@@ -21,15 +22,18 @@ import trio
 
 from engine.actors.group import Group
 from engine.actors.push_desk import PushDesk
+from engine.actors.push_recorder import Outdated
 from engine.actors.pusher import Pusher
 from engine.actors.recon_books import Book, ReconBooks
 from engine.actors.recon_looks import Looker, Seen
 from engine.actors.recon_reader import ReconReader
 from engine.actors.recon_repairs import Repairs
-from engine.actors.recon_unrouted import ReconUnrouted
+from engine.actors.recon_unrouted import Nowhere, ReconUnrouted
 from engine.actors.shard import Shard
+from engine.core.billing import Mode
 from engine.core.finding_plan import Gatherings, Looked, steps, unrouted_steps
 from engine.core.finding_records import CONFIRMATIONS_PER_RECORD_MAX, Finding
+from engine.core.findings import OpenFinding
 from engine.core.push_records import Lane, Target, target_id
 from engine.core.registry import Registry
 from engine.errors import EngineError, NotFound, Unavailable
@@ -43,6 +47,7 @@ BOOKS_PER_SLICE: Final = 100
 BOOKS_PER_SETTLING: Final = 100
 """Books whose findings are recorded together."""
 RECORDS_PER_APPEND_MAX: Final = 250
+CONFIRM_TRIES: Final = 3
 LANES_PER_SLICE: Final = 2_000
 REPORTED_US: Final = 48 * 3600 * 1_000_000
 """A report comes within hours of what it is about; a day for Stripe to be late, and one for us."""
@@ -119,7 +124,16 @@ class Reconciler:
             epsilon=options.epsilon,
         )
         self._unrouted = ReconUnrouted(pusher, registry, shards, clock, options.lag_us)
-        self.repairs = Repairs(pusher, desk, self.reader, registry, clock)
+        self.repairs = Repairs(
+            pusher,
+            desk,
+            self.reader,
+            registry,
+            clock,
+            issues_now=self.looker.issues_now,
+            look_soon=self.look_soon,
+            units_now=self._unrouted.units_now,
+        )
         self._gatherings = Gatherings()
         self._due: dict[Lane, int] = {}
         """When a lane is to be looked at before its turn."""
@@ -243,8 +257,16 @@ class Reconciler:
         metric: str | None = None,
         customer_ref: str | None = None,
     ) -> int:
-        """Totals of these periods that no book holds yet, since Stripe has not said where they belong."""
+        """Totals of these periods that no book holds and no finding tells: it is not known yet where they belong."""
         return await self._unrouted.waiting(tenant, start_us, end_us, metric, customer_ref)
+
+    async def nowhere(self, tenant: str | None, start_us: int, end_us: int) -> list[Nowhere]:
+        """What the open findings about use that goes nowhere come to now, in these periods."""
+        return await self._unrouted.told(tenant, start_us, end_us)
+
+    def behind_of(self, whole: Finding, tenant: str | None) -> int:
+        """How many totals, of a tenant or (None) all, a finding about many is about, as far as they were looked at."""
+        return self._gatherings.count_of(whole, tenant)
 
     async def _run_job(self, job: Job) -> None:
         began_us = self._clock.monotonic_us()
@@ -370,11 +392,8 @@ class Reconciler:
         findings = self._pusher.state.findings
         looked: list[Looked] = [one for each in seen for one in each.looked]
         records = steps(findings, self._gatherings, looked, self._clock.now_us())
-        rows = [row for each in seen for row in each.confirmed]
-        for first in range(0, len(rows), CONFIRMATIONS_PER_RECORD_MAX):
-            chunk = tuple(rows[first : first + CONFIRMATIONS_PER_RECORD_MAX])
-            records.append(Finding(action="confirm", rows=chunk))
         await self._record(records)
+        await self._confirm([each for each in seen if each.confirmed])
         await self.repairs.make_proven([one.id for one in looked])
 
     async def _record(self, records: Sequence[Finding]) -> None:
@@ -392,6 +411,22 @@ class Reconciler:
                     targets=record.count,
                 )
 
+    async def _confirm(self, seen: Sequence[Seen]) -> None:
+        """Record what Stripe holds as it should. What was pushed to meanwhile is confirmed by a later look."""
+        for _ in range(CONFIRM_TRIES):
+            still = [each for each in seen if each.is_still()]
+            rows = [row for each in still for row in each.confirmed]
+            records = [
+                Finding(action="confirm", rows=tuple(rows[first:][:CONFIRMATIONS_PER_RECORD_MAX]))
+                for first in range(0, len(rows), CONFIRMATIONS_PER_RECORD_MAX)
+            ]
+            try:
+                if records:
+                    await self._pusher.recorder.record(records, partial(_is_still, still))
+            except Outdated:
+                continue
+            return
+
     async def _settle_unrouted(self) -> None:
         found = await self._unrouted.find()
         findings = self._pusher.state.findings
@@ -400,10 +435,13 @@ class Reconciler:
     async def _forget_gone(self, books: Iterable[Book]) -> None:
         """What nobody contributes to any more differs from nothing."""
         known: set[str] = set()
+        proven = (one.proven for one in self._pusher.connections.values())
+        asked = {(one.account, one.mode) for one in proven if one is not None}
         for number, book in enumerate(books):
             if number % BOOKS_PER_SLICE == BOOKS_PER_SLICE - 1:
                 await trio.lowlevel.checkpoint()
             known.update(map(target_id, book.targets))
+            asked.add((book.lane.account, book.lane.mode))
         for number, target in enumerate(list(self.looker.looks)):
             if number % BOOKS_PER_SLICE == BOOKS_PER_SLICE - 1:
                 await trio.lowlevel.checkpoint()
@@ -413,8 +451,7 @@ class Reconciler:
         left = [
             subject
             for subject, keys in findings.open_of.items()
-            if subject not in known
-            and any(findings.open[key].record.target is not None for key in keys)
+            if subject not in known and any(_is_of(findings.open[key], asked) for key in keys)
         ]
         looked = [Looked(subject, (), is_read=True) for subject in left]
         now_us = self._clock.now_us()
@@ -435,3 +472,13 @@ class Reconciler:
     def look_soon(self, target: Target) -> None:
         """Somebody changed something about a target."""
         self._due[target.lane] = self._clock.now_us()
+
+
+def _is_still(seen: Iterable[Seen]) -> bool:
+    return all(each.is_still() for each in seen)
+
+
+def _is_of(one: OpenFinding, accounts: Container[tuple[str, Mode]]) -> bool:
+    """Whether a finding is about a total of one of these: of another account's nothing is known with this key."""
+    target = one.record.target
+    return target is not None and (target.lane.account, target.lane.mode) in accounts

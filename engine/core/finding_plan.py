@@ -23,7 +23,7 @@ from engine.core.finding_records import (
     finding_key,
     subject_of_finding,
 )
-from engine.core.findings import OPEN_MAX, Findings
+from engine.core.findings import OPEN_MAX, Findings, OpenFinding
 from engine.core.reconciling import GATHERED, MANY, Issue
 
 _READ_GAPS: Final[frozenset[Gap]] = frozenset(("stripe", "invoice"))
@@ -76,6 +76,15 @@ class Gatherings:
             self._members[group][looked.id] = issue
         if now:
             self._of_target[looked.id] = set(now)
+
+    def count_of(self, whole: Finding, tenant: str | None) -> int:
+        """How many members of a finding about many are a tenant's, or (None) there are, as far as they were looked at."""
+        return sum(
+            tenant in (None, issue.facts.tenant)
+            for group, members in self._members.items()
+            if finding_key(_whole(group, members)) == finding_key(whole)
+            for issue in members.values()
+        )
 
     def forget(self, target: str) -> None:
         """A target is gone."""
@@ -171,6 +180,7 @@ def steps(
     """
     wanted: dict[str, Finding] = {}
     covered: dict[str, bool] = {}
+    absorbed: set[str] = set()
     for one in looked:
         gatherings.update(one)
     for one in looked:
@@ -189,9 +199,16 @@ def steps(
             key = finding_key(whole)
             wanted[key] = whole
             if key not in findings.open:
-                # Those that spoke for themselves are in it now.
-                covered |= {member: True for member in members if member not in covered}
-    return _records(findings, wanted, covered, now_us)
+                # Those that spoke for themselves are in it now; what else is open about them was not looked at.
+                absorbed |= {
+                    own
+                    for member in members
+                    if member not in covered
+                    for own in findings.open_of.get(member, ())
+                    if findings.open[own].record.cause == whole.cause
+                }
+    gone = [_resolved(findings.open[key]) for key in sorted(absorbed)]
+    return _records(findings, wanted, covered, now_us) + gone
 
 
 def unrouted_steps(findings: Findings, unrouted: Iterable[Unrouted], now_us: int) -> list[Finding]:
@@ -236,6 +253,21 @@ def _of_unrouted(unrouted: Iterable[Unrouted], findings: Findings) -> Iterable[F
             )
 
 
+def is_unrouted_accepted(findings: Findings, one: Unrouted) -> bool:
+    """Whether a person accepted this use, or all of its metric that goes nowhere."""
+    whole = Finding(
+        action="open",
+        cause="mapping_missing",
+        gap="usage",
+        tenant_id=one.tenant,
+        metric=one.metric,
+        units=one.units,
+    )
+    own = msgspec.structs.replace(whole, series=one.series, start_us=one.start_us)
+    # Whether a whole metric's use is still what was accepted is seen when all of it is looked at.
+    return finding_key(whole) in findings.accepted or _is_accepted(findings, finding_key(own), own)
+
+
 def _records(
     findings: Findings, wanted: Mapping[str, Finding], covered: Mapping[str, bool], now_us: int
 ) -> list[Finding]:
@@ -253,19 +285,23 @@ def _records(
         for key in sorted(findings.open_of.get(subject, ())):
             known = findings.open[key]
             if key not in wanted and (is_read or known.record.gap not in _READ_GAPS):
-                records.append(
-                    msgspec.structs.replace(
-                        known.record, action="resolve", id=known.id, repair=None
-                    )
-                )
+                records.append(_resolved(known))
     return records
 
 
+def _resolved(known: OpenFinding) -> Finding:
+    return msgspec.structs.replace(known.record, action="resolve", id=known.id, repair=None)
+
+
 def _is_accepted(findings: Findings, key: str, record: Finding) -> bool:
-    """Accepted amounts are not said again; a metric that nothing bills was accepted whatever it comes to."""
+    """Accepted amounts are not said again; a metric that was never mapped was accepted whatever it comes to.
+
+    That an account is behind is accepted once and never for the next time: nobody would hear of it any more.
+    """
+    if record.account:
+        return False
     known = findings.accepted.get(key)
-    is_metric = record.target is None and not record.series
-    return known is not None and (is_metric or known == record.units)
+    return known is not None and known == record.units
 
 
 def _differs(known: Finding, now: Finding) -> bool:

@@ -46,6 +46,8 @@ class Mark(msgspec.Struct, array_like=True):
     """When something was taken away last."""
     exists: bool = False
     """Its intent in quarantine was refused since Stripe knew the identifier before it was sent."""
+    missing: int = 0
+    """Units of ours that a person accepted as missing at Stripe: should they show there after all, they are nobody else's."""
 
 
 NO_MARK: Final = Mark()
@@ -171,6 +173,8 @@ class Findings:
             # From now on Stripe is expected to hold so much more (or less) than was pushed.
             mark = self._marked(target_id(target))
             mark.offset = str(Fraction(mark.offset) - Fraction(known.record.units))
+            if known.record.cause == "behind":
+                mark.missing = max(0, mark.missing + int(Fraction(known.record.units)))
             return
         self.accepted.pop(key, None)
         self.accepted[key] = known.record.units
@@ -217,7 +221,7 @@ class Findings:
         if record.choice == "period" and offset < 0:
             # What was pushed before is not all visible yet: it still is what Stripe is expected to hold.
             offset = Fraction(0)
-        mark.offset = str(offset)
+        mark.offset, mark.missing = str(offset), 0
 
     # Reading.
 

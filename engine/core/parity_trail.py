@@ -12,6 +12,7 @@ from fractions import Fraction
 from engine.core.configured import CustomerChange, MappingChange
 from engine.core.keeping import EraseChange
 from engine.core.periods import period_in
+from engine.core.push_ledger import LaneState
 from engine.core.push_records import PushDecision, PushIntent, PushOutcome, Target
 from engine.core.push_state import PushState
 from engine.core.records import ControlRecord, TenantEvents
@@ -143,6 +144,12 @@ class ParityTrail:
         state = self.push.ledger.target(target)
         return 0 if state is None else state.pushed
 
+    def pushed_at_us(self, target: Target) -> int:
+        """When something was recorded last of any target that the same summary tells of; 0: never."""
+        of_period = pushed_of(self.push.ledger.lane(target.lane), target)
+        spans = (self.pushes.get(one) for one in (target, *of_period))
+        return max((span.last_at_us for span in spans if span is not None), default=0)
+
     def _note(self, record: PushOutcome | PushDecision, sequence: int, at_us: int) -> None:
         """Fold a record and see what it moves."""
         target = record.target
@@ -184,3 +191,9 @@ class ParityTrail:
         of_period = [] if lane is None else lane.minutes_used(target.start_us)
         offsets = (Fraction(self.push.findings.mark(each.target).offset) for each in of_period)
         return sum(offsets, Fraction(0))
+
+
+def pushed_of(lane: LaneState | None, target: Target) -> dict[Target, int]:
+    """What counts as pushed to each target that the same summary tells of, where that is anything."""
+    of_period = [] if lane is None else lane.minutes_used(target.start_us)
+    return {each.target: each.pushed for each in of_period if each.pushed}

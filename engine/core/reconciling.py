@@ -79,6 +79,8 @@ class BookFacts(NamedTuple):
     """Units of the excess that lie in minutes which hold a multiple of what was acknowledged there."""
     invoiced: str | None = None
     """Units on the final invoice's lines; None: there is none yet, or it was not found."""
+    missing: int = 0
+    """Of all its targets: see `Mark`."""
 
     @property
     def expected(self) -> Fraction:
@@ -246,6 +248,12 @@ def _judge_stripe(
     due = expected - book.fresh + min(0, book.open_units)
     if issue is not None and lowest <= reading <= highest:
         return "differs", issue, False
+    if highest < reading <= highest + book.missing:
+        reason = "Stripe shows by now what was accepted as missing there"
+        found_again = Issue(
+            newest, "stripe", "behind", expected - reading, reason, is_proven=False, repair="accept"
+        )
+        return "differs", found_again, False
     if reading > highest or reading < lowest:
         return "differs", _foreign(book, newest, expected - reading), False
     if due <= reading <= expected:

@@ -26,8 +26,9 @@ FILE_BYTES_MAX: Final = 256 << 20
 PAGES_MAX: Final = 1_000
 """Of 1,000 objects each, when a bucket is listed."""
 OBJECTS_READ_MAX: Final = 200
-"""Of a bucket: the newest, and others evenly between."""
-_NEWEST_READ: Final = 50
+"""Of a bucket: the newest of each log, and others evenly between."""
+_NEWEST_OF: Final = 4
+"""One of so many that are read of a log is among its newest."""
 _KEY: Final = re.compile(r"<Key>([^<]*)</Key>")
 _TOKEN: Final = re.compile(r"<NextContinuationToken>([^<]*)</NextContinuationToken>")
 _CODE: Final = re.compile(r"<Code>([A-Za-z0-9]{1,60})</Code>")
@@ -122,11 +123,22 @@ class BucketAnchors:
         await self._ask("PUT", f"/{quote(f'{self._prefix}{name}.json')}", line)
 
     async def read(self) -> list[bytes]:
-        """The newest anchors, and others evenly between. Raises AnchorFailed."""
-        keys = await self._keys()
-        newest, older = keys[-_NEWEST_READ:], keys[:-_NEWEST_READ]
-        step = max(1, -(-len(older) // (OBJECTS_READ_MAX - _NEWEST_READ)))
-        wanted = [*older[::step], *newest]
+        """The newest anchors of each log, and others evenly between. Raises AnchorFailed."""
+        of_log: dict[str, list[str]] = {}
+        for key in await self._keys():
+            of_log.setdefault(key.rpartition("/")[0], []).append(key)
+        if len(of_log) > OBJECTS_READ_MAX:
+            raise AnchorFailed(
+                f"{self.where} has anchors of {len(of_log)} logs: name that of one, {self.where}/LOG_ID"
+            )
+        wanted: list[str] = []
+        for keys in of_log.values():
+            # A log's newest anchor is what shows that its tail was cut, whatever other logs are anchored beside it.
+            read_max = OBJECTS_READ_MAX // len(of_log)
+            newest_max = max(1, read_max // _NEWEST_OF)
+            newest, older = keys[-newest_max:], keys[:-newest_max]
+            step = max(1, -(-len(older) // max(1, read_max - newest_max)))
+            wanted += [*older[::step], *newest]
         return [(await self._ask("GET", f"/{quote(key)}", b"")).body for key in wanted]
 
     async def _keys(self) -> list[str]:
@@ -140,9 +152,10 @@ class BucketAnchors:
             keys += [unescape(key) for key in _KEY.findall(text)]
             more = _TOKEN.search(text)
             if more is None:
-                break
+                return sorted(key for key in keys if key.endswith(".json"))
             token = unescape(more[1])
-        return sorted(key for key in keys if key.endswith(".json"))
+        # What is not listed are the newest ones, without which a cut tail would pass.
+        raise AnchorFailed(f"{self.where} has more objects than {len(keys)}: move old ones away")
 
     async def _ask(self, method: str, path: str, body: bytes) -> Answer:
         bucket = self._bucket

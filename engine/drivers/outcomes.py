@@ -170,7 +170,7 @@ def _retry_later(problem: Problem) -> RetryLater | None:
 
 def _refusal(problem: Problem, subject: Subject) -> Refused:
     """A 4xx that the same bytes would meet again."""
-    if problem.status == 401 or problem.code in _ACCOUNT_CODES:
+    if is_key_refused(problem):
         return _refused(problem, "account", "Stripe refuses the key: set a valid one and restart")
     if problem.status == 403 or problem.code == "account_invalid":
         if subject.connect_account is not None:
@@ -209,6 +209,11 @@ def _refusal(problem: Problem, subject: Subject) -> Refused:
             f"{_named(subject)} is gone at Stripe or was never there: correct the mapping or the customer",
         )
     return _refused(problem, "request", "")
+
+
+def is_key_refused(problem: Problem) -> bool:
+    """Whether Stripe does not take the key at all: it says nothing of what was asked for, and may be put right."""
+    return problem.status == 401 or problem.code in _ACCOUNT_CODES
 
 
 def is_of_key(problem: Problem) -> bool:

@@ -15,7 +15,7 @@ import msgspec
 from engine import limits
 from engine.core.billing import Unread
 from engine.drivers.calls import LIBRARY_API_VERSION, NotTaken, StripeCalls
-from engine.drivers.outcomes import Problem, is_of_key, read_problem
+from engine.drivers.outcomes import Problem, is_key_refused, is_of_key, read_problem
 from engine.drivers.shapes import Page
 from engine.drivers.wire import WireFailure
 
@@ -124,6 +124,7 @@ def unanswered(problem: Problem) -> Unanswered:
         or problem.type == "rate_limit"
         or problem.code in {"rate_limit", "lock_timeout"}
         or not problem.is_stripes
+        or is_key_refused(problem)
     )
     is_missing = problem.is_stripes and (
         problem.code == "resource_missing" or problem.status == 404

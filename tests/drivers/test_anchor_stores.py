@@ -206,7 +206,7 @@ async def test_of_a_long_history_the_newest_and_some_between_are_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(anchor_stores, "OBJECTS_READ_MAX", 8)
-    monkeypatch.setattr(anchor_stores, "_NEWEST_READ", 4)
+    monkeypatch.setattr(anchor_stores, "_NEWEST_OF", 2)
     with object_store() as store:
         store.page = 7
         store.objects = {f"logs/eu/id/{n:03d}.json": b"%d" % n for n in range(50)}
@@ -215,6 +215,38 @@ async def test_of_a_long_history_the_newest_and_some_between_are_read(
     assert read[-4:] == [46, 47, 48, 49]
     assert len(read) <= 8
     assert read == sorted(read)
+
+
+async def test_each_logs_newest_anchor_is_read_whatever_other_logs_are_anchored_beside_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(anchor_stores, "OBJECTS_READ_MAX", 8)
+    with object_store() as store:
+        store.page = 50
+        for log in ("a", "b", "c"):
+            store.objects |= {
+                f"logs/eu/{log}/{n:03d}.json": f"{log}{n}".encode() for n in range(30)
+            }
+        read = await bucket(store).read()
+        assert {b"a29", b"b29", b"c29"} <= set(read)
+        assert len(read) <= 9
+        alone = await bucket(store, "s3://kept/logs/eu/b").read()
+        assert (alone[-1], {line[:1] for line in alone}) == (b"b29", {b"b"})
+        monkeypatch.setattr(anchor_stores, "OBJECTS_READ_MAX", 2)
+        with pytest.raises(AnchorFailed, match="anchors of 3 logs"):
+            await bucket(store).read()
+
+
+async def test_a_bucket_that_is_too_large_to_list_is_refused_and_not_read_in_part(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(anchor_stores, "PAGES_MAX", 2)
+    with object_store() as store:
+        store.objects = {f"logs/eu/id/{n:03d}.json": b"%d" % n for n in range(7)}
+        with pytest.raises(AnchorFailed, match="more objects than 6"):
+            await bucket(store).read()
+        del store.objects["logs/eu/id/000.json"]
+        assert len(await bucket(store).read()) == 6
 
 
 async def test_what_a_bucket_refuses_is_said_without_a_secret() -> None:

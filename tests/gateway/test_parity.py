@@ -196,6 +196,76 @@ async def test_what_stripe_held_at_the_baseline_is_expected_of_it_beside_what_wa
     assert (target["verdict"], document["verdict"]) == ("green", "green")
 
 
+async def looked(server: Served) -> None:
+    """Reconciliation has looked at everything just now."""
+    reconciler = server.gateway.meter.started.reconciler
+    for book in await reconciler.books.books(None):
+        assert all(one.is_read for one in (await reconciler.looker.look(book)).looked)
+
+
+async def test_totals_of_one_summary_are_held_against_the_whole_of_it_whoever_read_it(
+    server: Served,
+) -> None:
+    made = await mapped(server)
+    await customer(server)
+    await use(server, "1", 10)
+    await flushed(server)
+    body = {"stripeScale": "2", "cutover": "carry"}
+    await ask(server, "PUT", f"/v1/mappings/{made['id']}", json=body)
+    await use(server, "2", 3)
+    await flushed(server)
+    server.clock.us += HOUR_US
+    await looked(server)
+    document = await certificate(server, maxAgeSeconds=300)
+    for target in document["targets"]:
+        assert float(target["stripe"]["units"]) == float(target["stripe"]["expected"]) == 16
+    assert document["verdict"] == "green"
+    stripe_had(server, "calls", "cus_anna", 5)
+    server.clock.us += HOUR_US
+    await looked(server)
+    document = await certificate(server, maxAgeSeconds=300)
+    found = {(float(one["stripe"]["units"]), one["verdict"]) for one in document["targets"]}
+    assert (len(document["targets"]), found) == (2, {(21, "red")})
+
+
+async def test_what_stripe_held_longer_ago_than_was_asked_for_makes_nothing_green(
+    server: Served,
+) -> None:
+    await mapped(server)
+    await customer(server)
+    await use(server, "1", 10)
+    await flushed(server)
+    assert (await certificate(server, maxAgeSeconds=300))["verdict"] == "green"
+    assert server.stripe is not None
+    server.stripe.add_fault("unavailable", "GET /v1/billing/meters/*")
+    server.clock.us += HOUR_US
+    document = await certificate(server, maxAgeSeconds=300)
+    (target,) = document["targets"]
+    assert (target["stripe"]["units"], target["stripe"]["readAt"]) == (None, None)
+    assert (target["verdict"], document["verdict"]) == ("waiting", "waiting")
+    assert (await certificate(server, maxAgeSeconds=7200))["verdict"] == "green", (
+        "as it was asked for"
+    )
+
+
+async def test_a_push_to_one_total_of_a_summary_makes_the_others_reading_too_old(
+    server: Served,
+) -> None:
+    made = await mapped(server)
+    await customer(server)
+    await use(server, "1", 10)
+    await flushed(server)
+    body = {"stripeScale": "2", "cutover": "carry"}
+    await ask(server, "PUT", f"/v1/mappings/{made['id']}", json=body)
+    await looked(server)
+    await use(server, "2", 3)
+    await flushed(server)
+    server.clock.us += 60_000_000
+    document = await certificate(server, maxAgeSeconds=300)
+    assert {float(one["stripe"]["units"]) for one in document["targets"]} == {16}
+    assert document["verdict"] == "green"
+
+
 async def test_a_period_without_use_is_an_empty_certificate(server: Served) -> None:
     document = await certificate(server)
     assert (document["chains"], document["targets"], document["verdict"]) == ([], [], "empty")

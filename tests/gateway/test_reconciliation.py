@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import urlencode
 
 import pytest
 import trio
 
+from gateway.recon_metrics import KEPT_US
 from gateway.simulator.wire import Request
 from tests.helpers.served import ADMIN_KEY, Served, bearer, served, ten_times_as_fast
 
@@ -18,13 +20,20 @@ TENANT = {"tenantId": "acme"}
 MONTH = "/v1/reconciliation/2026-01"
 
 
-@pytest.fixture
-async def server() -> AsyncIterator[Served]:
+@asynccontextmanager
+async def ticking(**more: str) -> AsyncIterator[Served]:
+    """A server whose clock goes ten times as fast, and which looks twice within half a second."""
     lag = {"reconcile_lag_seconds": "0.5", "reconcile_interval_seconds": "3600"}
-    async with served(stripe={}, **lag) as running, trio.open_nursery() as nursery:
+    async with served(stripe={}, **lag, **more) as running, trio.open_nursery() as nursery:
         nursery.start_soon(ten_times_as_fast, running.clock)
         yield running
         nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[Served]:
+    async with ticking() as running:
+        yield running
 
 
 async def ask(server: Served, method: str, path: str, status: int = 200, **more: Any) -> Any:
@@ -130,6 +139,24 @@ async def test_what_stripe_does_not_tell_any_more_is_unread_and_not_green(server
     (row,) = report["reports"]
     assert (row["stripeTotal"], row["verdict"]) == (30, "unread"), "the last that was read"
     assert (report["summary"]["unread"], report["summary"]["green"]) == (1, False)
+    answer = await server.client.get(MONTH, params=TENANT | {"format": "csv"})
+    (line, total) = csv.DictReader(io.StringIO(answer.text))
+    assert (line["status"], line["verdict"], line["lookedAt"]) == ("ok", "unread", row["lookedAt"])
+    assert (total["id"], total["verdict"]) == ("TOTAL", "")
+    months = TENANT | {"periodStart": "2026-01", "periodEnd": "2026-01"}
+    summary = await ask(server, "GET", "/v1/reconciliation/summary", params=months)
+    assert (summary["perMetric"][0]["unread"], summary["overall"]["unread"]) == (1, 1)
+    path = "/v1/reconciliation/summary"
+    answer = await server.client.get(path, params=months | {"format": "csv"})
+    sums = list(csv.DictReader(io.StringIO(answer.text)))
+    assert [one["unread"] for one in sums] == ["1", "1"]
+    await server.gateway.metrics.recon.refresh()
+    assert b"\nreconciliation_unread 1" in server.gateway.metrics.exposition()
+    server.stripe.clear_faults()
+    await run(server)
+    server.clock.us += KEPT_US
+    await server.gateway.metrics.recon.refresh()
+    assert b"\nreconciliation_unread 0" in server.gateway.metrics.exposition()
 
 
 async def test_usage_whose_place_at_stripe_is_not_known_yet_is_unread_in_its_own_month(
@@ -269,6 +296,79 @@ async def test_usage_that_goes_nowhere_is_a_row_of_its_own(server: Served) -> No
     assert (row["periodEnd"], row["verdict"]) == (None, "differs"), "nothing is there to be read"
 
 
+async def test_use_that_goes_nowhere_is_no_green_month_however_many_it_concerns(
+    server: Served,
+) -> None:
+    customers = 5
+    await mapped(server)
+    await used(server, 3)
+    await run(server)
+    assert (await ask(server, "GET", MONTH, params=TENANT))["summary"]["green"]
+    for number in range(customers):
+        await used(server, 7, f"nobody-{number}")
+    await used(server, 4, metric="never_mapped")
+    summary = (await ask(server, "GET", MONTH, params=TENANT))["summary"]
+    assert (summary["green"], summary["unread"]) == (False, customers), "nobody has looked yet"
+    await run(server)
+    await used(server, 2, "nobody-0")
+    report = await ask(server, "GET", MONTH, params=TENANT)
+    summary = report["summary"]
+    assert (summary["green"], summary["unread"], summary["investigating"]) == (False, 0, 2)
+    calls, never, fine = report["reports"]
+    assert calls["localTotal"] == 7 * customers + 2, "as it is now, not as it was found"
+    assert len(calls["customerRefs"]) == customers
+    assert (never["metric"], never["localTotal"], never["status"]) == (
+        "never_mapped",
+        4,
+        "investigate",
+    )
+    assert fine["status"] == "ok"
+    await server.gateway.metrics.recon.refresh()
+    text = server.gateway.metrics.exposition().decode()
+    assert f'reconciliation_diff_abs{{metric="calls",period="2026-01"}} {7 * customers + 2}' in text
+    assert 'metric="never_mapped"' not in text, "nobody said that it is billed"
+    before = await ask(server, "GET", "/v1/reconciliation/2025-12", params=TENANT)
+    assert before["reports"] == [], "it is of its own month"
+    ids = [one["id"] for one in report["suggestedAdjustments"]]
+    body = TENANT | {"adjustmentIds": ids, "reason": "not billed on purpose", "action": "accept"}
+    assert (await ask(server, "POST", "/v1/reconciliation/adjustments", json=body))["applied"] == 2
+
+
+async def test_a_tenant_is_told_of_its_own_totals_that_lag_and_of_nobody_elses() -> None:
+    async with ticking(auth="required") as server:
+        keys = {
+            tenant: await server.key(tenant, "project:write", "reconciliation:*")
+            for tenant in ("acme", "other", "third")
+        }
+        assert server.stripe is not None
+        for tenant, customers in (("acme", 4), ("other", 2), ("third", 1)):
+            headers = bearer(keys[tenant])
+            body = {"metric": "calls", "meterEventName": "calls"}
+            await ask(server, "POST", "/v1/mappings", 201, json=body, headers=headers)
+            if tenant == "acme":
+                server.stripe.add_fault("lag", "POST /v1/billing/meter_events", seconds=90_000.0)
+            elif tenant == "third":
+                server.stripe.clear_faults()
+            for number in range(customers):
+                event = {"metric": "calls", "customerRef": f"cus_{tenant}{number}", "quantity": 5}
+                event |= {"idempotencyKey": "1"}
+                await server.ingest(event, headers=headers)
+            await ask(server, "POST", "/v1/pushes/flush", json={}, headers=headers)
+        for _ in range(2):
+            await trio.sleep(0.2)
+            await server.gateway.meter.started.reconciler.start(None).ended.wait()
+        found = {}
+        for tenant, key in (keys | {"": ADMIN_KEY}).items():
+            report = await ask(server, "GET", MONTH, headers=bearer(key))
+            found[tenant] = [(one["cause"], one["targets"]) for one in report["notices"]]
+        assert found == {
+            "acme": [("behind", 4)],
+            "other": [("behind", 2)],
+            "third": [],
+            "": [("behind", 6)],
+        }
+
+
 async def test_a_run_of_another_tenant_does_not_exist() -> None:
     async with served(stripe={}, auth="required") as server:
         key = await server.key("acme", "reconciliation:*")
@@ -288,3 +388,5 @@ async def test_without_a_way_to_stripe_there_is_nothing_to_compare_with() -> Non
         await ask(server, "POST", "/v1/reconciliation/run", 409, json=TENANT)
         report = await ask(server, "GET", MONTH, params=TENANT)
         assert report["reports"] == []
+        said = server.gateway.metrics.exposition()
+        assert b"\nrecon_last_run_timestamp_seconds " not in said, "no alert waits for a run"

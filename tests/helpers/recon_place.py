@@ -32,11 +32,16 @@ class RefusingWire(SimulatorWire):
         super().__init__(state)
         self.refused: dict[str, str] = {}
         """Customer to what Stripe says."""
+        self.is_key_refused = False
 
     async def exchange(
         self, method: str, url: str, headers: Mapping[str, str], body: bytes
     ) -> Answer:
         """As a socket would."""
+        if self.is_key_refused:
+            await trio.lowlevel.checkpoint()
+            error = {"error": {"type": "invalid_request_error", "message": "Invalid API Key"}}
+            return Answer(401, {"content-type": "application/json"}, json.dumps(error).encode())
         for customer, message in self.refused.items():
             if url.endswith("/billing/meter_events") and customer.encode() in body:
                 await trio.lowlevel.checkpoint()

@@ -15,7 +15,7 @@ from gateway.metrics import DESCRIPTIONS
 ROOT = Path(__file__).parents[2]
 GROUPS: list[Any] = YAML(typ="safe").load((ROOT / "ops" / "alerts.yml").read_text())["groups"]
 RULES = [rule for group in GROUPS for rule in group["rules"]]
-WORDS = {"max", "sum", "by", "and", "time", "increase", "metric", "period", "cause"}
+WORDS = {"max", "sum", "by", "and", "time", "increase", "absent", "metric", "period", "cause"}
 DURATION = re.compile(r"[0-9]+[smhd]")
 by_rule = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
 

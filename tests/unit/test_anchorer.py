@@ -108,6 +108,24 @@ async def test_there_is_one_an_interval_and_none_while_nothing_happens(
     nursery.cancel_scope.cancel()
 
 
+async def test_what_no_anchor_covers_yet_is_told_between_two_of_them_too(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    place = Place(interval_seconds=86_400)
+    nursery.start_soon(place.anchorer.run)
+    place.grow(1)
+    await trio.sleep(10)
+    assert (place.positions(), place.anchorer.behind_us()) == ([1], 0)
+    place.grow(2)
+    await trio.sleep(100)
+    assert 98 < place.anchorer.behind_us() / 1e6 <= 100
+    assert place.positions() == [1]
+    autojump_clock.jump(86_400)
+    await trio.sleep(3)
+    assert (place.positions(), place.anchorer.behind_us()) == ([1, 2], 0)
+    nursery.cancel_scope.cancel()
+
+
 async def test_what_fails_is_tried_again_with_backoff_and_shown(
     place: Place, autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:

@@ -1,8 +1,10 @@
-"""Who waits to ask Stripe about a destination: no longer than there is a reason to."""
+"""Who waits to ask Stripe about a destination: no longer than there is a reason to; and what is told of a key."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from collections.abc import Mapping
 from random import Random
 from typing import Any
 
@@ -16,6 +18,7 @@ from engine.core.pace import FAILURES_MAX
 from engine.drivers.wire import Answer
 from gateway.simulator.ledger import Limits, Settings
 from tests.helpers.push_place import PushPlace, VirtualClock
+from tests.helpers.simulator_wire import SimulatorWire
 
 
 class Billing:
@@ -98,3 +101,45 @@ async def test_no_simulator_refuses_a_call_for_its_rate(
         seconds = autojump_clock.current_time() - began
     assert statuses.keys() == {200}
     assert (seconds > 2) == (limits is not None)
+
+
+class LockedWire(SimulatorWire):
+    """Stripe that lets the key read and not send to some path, while it is told to."""
+
+    refused: str | None = None
+
+    async def exchange(
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes
+    ) -> Answer:
+        """As a socket would."""
+        if self.refused is not None and self.refused in url and method == "POST":
+            await trio.lowlevel.checkpoint()
+            error = {"error": {"type": "invalid_request_error", "message": "No."}}
+            return Answer(403, {}, json.dumps(error).encode())
+        return await super().exchange(method, url, headers, body)
+
+
+async def test_that_a_key_is_refused_is_told_until_a_push_goes_through_it_and_no_longer(
+    autojump_clock: trio.testing.MockClock,  # noqa: ARG001 - so that waiting takes no time
+) -> None:
+    place = PushPlace()
+    place.wire = wire = LockedWire(place.stripe)
+    async with place.running() as meter:
+        await place.map(meter)
+        await place.use(meter, 30)
+        await trio.sleep(30)
+        assert meter.started.pusher.connections()["main"].error is None
+        wire.refused = "/billing/meter_events"
+        await place.use(meter, 5)
+        await trio.sleep(30)
+        told = meter.started.pusher.connections()["main"].error
+        assert told is not None
+        assert "key" in told
+        wire.refused = None
+        await trio.sleep(630)
+        assert place.total() == 35
+        assert meter.started.pusher.connections()["main"].error is None
+        wire.refused = "/billing/meter_events"
+        await place.use(meter, 1)
+        await trio.sleep(30)
+        assert meter.started.pusher.connections()["main"].error is not None, "refused anew"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
+import msgspec
 import pytest
 import trio
 import trio.testing
@@ -170,6 +171,48 @@ def test_a_suggestion_that_is_applied_twice_at_once_is_made_once() -> None:
     told(story)
 
 
+def test_only_what_stripe_is_seen_to_hold_too_much_just_before_is_taken_back() -> None:
+    async def story(place: ReconPlace, meter: Meter) -> None:
+        await place.foreign(5)
+        await place.until_looked(meter)
+        (found,) = meter.push.findings.open.values()
+        record = found.record
+        found.record = msgspec.structs.replace(record, units="-0.5")
+        with pytest.raises(Conflict, match="less than one unit"):
+            await place.apply(meter, found.id)
+        found.record = record
+        place.stripe.add_fault("unavailable", "GET /v1/billing/meters/*", count=1)
+        with pytest.raises(Conflict, match="could not be read"):
+            await place.apply(meter, found.id)
+        await place.foreign(-3)
+        await trio.sleep(30)
+        with pytest.raises(Conflict, match="something else by now"):
+            await place.apply(meter, found.id)
+        await trio.sleep(30)
+        assert found_of(meter) == {("stripe", "foreign", "-2")}, "it was looked at again"
+        await place.apply(meter, only(meter))
+        await place.until_looked(meter)
+        assert (place.total(), found_of(meter)) == (30, set())
+
+    told(story)
+
+
+def test_an_intent_in_doubt_is_not_settled_by_what_stripe_held_once() -> None:
+    async def story(place: ReconPlace, meter: Meter) -> None:
+        await quarantined(place, meter, "cus_anna")
+        place.stripe.clear_faults()
+        await place.foreign(10)
+        await place.until_looked(meter)
+        await place.foreign(-10)
+        await trio.sleep(30)
+        with pytest.raises(Conflict, match="something else by now"):
+            await place.apply(meter, only(meter))
+        await place.until_looked(meter)
+        assert found_of(meter) == {("push", "quarantined", "10")}
+
+    told(story)
+
+
 def test_what_a_total_at_stripe_holds_before_we_came_is_none_of_ours_to_find() -> None:
     async def story(place: ReconPlace, meter: Meter) -> None:
         await place.foreign(50, "cus_bert")
@@ -208,5 +251,28 @@ def test_rejections_that_stripe_does_not_name_are_a_hint_beside_what_is_missing_
         assert found.record.cause == "behind"
         assert "3 rejected events" in (found.record.reason or "")
         assert place.total() == 30, "nothing is sent again for a hint"
+
+    told(story)
+
+
+def test_what_was_accepted_as_missing_and_shows_after_all_is_nobody_elses() -> None:
+    async def story(place: ReconPlace, meter: Meter) -> None:
+        place.stripe.add_fault("lag", EVENTS, seconds=900.0, count=1)
+        await place.use(meter, 12)
+        await place.until_looked(meter)
+        assert found_of(meter) == {("stripe", "behind", "12")}
+        await place.apply(meter, only(meter), "accept")
+        await place.until_looked(meter)
+        assert found_of(meter) == set()
+        await trio.sleep(600)
+        await place.until_looked(meter)
+        assert found_of(meter) == {("stripe", "behind", "-12")}, "and nothing is to be taken back"
+        (found,) = meter.push.findings.open.values()
+        assert found.record.repair == "accept"
+        await place.apply(meter, found.id)
+        await place.foreign(5)
+        await place.until_looked(meter)
+        assert found_of(meter) == {("stripe", "foreign", "-5")}
+        assert place.total() == 47
 
     told(story)
