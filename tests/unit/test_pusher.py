@@ -9,6 +9,7 @@ import trio.testing
 
 from engine.actors.administration import Administration, By, Wanted
 from engine.actors.push_desk import Unproven
+from engine.actors.push_keeping import keeping
 from engine.actors.supervisor import Meter
 from engine.core.configured import Customer, Mapping
 from engine.errors import Conflict
@@ -59,15 +60,16 @@ async def test_what_was_moved_goes_as_soon_as_it_is_taken_back_where_it_was(
         assert (new.standing, new.due, old.standing) == ("held", 3, "in_flight")
         assert "of cus_anna" in str(new.reason)
         assert "billed twice" in str(new.reason)
+        erased = ("acme", {"cus_anna": "erased"}, "test")
         with pytest.raises(Conflict, match="not taken back yet"):
-            await meter.started.pusher.keeping("acme", {"cus_anna": "erased"}, "test")
+            await keeping(meter.started.push, *erased, is_command=False)
         await trio.sleep(1_200)  # nobody does anything
         assert place.total() == 0
         places = [place.total("cus_ben"), place.total(meter="seats")]
         assert sorted(places) == [0, 3]
         reports = await meter.started.pusher.targets("acme")
         assert [one.standing for one in reports] == ["current"] * 2
-        assert await meter.started.pusher.keeping("acme", {"cus_anna": "erased"}, "test")
+        assert await keeping(meter.started.push, *erased, is_command=False)
 
 
 async def test_a_stop_waits_for_what_stripe_says_and_the_next_start_sends_nothing_again(
