@@ -40,7 +40,7 @@ _ONE_ACCEPTED = bytes((ACCEPTED,))
 COMPANY_SECONDS_MAX: Final = 0.005
 """What may wait for company waits so long for it."""
 FOLDED_AT_ONCE_MAX: Final = 128
-"""Events of a group that are folded in the turn in which it is found durable: a millisecond at most. More are folded by
+"""Events and control records of a group that are folded in the turn in which it is found durable: a millisecond at most. More are folded by
 the shards in turns of their own."""
 
 
@@ -462,7 +462,7 @@ class LogWriter:
         self.published_sequence = next_sequence
         self._on_published(group, next_sequence)
         self._give_log_back()
-        at_once = group.events <= FOLDED_AT_ONCE_MAX
+        at_once = group.events + len(group.controls) <= FOLDED_AT_ONCE_MAX
         for shard, share in work:
             shard.give(share, at_once=at_once)
         if not work:

@@ -12,6 +12,7 @@ import trio.testing
 from engine.actors import log_writer, shard
 from engine.actors.group import Group
 from engine.actors.shard import FoldWork, PartitionRequest, Shard
+from engine.core.records import SettingsChange
 from engine.core.shard_state import ShardState
 from engine.limits import PARTITIONS
 from tests.helpers.pushing import Book, baseline, view
@@ -104,6 +105,27 @@ async def test_events_are_folded_in_the_order_of_the_log_at_once_or_in_turn(
             await offer.settled()
         assert folded == sorted(folded)
         assert b.total() == 120
+
+
+@pytest.mark.parametrize(("records", "turns_of_their_own"), [(3, False), (4, True)])
+async def test_many_control_records_are_folded_in_turns_of_their_own_as_many_events_are(
+    monkeypatch: pytest.MonkeyPatch, records: int, *, turns_of_their_own: bool
+) -> None:
+    monkeypatch.setattr(log_writer, "FOLDED_AT_ONCE_MAX", 3)
+    async with bench() as b:
+        folded_in: list[trio.lowlevel.Task] = []
+        for shard_ in b.shards:
+            monkeypatch.setattr(
+                shard_.state,
+                "fold_control",
+                lambda *_, **_more: folded_in.append(trio.lowlevel.current_task()),
+            )
+        await b.writer.append_controls(
+            [SettingsChange(lateness_us=n, late_policy="auto", actor="a") for n in range(records)]
+        )
+        assert len(folded_in) == records * len(b.shards)
+        assert len(b.shards) > 1
+        assert (len(set(folded_in)) > 1) == turns_of_their_own
 
 
 async def test_records_that_may_wait_share_the_commit_of_what_may_not() -> None:
