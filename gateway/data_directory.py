@@ -80,8 +80,10 @@ class DataDirectory:
             os.close(lock_file)
             raise StartRefused(self._refusal(error, holder)) from error
         # The pid is for people only: the lock is the flock itself, never this text.
-        os.ftruncate(lock_file, 0)
-        os.pwrite(lock_file, f"{os.getpid()}\n".encode(), 0)
+        # A full disk may not take it, and must not keep a server from starting that could answer what is there.
+        with contextlib.suppress(OSError):
+            os.ftruncate(lock_file, 0)
+            os.pwrite(lock_file, f"{os.getpid()}\n".encode(), 0)
         self._lock_file = lock_file
 
     def release(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import signal
@@ -112,6 +113,21 @@ def test_an_unreadable_pid_still_refuses(tmp_path: Path) -> None:
     with pytest.raises(StartRefused, match="another process"):
         second.lock()
     assert second.holder_pid() == 0
+    first.release()
+
+
+def test_a_disk_too_full_for_the_pid_does_not_stop_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    first = DataDirectory(tmp_path / "data")
+    with monkeypatch.context() as patch:
+        patch.setattr(data_directory.os, "pwrite", full)
+        first.lock()
+    with pytest.raises(StartRefused, match="in use by another process"):
+        DataDirectory(tmp_path / "data").lock()
     first.release()
 
 
