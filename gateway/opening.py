@@ -40,6 +40,8 @@ def open_meter(
 
     Read-only it appends nothing; the log must be there. Raises StartRefused when the log or an index can't be opened.
     """
+    if (lost := directory.without_its_log()) is not None:
+        raise StartRefused(lost)
     try:
         if not is_read_only and (compaction := compact_if_asked(directory.log_path)) is not None:
             _logger.info("log_compaction", result=compaction)

@@ -13,9 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from engine.config import load
 from engine.errors import StartRefused
 from gateway import data_directory
 from gateway.data_directory import DataDirectory
+from gateway.doctor import examine
+from gateway.opening import open_meter
+from wal.log import Draft, DraftPart
 
 HOLD = """
 import sys, time
@@ -129,6 +133,41 @@ def test_a_disk_too_full_for_the_pid_does_not_stop_the_start(
     with pytest.raises(StartRefused, match="in use by another process"):
         DataDirectory(tmp_path / "data").lock()
     first.release()
+
+
+def opened(directory: DataDirectory) -> int:
+    """How many records the log has after a start that appends one."""
+    meter = open_meter(load({}, None, {}), directory)
+    meter.log.append((Draft(1, 1, 0, (DraftPart(1, b"x"),)),))
+    position = meter.log.head().next_sequence
+    for part in (meter.log, meter._cells, meter._runs):
+        part.close()
+    return position
+
+
+@pytest.mark.lmdb
+def test_a_log_that_is_gone_from_beside_its_indexes_is_not_begun_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    directory = DataDirectory(tmp_path / "data")
+    directory.lock()
+    assert directory.without_its_log() is None
+    assert opened(directory) == 1
+    away = tmp_path / "not mounted"
+    directory.log_path.rename(away)
+    directory.create()
+    for _ in range(2):
+        with pytest.raises(StartRefused, match="would count again") as refused:
+            open_meter(load({}, None, {}), directory)
+        assert str(directory.log_path) in str(refused.value)
+        assert not list(directory.log_path.iterdir()), "nothing is made in its place"
+    report = examine({"STRIPEMETER_DATA_DIR": str(directory.path)})
+    assert str(refused.value) in report.problems
+    directory.log_path.rmdir()
+    away.rename(directory.log_path)
+    assert opened(directory) == 2, "the old one goes on"
+    directory.release()
 
 
 def test_a_directory_that_cannot_be_made_is_refused_with_what_to_do(tmp_path: Path) -> None:
