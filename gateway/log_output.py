@@ -208,14 +208,28 @@ class Output(io.TextIOBase):
 
 def install(dropped_line: Callable[[int], str]) -> None:
     """Put an Output in the place of stdout and stderr, for the rest of the process; its end waits for the last lines."""
+    _open_what_is_closed()
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is None or isinstance(stream, Output):
-            continue  # closed by who started us
+        if isinstance(stream, Output):
+            continue
         with suppress(io.UnsupportedOperation):  # no descriptor: it waits for nobody
             output = Output(stream, dropped_line, WAITING_BYTES_MAX)
             setattr(sys, name, output)
             atexit.register(output.drain)
+
+
+def _open_what_is_closed() -> None:
+    """Have all three, if to nowhere: else the next file takes the number, and a library's word on stderr goes into the log."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            nothing = os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(nothing, True)
+            assert nothing == number, "the lowest that is free"
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
 
 
 def drain() -> None:

@@ -167,3 +167,20 @@ def test_the_last_lines_before_an_end_are_read(end: str) -> None:
     assert ended.returncode == (1 if end.startswith("raise") else 3)
     if end.startswith("raise"):
         assert lines[-1] == "RuntimeError"
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&-", "<&- >&- 2>&-"])
+def test_a_standard_stream_that_is_closed_is_not_a_file_of_ours_next(
+    closed: str, tmp_path: Path
+) -> None:
+    program = (
+        "import os, sys; from gateway.log_output import install; install(str)\n"
+        "with open(sys.argv[1], 'w') as data:\n"
+        "    assert data.fileno() > 2\n"
+        "    print('x'); print('y', file=sys.stderr); os.write(2, b'z')\n"
+        "    data.write('fine')"
+    )
+    path = tmp_path / "data"
+    shell = f'exec "$0" -c "$1" "$2" {closed}'
+    subprocess.run(["sh", "-c", shell, sys.executable, program, path], cwd=ROOT, check=True)
+    assert path.read_text() == "fine"
