@@ -242,7 +242,10 @@ class FileSnapshots:
 
     def names(self) -> list[str]:
         """See `SnapshotStore.names`."""
-        names = [path.name for path in self._directory.iterdir()]
+        try:
+            names = [path.name for path in self._directory.iterdir()]
+        except OSError as error:
+            raise _failed(error) from error
         return sorted(filter(_NAME.fullmatch, names), reverse=True)
 
     def load(self, name: str) -> Snapshot:
@@ -345,7 +348,11 @@ class _Files(Protocol):
 
 def _newest_valid(store: _Files, log_id: bytes, epoch: int, head_sequence: int) -> Found:
     skipped: list[Skipped] = []
-    for name in store.names():
+    try:
+        names = store.names()
+    except SnapshotError as error:
+        return Found(None, (Skipped("all", f"{error}"),))
+    for name in names:
         try:
             snapshot = store.load(name)
         except SnapshotDamaged as error:
