@@ -36,6 +36,9 @@ QUEUE_EVENTS_MAX: Final = 50_000
 QUEUE_BYTES_MAX: Final = 64 << 20
 GROUP_PARTS_MAX: Final = 0xFFFF // 2
 """Tenants (and operations of theirs) with events in one group: its record counts their parts, two each, in 16 bits."""
+WRITE_US_MAX: Final = 10 * 1_000_000
+"""A write to the log that takes longer is a disk that is stuck: it shows in readiness, and ingest is refused at once until
+it ends. A healthy disk takes milliseconds, a rotating one under load tenths of a second."""
 SHARD_INBOX_MAX: Final = 64
 """Groups that wait for a shard; the writer waits beyond it."""
 

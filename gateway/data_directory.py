@@ -2,7 +2,8 @@
 
 Rules it keeps: one server at a time, by an advisory lock that the kernel drops with the process, so that a
 kill never leaves a stale one; what it makes is for the owner alone; a secret appears whole or not at all,
-and is never made twice. It must not know what is in the log, the indexes or the snapshots.
+and is never made twice. It must not know what is in the log, the indexes or the
+snapshots, only whether they are there.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from engine.errors import StartRefused
 PEPPER_BYTES: Final = 32
 SIGNING_SEED_BYTES: Final = 32
 LOCK_BYTES_MAX: Final = 32
+LOG_FILE: Final = "data.mdb"
 LOCK_ATTEMPTS: Final = 10
 LOCK_PAUSE_SECONDS: Final = 0.02
 _OWNER_ONLY: Final = 0o700
@@ -80,8 +82,10 @@ class DataDirectory:
             os.close(lock_file)
             raise StartRefused(self._refusal(error, holder)) from error
         # The pid is for people only: the lock is the flock itself, never this text.
-        os.ftruncate(lock_file, 0)
-        os.pwrite(lock_file, f"{os.getpid()}\n".encode(), 0)
+        # A full disk may not take it, and must not keep a server from starting that could answer what is there.
+        with contextlib.suppress(OSError):
+            os.ftruncate(lock_file, 0)
+            os.pwrite(lock_file, f"{os.getpid()}\n".encode(), 0)
         self._lock_file = lock_file
 
     def release(self) -> None:
@@ -141,6 +145,22 @@ class DataDirectory:
             message = f"{path} has {len(secret)} bytes, not {size_bytes}: {lost}"
             raise StartRefused(message)
         return secret
+
+    def without_its_log(self) -> str | None:
+        """What to say where the log is gone and what was derived from it is there; None: all is as it should be.
+
+        A log that is made anew in its place knows no event of the old one: every retry would count again.
+        """
+        if (self.log_path / LOG_FILE).exists():
+            return None
+        parts = (self.keys_path, self.rollups_path, self.snapshots_path, self.archives_path)
+        found = next((path for part in parts for path in part.glob("*")), None)
+        if found is None:
+            return None
+        return (
+            f"{self.log_path} has no log, but {found} is left of one: mount its disk, put it back, or restore a "
+            "backup; to begin anew name another directory, since what was counted before would count again"
+        )
 
     def open_to_others(self) -> list[Path]:
         """The paths that users other than the owner may write to, or, of a secret, read; for the doctor."""

@@ -125,6 +125,8 @@ def _directory(directory: DataDirectory, problems: list[str], notes: list[str]) 
         )
     if not path.exists():
         notes.append(f"{path} is not there yet: `stripemeter serve` makes it")
+    if (lost := directory.without_its_log()) is not None:
+        problems.append(lost)
     problems += [
         f"{other} is open to other users: run chmod go= {other}"
         for other in directory.open_to_others()

@@ -131,7 +131,7 @@ def _checks(gateway: Gateway) -> Checks:
     return Checks(
         log=_check(
             "failed",
-            writer.last_error,
+            _stuck(writer.stuck_us) or writer.last_error,
             position | {"queuedEvents": events, "queuedBytes": size_bytes},
         ),
         shards=Check("ok", facts={"waitingGroups": waiting_groups}),
@@ -178,6 +178,12 @@ def _stripe(gateway: Gateway) -> Check:
     if standings is not None:
         facts["targetsThatNeedAPerson"] = standings.need_person
     return _check("degraded", "; ".join(errors) or None, facts)
+
+
+def _stuck(stuck_us: int) -> str | None:
+    if not stuck_us:
+        return None
+    return f"a write to the log has not ended for {stuck_us // 1_000_000} s: look at its disk; ingest is refused meanwhile"
 
 
 def _check(when_wrong: CheckStatus, problem: str | None, facts: dict[str, Any]) -> Check:

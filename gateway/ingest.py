@@ -334,13 +334,12 @@ class Ingest:
     def _over_limit(self, tenants: Mapping[str, _TenantRows]) -> Problem | None:
         limiter = self._gateway.limiter
         assert limiter is not None
-        now_us = self._gateway.clock.monotonic_us()
-        for tenant, of in tenants.items():
-            wait_seconds = limiter.take(tenant, len(of.indexes), now_us)
-            if wait_seconds is not None:
-                detail = "the tenant's rate limit is reached; retry after the time in Retry-After"
-                return Problem(429, detail, retry_after_seconds=wait_seconds)
-        return None
+        wanted = {tenant: len(of.indexes) for tenant, of in tenants.items()}
+        wait_seconds = limiter.take(wanted, self._gateway.clock.monotonic_us())
+        if wait_seconds is None:
+            return None
+        detail = "the tenant's rate limit is reached; retry after the time in Retry-After"
+        return Problem(429, detail, retry_after_seconds=wait_seconds)
 
     def _measure(
         self,

@@ -52,7 +52,7 @@ def configure(
     """
     stream = stream or sys.stderr
     on_terminal = stream.isatty()
-    console = output_format == "console" or (output_format == "auto" and on_terminal)
+    console = is_console(output_format, stream)
     least_level = logging.getLevelNamesMapping()[level.upper()]
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -87,6 +87,11 @@ def configure(
         logger.handlers = []
         logger.propagate = True
         logger.setLevel(logging.NOTSET)
+
+
+def is_console(output_format: str, stream: TextIO) -> bool:
+    """Whether lines to this stream are for eyes."""
+    return output_format == "console" or (output_format == "auto" and stream.isatty())
 
 
 class RequestLines:
@@ -128,8 +133,7 @@ class RequestLines:
         if stream is not self._seen:
             self.flush()
             self._seen = stream
-            console = self._format == "console" or (self._format == "auto" and stream.isatty())
-            self._line = _CONSOLE_REQUEST if console else _JSON_REQUEST
+            self._line = _CONSOLE_REQUEST if is_console(self._format, stream) else _JSON_REQUEST
         second, fraction_us = divmod(now_us, 1_000_000)
         if second != self._second:
             self._second, self._second_text = second, format_instant(second * 1_000_000)[:19]
@@ -150,6 +154,17 @@ class RequestLines:
                 self._seen.write(text)
 
 
+def dropped_line(lines: int, *, console: bool, now_us: int) -> str:
+    """What tells that so many lines are missing, where they are missing."""
+    at = format_instant(now_us)
+    return (_CONSOLE_DROPPED if console else _JSON_DROPPED) % (at, lines)
+
+
+_CONSOLE_DROPPED: Final = "%s [warning  ] log_lines_dropped  [stripemeter.log] lines=%d\n"
+_JSON_DROPPED: Final = (
+    '{"timestamp": "%s", "lines": %d, "event": "log_lines_dropped", "level": "warning", '
+    '"logger": "stripemeter.log"}\n'
+)
 _CONSOLE_REQUEST: Final = (
     "%s [info     ] request  [stripemeter.access] "
     "method=%s ms=%.3f request_id=%s route=%s status=%d\n"

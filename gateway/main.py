@@ -28,7 +28,7 @@ from engine.config import Settings
 from engine.errors import StartRefused
 from engine.ports import Fatal
 from engine.witness.canonical import Signer
-from gateway import collector
+from gateway import collector, log_output
 from gateway.anchoring import store_of
 from gateway.asgi import create_asgi
 from gateway.auth import Access
@@ -135,7 +135,12 @@ def _exit_fatal(reason: BaseException) -> NoReturn:
     _logger.critical("fatal", reason=str(reason))
     # Nothing waits for a clean end here: the disk or the log can't be trusted, the next start recovers.
     _tell(f"stripemeter: {reason}\n", sys.stderr)
-    os._exit(EXIT_FATAL)
+    _exit_hard(EXIT_FATAL)
+
+
+def _exit_hard(code: int) -> NoReturn:
+    log_output.drain()
+    os._exit(code)
 
 
 async def _serve_http(gateway: Gateway, stop: trio.Event) -> None:
@@ -244,7 +249,7 @@ async def _stop_on_signal(gateway: Gateway, stop: trio.Event) -> None:
         async for number in received:
             if stop.is_set():
                 _logger.warning("second_signal", signal=signal.Signals(number).name)
-                os._exit(EXIT_STOPPED)
+                _exit_hard(EXIT_STOPPED)
             _logger.info("stopping", signal=signal.Signals(number).name)
             _exit_hard_after(gateway.settings.shutdown_grace_seconds)
             gateway.is_stopping = True
@@ -256,7 +261,7 @@ def _exit_hard_after(seconds: float) -> None:
 
     def end() -> None:
         _tell("stripemeter: the grace period is over; open connections are cut off\n", sys.stderr)
-        os._exit(EXIT_STOPPED)
+        _exit_hard(EXIT_STOPPED)
 
     timer = threading.Timer(seconds, end)
     timer.daemon = True

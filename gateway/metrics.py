@@ -24,6 +24,7 @@ from prometheus_client.registry import Collector
 from engine.actors.anchorer import Anchorer
 from engine.actors.supervisor import Meter
 from engine.core.times import INSTANT_US_MIN
+from gateway.log_output import lines_dropped
 from gateway.measured_log import Distribution, MeasuredLog
 from gateway.push_metrics import PUSH_DESCRIPTIONS, PushMetrics
 from gateway.recon_metrics import RECON_DESCRIPTIONS, ReconMetrics
@@ -75,6 +76,7 @@ DESCRIPTIONS: Final[dict[str, str]] = {
     "anchor_behind_seconds": "For how long something was acknowledged that no anchor covers.",
     **PUSH_DESCRIPTIONS,
     **RECON_DESCRIPTIONS,
+    "log_lines_dropped_total": "Lines of the server's own log output that nobody took and that are lost.",
     "process_uptime_seconds": "Seconds since the server started.",
     "ready": "1 when the server takes events, else 0.",
 }
@@ -205,6 +207,7 @@ class Metrics:
         uptime_us = meter.clock.monotonic_us() - self._started_us
         yield _gauge("process_uptime_seconds", uptime_us / 1_000_000)
         yield _gauge("ready", 1 if meter.phase == "ready" else 0)
+        yield _counter("log_lines_dropped_total", lines_dropped())
         if meter.phase != "ready":
             return
         if self.streams is not None:

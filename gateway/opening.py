@@ -42,6 +42,8 @@ def open_meter(
     Read-only it appends nothing; the log must be there. With `keeps_settings` the lateness window and the policy are
     the log's, if it has any. Raises StartRefused when the log or an index can't be opened.
     """
+    if (lost := directory.without_its_log()) is not None:
+        raise StartRefused(lost)
     try:
         if not is_read_only and (compaction := compact_if_asked(directory.log_path)) is not None:
             _logger.info("log_compaction", result=compaction)

@@ -103,7 +103,10 @@ class FileArchives:
 
     def names(self) -> list[str]:
         """See ArchiveStore.names."""
-        return sorted(path.name for path in self._directory.glob(f"*{SUFFIX}"))
+        try:
+            return sorted(path.name for path in self._directory.glob(f"*{SUFFIX}"))
+        except OSError as error:
+            raise ArchiveError(f"the archives can't be listed ({error})") from error
 
     def sweep(self) -> None:
         """See ArchiveStore.sweep."""

@@ -245,7 +245,10 @@ class FileSnapshots:
 
     def names(self) -> list[str]:
         """See `SnapshotStore.names`."""
-        names = [path.name for path in self._directory.iterdir()]
+        try:
+            names = [path.name for path in self._directory.iterdir()]
+        except OSError as error:
+            raise _failed(error) from error
         return sorted(filter(_NAME.fullmatch, names), reverse=True)
 
     def load(self, name: str) -> Snapshot:
@@ -349,7 +352,11 @@ class _Files(Protocol):
 def _newest_valid(store: _Files, log_id: bytes, epoch: int, head_sequence: int) -> Found:
     skipped: list[Skipped] = []
     ahead: list[str] = []
-    for name in store.names():
+    try:
+        names = store.names()
+    except SnapshotError as error:
+        return Found(None, (Skipped("all", f"{error}"),))
+    for name in names:
         try:
             snapshot = store.load(name)
         except SnapshotDamaged as error:

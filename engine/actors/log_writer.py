@@ -27,7 +27,7 @@ from engine.actors.shard import Shard
 from engine.actors.splitting import split
 from engine.core.records import ControlRecord
 from engine.errors import Unavailable
-from engine.limits import GROUP_PARTS_MAX, QUEUE_BYTES_MAX, QUEUE_EVENTS_MAX
+from engine.limits import GROUP_PARTS_MAX, QUEUE_BYTES_MAX, QUEUE_EVENTS_MAX, WRITE_US_MAX
 from engine.ports import Appender, Clock, Fatal, ResultT, RunBlocking
 from wal.key_index import KeyIndex
 from wal.log import Envelope, Log, LogError, LogStateUnknown
@@ -40,7 +40,7 @@ _ONE_ACCEPTED = bytes((ACCEPTED,))
 COMPANY_SECONDS_MAX: Final = 0.005
 """What may wait for company waits so long for it."""
 FOLDED_AT_ONCE_MAX: Final = 128
-"""Events of a group that are folded in the turn in which it is found durable: a millisecond at most. More are folded by
+"""Events and control records of a group that are folded in the turn in which it is found durable: a millisecond at most. More are folded by
 the shards in turns of their own."""
 
 
@@ -109,6 +109,8 @@ class LogWriter:
         """There is something for `_start_due` to do."""
         self._writing = trio.Semaphore(1)
         """Taken while the log is written to: it takes one writer at a time. Given from one to the next in order."""
+        self._writing_since_us: int | None = None
+        """When the write to the log began that is under way."""
         self._is_gathering = False
         self._closing = False
         self.drained = trio.Event()
@@ -128,12 +130,23 @@ class LogWriter:
         """Events and bytes that wait for the next commit."""
         return self._filling.events, self._filling.bytes
 
+    @property
+    def stuck_us(self) -> int:
+        """For how long a write has been under way that takes too long; 0: there is none. Shown in readiness."""
+        if self._writing_since_us is None:
+            return 0
+        took_us = self._clock.monotonic_us() - self._writing_since_us
+        return took_us if took_us > WRITE_US_MAX else 0
+
     def _admit(self, events: int, size_bytes: int, part: str | None = None) -> Group:
         if self._closing:
             raise Unavailable("the server is stopping; retry on the next one")
         group = self._filling
         if group.events + events > QUEUE_EVENTS_MAX or group.bytes + size_bytes > QUEUE_BYTES_MAX:
             raise Unavailable("too many events wait for the disk; retry")
+        if events and self.stuck_us:
+            # Who waits for a disk that may never answer holds up its own users. What waits already may still be taken.
+            raise Unavailable("the disk has not taken a write for too long; retry")
         if part is not None and len(group.names) >= GROUP_PARTS_MAX and part not in group.names:
             raise Unavailable("events of too many tenants wait for the disk; retry")
         if not self.keys.has_room(group.events + events):
@@ -335,9 +348,11 @@ class LogWriter:
         Acknowledgements wait meanwhile: keep it short.
         """
         await self._writing.acquire()
+        self._writing_since_us = self._clock.monotonic_us()
         try:
             return await self._run_blocking(work)
         finally:
+            self._writing_since_us = None
             self._writing.release()
 
     def is_on_its_way(self, tenant: str, metric: str) -> bool:
@@ -417,6 +432,7 @@ class LogWriter:
             return False
         group, self._filling = self._filling, Group()
         self._committing = group
+        self._writing_since_us = self._clock.monotonic_us()
         self._unfolded = [g for g in self._unfolded if not g.done.is_set()]
         self._appender.start(partial(self._append, group))
         return True
@@ -462,7 +478,7 @@ class LogWriter:
         self.published_sequence = next_sequence
         self._on_published(group, next_sequence)
         self._give_log_back()
-        at_once = group.events <= FOLDED_AT_ONCE_MAX
+        at_once = group.events + len(group.controls) <= FOLDED_AT_ONCE_MAX
         for shard, share in work:
             shard.give(share, at_once=at_once)
         if not work:
@@ -470,6 +486,7 @@ class LogWriter:
 
     def _give_log_back(self) -> None:
         """To whoever waits for it, else to the next group."""
+        self._writing_since_us = None
         self._writing.release()
         self.commit_now()
 

@@ -147,7 +147,10 @@ class StripeProcess:
 
     async def _live(self) -> str:
         """One process from its start to its end; why it ended, in words."""
-        ours, its = socket.socketpair()
+        try:
+            ours, its = socket.socketpair()
+        except OSError as error:  # no descriptors are left
+            return f"can't start it: {error.strerror or error}"
         try:
             with its:
                 process = self._start(its)

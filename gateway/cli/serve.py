@@ -1,13 +1,18 @@
-"""`stripemeter serve`: run the server in the foreground."""
+"""`stripemeter serve`: run the server in the foreground. It must not know how it runs."""
 
 from __future__ import annotations
+
+import sys
+from functools import partial
 
 import click
 import structlog
 
 from engine import config
+from gateway import log_output
 from gateway.environment import read_outside
-from gateway.logging_setup import configure
+from gateway.logging_setup import configure, dropped_line, is_console
+from gateway.system import SystemClock
 from gateway.terminal.options import data_dir_option
 
 
@@ -47,6 +52,7 @@ def command(*, host: str | None, port: str | None, data_dir: str | None, as_json
     }
     outside = read_outside({name: value for name, value in flags.items() if value is not None})
     settings = config.load(*outside)
+    log_output.install(partial(_dropped_line, settings.log_format))
     configure(settings.log_level, settings.log_format)
     if names := config.ignored(*outside):
         structlog.get_logger("stripemeter.server").warning("settings_without_effect", names=names)
@@ -54,3 +60,8 @@ def command(*, host: str | None, port: str | None, data_dir: str | None, as_json
     from gateway.main import serve  # noqa: PLC0415
 
     return serve(settings)
+
+
+def _dropped_line(log_format: str, lines: int) -> str:
+    console = is_console(log_format, sys.stderr)
+    return dropped_line(lines, console=console, now_us=SystemClock().now_us())

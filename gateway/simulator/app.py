@@ -89,7 +89,14 @@ class SimulatorApp:
             if not self._is_dirty.is_set():
                 self._durable.set()
                 if self._journal.is_long:
-                    self._journal.compact(self.state)
+                    self._compact()
+
+    def _compact(self) -> None:
+        try:
+            self._journal.compact(self.state)
+        except OSError as error:
+            # A start that takes longer is all it costs.
+            _logger.warning("journal_not_compacted", reason=error.strerror)
 
     async def _put_on_disk(self) -> str | None:
         """None, or why it can't be done now. Whose answers wait for it go on waiting; nobody else is ended by it."""

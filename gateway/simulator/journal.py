@@ -64,6 +64,8 @@ class Journal:
         self._number = 0
         self._length = 0
         self._snapshot_length = 0
+        self._is_directory_behind = False
+        """A snapshot is there, but perhaps not after a power cut."""
         self._unwritten: deque[bytes] = deque()
         """What a full disk does not take yet, in order: whatever comes later builds on it."""
 
@@ -95,6 +97,9 @@ class Journal:
 
     def sync(self) -> None:
         """Wait until all that was written is on disk. May be called from a thread. Raises OSError."""
+        if self._is_directory_behind:
+            _sync_directory(self._directory)
+            self._is_directory_behind = False
         os.fdatasync(self._file)
 
     @property
@@ -103,23 +108,44 @@ class Journal:
         return self._length > max(COMPACT_BYTES_MIN, 4 * self._snapshot_length)
 
     def compact(self, state: StripeState) -> None:
-        """Write the state down and begin a new journal; a kill in between loses nothing."""
+        """Write the state down and begin a new journal; a kill in between loses nothing.
+
+        Raises OSError: it goes on with the old journal, and `is_long` waits until that is a good deal longer.
+        """
         data = _encode(_Snapshot(state.settings, state.world))
         number = self._number + 1
         path = self._directory / f"snapshot-{number}.json"
-        _write_whole(path, data)
-        self._begin(number, len(data))
+        # First all that may fail: once its snapshot is there a journal is what the next start reads.
+        file = self._open(number)
+        try:
+            _write_whole(path, data)
+        except OSError:
+            if not path.exists():
+                os.close(file)
+                self._snapshot_length = max(self._snapshot_length, self._length // 3)
+                raise
+            self._is_directory_behind = True
+        self._begin(file, number, len(data))
         for old in self._directory.iterdir():
             found = _NUMBERED.match(old.name)
             if found is not None and int(found[1] or found[2]) < number:
-                old.unlink()
+                with contextlib.suppress(OSError):  # the next one takes it along
+                    old.unlink()
 
-    def _begin(self, number: int, snapshot_length: int) -> None:
+    def _open(self, number: int) -> int:
+        path = self._directory / f"journal-{number}.jsonl"
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            _sync_directory(self._directory)
+        except OSError:
+            os.close(file)
+            raise
+        return file
+
+    def _begin(self, file: int, number: int, snapshot_length: int) -> None:
         if self._file >= 0:
             os.close(self._file)
-        path = self._directory / f"journal-{number}.jsonl"
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        _sync_directory(self._directory)
+        self._file = file
         self._number, self._length = number, os.fstat(self._file).st_size
         self._snapshot_length = snapshot_length
 
@@ -196,7 +222,7 @@ def _restore(
     state = StripeState(written_under, now_us, None if snapshot is None else snapshot.world)
     count = _replay(directory / f"journal-{number}.jsonl", state)
     journal = Journal(directory, lock)
-    journal._begin(number, length)  # noqa: SLF001 - made in two steps, both here
+    journal._begin(journal._open(number), number, length)  # noqa: SLF001 - made in two steps, both here
     if snapshot is None or count or written_under != settings:
         # From here on the settings in force are those of this start.
         world = state.world
@@ -257,6 +283,9 @@ def _write_whole(path: Path, data: bytes) -> None:
         while view:
             view = view[os.write(file, view) :]
         os.fsync(file)
+    except OSError:
+        unfinished.unlink(missing_ok=True)  # others need the room
+        raise
     finally:
         os.close(file)
     unfinished.replace(path)

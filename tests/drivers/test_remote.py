@@ -5,6 +5,7 @@ Each promise is a scenario; canaries run the same scenario on a process with a p
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -205,6 +206,25 @@ async def run_killed_under_way(plant: str | None = None) -> None:
 
 async def test_what_a_killed_process_was_given_is_unknown_and_another_takes_its_place() -> None:
     await run_killed_under_way()
+
+
+async def test_a_process_for_which_there_is_no_descriptor_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pair, tries = socket.socketpair, []
+
+    def none_left() -> tuple[socket.socket, socket.socket]:
+        tries.append(None)
+        if len(tries) == 1:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return pair()
+
+    async with fake_stripe(lambda _: Silence()) as fake, process_for(fake) as made:
+        await until(lambda: made.starts == 1)
+        monkeypatch.setattr(remote.socket, "socketpair", none_left)
+        os.kill(pid_of(made), signal.SIGKILL)
+        await until(lambda: made.starts == 2)
+        assert len(tries) == 2
 
 
 async def run_killed_with_nobody_waiting() -> None:

@@ -427,24 +427,40 @@ def test_a_pepper_of_the_settings_has_the_length_that_the_hash_takes() -> None:
 
 def test_a_bucket_gives_its_burst_then_its_rate_and_says_how_long_to_wait() -> None:
     limiter = RateLimiter(100, 10)
-    assert limiter.take("a", 100, 0) is None
-    assert limiter.take("a", 1, 0) == 1
-    assert limiter.take("b", 100, 0) is None, "tenants do not share"
-    assert limiter.take("a", 1, 9_999) == 1
-    assert limiter.take("a", 1, 10_000) is None
-    assert limiter.take("a", 100, 10_000) == 1
-    assert limiter.take("a", 100, -5_000_000) == 1, "a clock that steps back gives nothing"
-    assert limiter.take("a", 100, 60_000_000) is None
-    assert limiter.take("a", 1, 60_000_000) == 1, "no more than the burst is saved"
+    assert limiter.take({"a": 100}, 0) is None
+    assert limiter.take({"a": 1}, 0) == 1
+    assert limiter.take({"b": 100}, 0) is None, "tenants do not share"
+    assert limiter.take({"a": 1}, 9_999) == 1
+    assert limiter.take({"a": 1}, 10_000) is None
+    assert limiter.take({"a": 100}, 10_000) == 1
+    assert limiter.take({"a": 100}, -5_000_000) == 1, "a clock that steps back gives nothing"
+    assert limiter.take({"a": 100}, 60_000_000) is None
+    assert limiter.take({"a": 1}, 60_000_000) == 1, "no more than the burst is saved"
 
 
 def test_a_full_batch_always_fits_and_buckets_are_bounded() -> None:
     limiter = RateLimiter(1, 1000, buckets_max=2)
-    assert limiter.take("a", 1000, 0) is None
-    assert limiter.take("a", 1000, 0) == 1000
+    assert limiter.take({"a": 1000}, 0) is None
+    assert limiter.take({"a": 1000}, 0) == 1000
     for tenant in ("b", "c"):
-        limiter.take(tenant, 1, 0)
-    assert limiter.take("a", 1000, 0) is None, "the one not seen for the longest was forgotten"
+        limiter.take({tenant: 1}, 0)
+    assert limiter.take({"a": 1000}, 0) is None, "the one not seen for the longest was forgotten"
+    assert len(limiter._buckets) == 2
+
+
+def test_of_a_batch_that_one_tenant_holds_up_nobody_pays() -> None:
+    limiter = RateLimiter(100, 10)
+    assert limiter.take({"a": 90}, 0) is None
+    for first, last in (("a", "b"), ("b", "a")):
+        assert limiter.take({first: 50, last: 50}, 0) == 1
+    assert limiter.take({"c": 500, "a": 250}, 0) == 4, "the longest wait is told"
+    assert limiter.take({"b": 100, "a": 10}, 0) is None
+    assert limiter.take({"b": 1}, 0) == 1
+
+
+def test_more_tenants_at_once_than_are_remembered_are_served() -> None:
+    limiter = RateLimiter(10, 10, buckets_max=2)
+    assert limiter.take({str(number): 10 for number in range(5)}, 0) is None
     assert len(limiter._buckets) == 2
 
 

@@ -14,6 +14,7 @@ import h2.events
 import httpx
 import pytest
 import trio
+import trio.testing
 
 from tests.gateway.lane_corpus import HOST
 from tests.helpers.listening import Listening, exchange, listening, statuses
@@ -129,6 +130,37 @@ async def test_a_connection_of_hypercorns_that_is_idle_does_not_hold_up_a_stop(
         with trio.fail_after(20):
             while await stream.receive_some(65536):
                 pass
+
+
+_CHUNKED = b"transfer-encoding: chunked\r\n\r\n0\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("lane", "sent"),
+    [
+        ("off", b""),
+        ("off", b"GET /health/live HTTP/1.1\r\nhost: x\r\n\r\n"),
+        ("on", b"POST /v1/mappings HTTP/1.1\r\nhost: x\r\n" + _CHUNKED),
+    ],
+)
+async def test_a_connection_that_its_client_has_closed_is_closed(lane: str, sent: bytes) -> None:
+    def descriptors() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    async with listening(lane) as server:
+        before = descriptors()
+        for _ in range(5):
+            stream = await server.connect()
+            if sent:
+                await stream.send_all(sent)
+                answer = b""
+                while not answer.endswith(b"}"):
+                    answer += await stream.receive_some()
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            await stream.aclose()
+        with trio.fail_after(5):
+            while descriptors() > before:
+                await trio.sleep(0.005)
 
 
 async def test_an_http_client_keeps_one_connection_over_all_ways() -> None:

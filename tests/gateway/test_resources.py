@@ -8,6 +8,8 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+import trio
+import trio.testing
 
 from engine.core.configured import CustomerChange, MappingChange
 from engine.core.records import PartKind, decode_control
@@ -410,6 +412,33 @@ async def test_when_the_log_can_not_be_written_changes_and_events_are_503_and_re
     await mapped(server)
     ready = await expect_answer(server, "GET", "/health/ready")
     assert ready["status"] == "healthy", ready
+
+
+async def test_a_write_that_does_not_end_makes_the_server_unready_and_ingest_a_quick_503(
+    server: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer, go = server.gateway.meter.started.writer, trio.Event()
+
+    async def stuck(_work: Any) -> None:
+        await go.wait()
+
+    monkeypatch.setattr(writer, "_run_blocking", stuck)
+    async with trio.open_nursery() as nursery:
+        nursery.cancel_scope.deadline = trio.current_time() + 5
+        nursery.start_soon(writer.alone_with_log, lambda: None)
+        await trio.testing.wait_all_tasks_blocked()
+        await expect_answer(server, "GET", "/health/ready")
+        server.clock.us += 12_000_000
+        ready = await expect_answer(server, "GET", "/health/ready", 503)
+        assert (ready["status"], ready["checks"]["log"]["status"]) == ("unavailable", "failed")
+        assert "for 12 s" in ready["checks"]["log"]["detail"]
+        await expect_answer(server, "POST", "/v1/events/ingest", 503, json={"events": [event("k")]})
+        await expect_answer(server, "GET", "/health/live")
+        go.set()
+    assert not nursery.cancel_scope.cancelled_caught, "it waited for the write"
+    ready = await expect_answer(server, "GET", "/health/ready")
+    assert ready["checks"]["log"]["status"] == "ok"
+    await server.ingest(event("k"))
 
 
 async def test_a_part_that_ails_degrades_readiness_and_is_named(server: Served) -> None:

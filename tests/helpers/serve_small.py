@@ -9,6 +9,7 @@ SMALL_QUEUE_EVENTS  the log writer's bound
 SMALL_PAGE_BYTES    the page of recovery
 SMALL_READ_SECONDS  how long a connection may be silent
 CLOCK_FILE          a file with microseconds that are added to the wall clock, read at every look at it
+SMALL_LOG_BYTES     of log lines that may wait for a reader
 SMALL_CLOSER_SECONDS  how often it is looked whether a period closes
 SLOW_PHASE          recovery, snapshot, merge or commit: waits SLOW_MS before and after each of its steps, and says so
 PLANT               a fault of `PLANTS`: the tests must find it
@@ -37,8 +38,8 @@ from engine.core.billing import Outcome
 from engine.core.push_plan import Close
 from engine.core.push_records import Lane, PushIntent
 from engine.drivers import remote
+from gateway import log_output, opening
 from gateway import main as composition
-from gateway import opening
 from gateway.cli.serve import command
 from gateway.hypercorn_repairs import RepairedH11
 from gateway.ingest import Counting
@@ -205,6 +206,8 @@ def apply(environ: dict[str, str]) -> None:
         step_clock(Path(environ["CLOCK_FILE"]))
     if "SMALL_CLOSER_SECONDS" in environ:
         period_closer._EVERY_SECONDS = float(environ["SMALL_CLOSER_SECONDS"])  # type: ignore[misc]
+    if "SMALL_LOG_BYTES" in environ:
+        log_output.WAITING_BYTES_MAX = int(environ["SMALL_LOG_BYTES"])  # type: ignore[misc]
     if "SMALL_READ_SECONDS" in environ:
         composition._IDLE_SECONDS_MAX = int(environ["SMALL_READ_SECONDS"])  # type: ignore[misc]
     if "SMALL_PAGE_BYTES" in environ:

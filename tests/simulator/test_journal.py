@@ -10,6 +10,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -412,3 +414,75 @@ async def test_answers_wait_for_a_full_disk_and_nothing_ends_by_it(
     again = kept.reopened()
     assert settled(again.sim) == settled(kept.sim)
     again.journal.close()
+
+
+async def test_a_disk_too_full_to_compact_ends_nothing_and_it_is_done_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_module, "COMPACT_BYTES_MIN", 1000)
+    kept = Kept(tmp_path)
+    app = SimulatorApp(kept.state, kept.journal)
+    ask = Request("POST", "/v1/customers", "", KEY)
+    disk = FullDisk(monkeypatch, 1 << 20)
+    write_whole, tries = journal_module._write_whole, []
+
+    def with_little_room(path: Path, data: bytes) -> None:
+        tries.append(path)
+        disk.left = 100 if len(tries) <= 2 else 1 << 20
+        try:
+            write_whole(path, data)
+        finally:
+            disk.left = 1 << 20
+
+    monkeypatch.setattr(journal_module, "_write_whole", with_little_room)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(app.committing)
+        for _ in range(100):
+            assert (await app.answer(ask)).status == 200
+            assert not list(tmp_path.glob("*.new")), "it takes no room that it can't use"
+        nursery.cancel_scope.cancel()
+    assert 3 <= len(tries) < 10, "not again with every request"
+    assert list(tmp_path.glob("snapshot-2.json"))
+    again = kept.reopened()
+    assert settled(again.sim) == settled(kept.sim)
+    again.journal.close()
+
+
+def failing_at(number: int, call: Callable[..., Any], calls: list[None]) -> Callable[..., Any]:
+    """The call, of which one finds the disk full; `calls` grows by each."""
+
+    def fails(*arguments: Any, **named: Any) -> Any:
+        calls.append(None)
+        if len(calls) - 1 == number:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return call(*arguments, **named)
+
+    return fails
+
+
+def test_a_compaction_that_fails_at_any_call_loses_nothing_that_comes_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = 0
+    for place in ((os, "open"), (os, "write"), (os, "fsync"), (Path, "replace"), (Path, "unlink")):
+        for number in range(10):
+            kept = Kept(tmp_path / f"{place[1]}-{number}")
+            kept.sim.customer()
+            kept.write()
+            kept.journal.sync()
+            calls: list[None] = []
+            with monkeypatch.context() as patch:
+                patch.setattr(*place, failing_at(number, getattr(*place), calls))
+                with suppress(OSError):
+                    kept.journal.compact(kept.state)
+            kept.sim.customer()
+            kept.write()
+            kept.journal.write()
+            kept.journal.sync()
+            again = kept.reopened()
+            assert settled(again.sim) == settled(kept.sim), f"{place[1]}, call {number}"
+            again.journal.close()
+            if len(calls) <= number:
+                break
+            failed += 1
+    assert failed >= 8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import signal
@@ -12,9 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from engine.config import load
 from engine.errors import StartRefused
 from gateway import data_directory
 from gateway.data_directory import DataDirectory
+from gateway.doctor import examine
+from gateway.opening import open_meter
+from wal.log import Draft, DraftPart
 
 HOLD = """
 import sys, time
@@ -113,6 +118,56 @@ def test_an_unreadable_pid_still_refuses(tmp_path: Path) -> None:
         second.lock()
     assert second.holder_pid() == 0
     first.release()
+
+
+def test_a_disk_too_full_for_the_pid_does_not_stop_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    first = DataDirectory(tmp_path / "data")
+    with monkeypatch.context() as patch:
+        patch.setattr(data_directory.os, "pwrite", full)
+        first.lock()
+    with pytest.raises(StartRefused, match="in use by another process"):
+        DataDirectory(tmp_path / "data").lock()
+    first.release()
+
+
+def opened(directory: DataDirectory) -> int:
+    """How many records the log has after a start that appends one."""
+    meter = open_meter(load({}, None, {}), directory)
+    meter.log.append((Draft(1, 1, 0, (DraftPart(1, b"x"),)),))
+    position = meter.log.head().next_sequence
+    for part in (meter.log, meter._cells, meter._runs):
+        part.close()
+    return position
+
+
+@pytest.mark.lmdb
+def test_a_log_that_is_gone_from_beside_its_indexes_is_not_begun_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    directory = DataDirectory(tmp_path / "data")
+    directory.lock()
+    assert directory.without_its_log() is None
+    assert opened(directory) == 1
+    away = tmp_path / "not mounted"
+    directory.log_path.rename(away)
+    directory.create()
+    for _ in range(2):
+        with pytest.raises(StartRefused, match="would count again") as refused:
+            open_meter(load({}, None, {}), directory)
+        assert str(directory.log_path) in str(refused.value)
+        assert not list(directory.log_path.iterdir()), "nothing is made in its place"
+    report = examine({"STRIPEMETER_DATA_DIR": str(directory.path)})
+    assert str(refused.value) in report.problems
+    directory.log_path.rmdir()
+    away.rename(directory.log_path)
+    assert opened(directory) == 2, "the old one goes on"
+    directory.release()
 
 
 def test_a_directory_that_cannot_be_made_is_refused_with_what_to_do(tmp_path: Path) -> None:

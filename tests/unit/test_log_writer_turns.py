@@ -12,8 +12,10 @@ import trio.testing
 from engine.actors import log_writer, shard
 from engine.actors.group import Group
 from engine.actors.shard import FoldWork, PartitionRequest, Shard
+from engine.core.records import SettingsChange
 from engine.core.shard_state import ShardState
-from engine.limits import PARTITIONS
+from engine.errors import StorageFull, Unavailable
+from engine.limits import PARTITIONS, WRITE_US_MAX
 from tests.helpers.pushing import Book, baseline, view
 from tests.unit.test_log_writer import Bench, bench, is_blocked, one
 
@@ -104,6 +106,64 @@ async def test_events_are_folded_in_the_order_of_the_log_at_once_or_in_turn(
             await offer.settled()
         assert folded == sorted(folded)
         assert b.total() == 120
+
+
+@pytest.mark.parametrize("alone", [False, True])
+async def test_while_a_write_does_not_end_events_are_refused_at_once_and_none_is_lost(
+    *, alone: bool
+) -> None:
+    async with bench() as b, trio.open_nursery() as nursery:
+        b.gate.shut()
+        if alone:
+            nursery.start_soon(b.writer.alone_with_log, lambda: None)
+            await b.gate.waiting.wait()
+            taken = [b.writer.offer_one("t", one("a"), 10)]
+        else:
+            taken = [b.writer.offer_one("t", one("a"), 10)]
+            await b.gate.waiting.wait()
+        b.clock.passed_us = WRITE_US_MAX
+        assert b.writer.stuck_us == 0
+        taken.append(b.writer.offer_one("t", one("b"), 10))
+        b.clock.passed_us += 1
+        assert b.writer.stuck_us == WRITE_US_MAX + 1
+        for offer in (b.writer.offer_one, lambda *of: b.writer.offer(of[0], [of[1]], of[2])):
+            with pytest.raises(Unavailable, match="not taken a write"):
+                offer("t", one("c"), 10)
+        change = SettingsChange(lateness_us=1, late_policy="auto", actor="a")
+        nursery.start_soon(b.writer.append_control, change)
+        b.gate.open()
+        for offered in taken:
+            await offered.settled()
+        assert b.writer.stuck_us == 0
+        await b.writer.offer_one("t", one("c"), 10).settled()
+        assert b.total() == 3
+        assert b.controls == [change], "who records what has happened is not refused"
+        b.disk.fault = lambda operation: "full" if operation == "write" else "ok"
+        with pytest.raises(StorageFull):
+            await b.writer.offer_one("t", one("d"), 10).settled()
+        b.clock.passed_us += 2 * WRITE_US_MAX
+        assert b.writer.stuck_us == 0, "a write that failed has ended"
+
+
+@pytest.mark.parametrize(("records", "turns_of_their_own"), [(3, False), (4, True)])
+async def test_many_control_records_are_folded_in_turns_of_their_own_as_many_events_are(
+    monkeypatch: pytest.MonkeyPatch, records: int, *, turns_of_their_own: bool
+) -> None:
+    monkeypatch.setattr(log_writer, "FOLDED_AT_ONCE_MAX", 3)
+    async with bench() as b:
+        folded_in: list[trio.lowlevel.Task] = []
+        for shard_ in b.shards:
+            monkeypatch.setattr(
+                shard_.state,
+                "fold_control",
+                lambda *_, **_more: folded_in.append(trio.lowlevel.current_task()),
+            )
+        await b.writer.append_controls(
+            [SettingsChange(lateness_us=n, late_policy="auto", actor="a") for n in range(records)]
+        )
+        assert len(folded_in) == records * len(b.shards)
+        assert len(b.shards) > 1
+        assert (len(set(folded_in)) > 1) == turns_of_their_own
 
 
 async def test_records_that_may_wait_share_the_commit_of_what_may_not() -> None:

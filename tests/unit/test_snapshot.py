@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from wal import snapshot as snapshot_module
+from wal.archive import ArchiveError, FileArchives
 from wal.snapshot import (
     FileSnapshots,
     MemorySnapshots,
@@ -316,6 +317,28 @@ def test_the_data_is_durable_before_its_name_and_the_name_before_old_ones_go(
     monkeypatch.setattr(FileSnapshots, "remove", noting("remove", FileSnapshots.remove))
     put(store, 300)
     assert order == ["fsync", "replace", "fsync", "remove"]
+
+
+def test_a_directory_that_can_not_be_listed_costs_a_snapshot_and_no_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, archives = FileSnapshots(tmp_path), FileArchives(tmp_path)
+    put(store, 100)
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "iterdir", refuse)
+        patch.setattr(os, "scandir", refuse)
+        with pytest.raises(SnapshotFailed, match="Too many open files"):
+            put(store, 200)
+        found = store.newest_valid(LOG_ID, EPOCH, HEAD)
+        assert found.snapshot is None
+        assert "Too many open files" in found.skipped[0].reason
+        with pytest.raises(ArchiveError, match="Too many open files"):
+            archives.names()
+    assert newest(store) is not None
 
 
 @pytest.mark.parametrize(
