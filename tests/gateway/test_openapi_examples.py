@@ -16,6 +16,7 @@ from typing import Any
 import jsonschema_rs
 import msgspec
 import pytest
+import trio
 
 from gateway.openapi import operation_id
 from gateway.openapi_examples import FILE, Example, all_examples, examples_of
@@ -24,7 +25,14 @@ from gateway.simulator.state import sign
 from gateway.table import ROUTES, openapi_document
 from tests.helpers.api_story import ROUTE_OF, SHOWN_SECRET, Teller, differs, shape, tell_all
 from tests.helpers.json_schema import described_responses
-from tests.helpers.served import ADMIN_KEY, WEBHOOK_SECRET, Served, bearer, served
+from tests.helpers.served import (
+    ADMIN_KEY,
+    WEBHOOK_SECRET,
+    Served,
+    bearer,
+    served,
+    ten_times_as_fast,
+)
 
 DOCUMENT: dict[str, Any] = json.loads(openapi_document())
 WITHOUT_EXAMPLES = {"docs", "docsAsset", "openapiJson", "root"}
@@ -104,9 +112,11 @@ FAILURES: dict[str, Callable[[str], Any]] = {
 @pytest.mark.parametrize("failure", [*FAILURES, "without a key", "of another"])
 async def test_what_is_answered_in_trouble_is_described(failure: str) -> None:
     expected = {"full": 507, "failing": 503, "without a key": 401}
-    async with served(auth="required", stripe={}) as server:
+    async with served(auth="required", stripe={}) as server, trio.open_nursery() as nursery:
         teller = Teller(server)
         await tell_all(teller)
+        # A flush waits for the seconds it was given: by this clock, which else stands still.
+        nursery.start_soon(ten_times_as_fast, server.clock)
         answered = set()
         key = ADMIN_KEY
         if failure == "of another":
@@ -122,6 +132,7 @@ async def test_what_is_answered_in_trouble_is_described(failure: str) -> None:
             responses = described_responses(DOCUMENT, route.path, route.method)
             assert str(status) in responses, (told.operation_id, status, problem)
         server.disk.fault = lambda _operation: "ok"
+        nursery.cancel_scope.cancel()
     assert expected.get(failure, 403) in answered
 
 
