@@ -82,7 +82,7 @@ class Conductor:
         self._entries = 0
         self._ready: deque[Lane] = deque()
         self._queued: set[Lane] = set()
-        self._busy: set[Lane] = set()
+        self._busy: dict[Lane, Course[int | None]] = {}
         self._again: set[Lane] = set()
         self._answers: deque[tuple[_Under, object, EngineError | None]] = deque()
         self._wake = trio.Event()
@@ -129,19 +129,23 @@ class Conductor:
     # Its task.
 
     async def run(self) -> None:
-        """Serve lanes until cancelled."""
-        async with trio.open_nursery() as self._nursery:
-            while True:
-                self._take_due()
-                is_more = self._work()
-                if self._has_moved:
-                    self._has_moved = False
-                    self.moved.set()
-                    self.moved = trio.Event()
-                if is_more:
-                    await trio.lowlevel.checkpoint()
-                else:
-                    await self._rest()
+        """Serve lanes until cancelled: what is under way then goes no further, and lets go what it holds."""
+        try:
+            async with trio.open_nursery() as self._nursery:
+                while True:
+                    self._take_due()
+                    is_more = self._work()
+                    if self._has_moved:
+                        self._has_moved = False
+                        self.moved.set()
+                        self.moved = trio.Event()
+                    if is_more:
+                        await trio.lowlevel.checkpoint()
+                    else:
+                        await self._rest()
+        finally:
+            for course in self._busy.values():
+                course.close()
 
     async def _rest(self) -> None:
         """Until there is something to do. Nobody could tell since it was looked: nothing was awaited."""
@@ -181,8 +185,8 @@ class Conductor:
             elif self._ready and len(self._busy) < COURSES_MAX and not self._is_draining:
                 lane = self._ready.popleft()
                 self._queued.discard(lane)
-                self._busy.add(lane)
-                self._go_on(_Under(lane, self._serve(lane), self._note), None, None)
+                course = self._busy[lane] = self._serve(lane)
+                self._go_on(_Under(lane, course, self._note), None, None)
             else:
                 return False
         return True
@@ -205,7 +209,7 @@ class Conductor:
                 self._ask(under, ask)
 
     def _ended(self, lane: Lane, again_us: int | None) -> None:
-        self._busy.discard(lane)
+        del self._busy[lane]
         self._has_moved = True
         if lane in self._again:
             self._again.discard(lane)

@@ -49,7 +49,7 @@ class PushRecorder:
         self._change_lock = change_lock
         self._queue: deque[_Waiting] = deque()
         self._wake = trio.Event()
-        self._is_running = False
+        self._is_running = self._has_ended = False
 
     async def record(
         self, records: Sequence[ControlRecord], holds: Callable[[], bool] | None = None
@@ -80,6 +80,9 @@ class PushRecorder:
 
         It is called for many in one turn, so it should do little.
         """
+        if self._has_ended:
+            done(_ended())
+            return
         self._queue.append(_Waiting(records, holds, done))
         self._wake.set()
 
@@ -92,7 +95,7 @@ class PushRecorder:
                 if len(self._queue) < RECORDS_PER_APPEND_MAX:
                     await trio.sleep(GATHER_SECONDS)
         finally:
-            self._is_running = False
+            self._is_running, self._has_ended = False, True
             while self._queue:
                 self._queue.popleft().done(_ended())
 

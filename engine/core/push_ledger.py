@@ -71,6 +71,9 @@ class TargetState(msgspec.Struct):
     """Units of it that decisions settled elsewhere."""
     carried_in: int = 0
     """Units due here on top of the period's own use."""
+    is_carried_into: bool = (
+        False  # and stays so when as much is carried back: it may have been pushed meanwhile
+    )
     kept_micros: str = "0"
     """What erased customers had used before a cutover; wide, hence text."""
     kept_request: PushRequest | None = None
@@ -367,7 +370,8 @@ class PushLedger:
                     into = msgspec.structs.replace(
                         record.target, start_us=record.at_us, end_us=record.until_us
                     )
-                    self._at(into)[1].carried_in += units
+                    owed = self._at(into)[1]
+                    owed.carried_in, owed.is_carried_into = owed.carried_in + units, True
             case "finalize":
                 state.finalized_at_us = record.at_us
             case _:  # keep; the others are dealt with above
@@ -440,15 +444,11 @@ class PushLedger:
             ledger.of_customer.setdefault(lane.customer, []).append(state)
             if state.series:
                 ledger.owners.setdefault((lane.account, lane.customer), min(state.series)[0])
-        ledger.delivered = dict(saved.delivered)
+        ledger.delivered, ledger._resumed = dict(saved.delivered), dict(saved.resumed)
         ledger.frozen, ledger.kept = dict(saved.frozen), dict(saved.kept)
-        ledger.was_shadow = set(saved.was_shadow)
-        ledger._active = dict(saved.active)
-        ledger._ended = dict(saved.ended)
-        ledger.restored_at_us = saved.restored_at_us
-        ledger._resumed = dict(saved.resumed)
-        ledger.rows_from_us = saved.rows_from_us
-        ledger.finals = PushFinals.restore(saved.finals)
+        ledger.was_shadow, ledger.finals = set(saved.was_shadow), PushFinals.restore(saved.finals)
+        ledger._active, ledger._ended = dict(saved.active), dict(saved.ended)
+        ledger.restored_at_us, ledger.rows_from_us = saved.restored_at_us, saved.rows_from_us
         return ledger
 
 

@@ -236,14 +236,15 @@ class PushTotals:
         return changed
 
     def _carried_in(self, fresh: dict[Target, Contribution]) -> list[Contribution]:
-        """To targets that are owed something from an earlier period of their lane: without use nothing else makes them."""
+        """To targets that are, or were, owed something from an earlier period: without use nothing else makes them."""
         found: dict[Target, Contribution] = {}
         # Newest periods come first, and the newest of a lane and scale is what is known best.
         for (lane, scale), one in newest(fresh).items():
             state = self._ledger.lane(lane)
             for owed in () if state is None else state.targets.values():
                 into = owed.target
-                if owed.carried_in and into.scale == scale and into not in fresh:
+                is_owed = owed.carried_in != 0 or owed.is_carried_into
+                if is_owed and into.scale == scale and into not in fresh:
                     nothing = PeriodUse(into.start_us, into.end_us, 0, into.start_us)
                     hold = one.hold or misfit(one.route, one.resolved, nothing)
                     found[into] = one._replace(

@@ -333,6 +333,29 @@ async def test_who_waits_for_a_record_hears_that_nobody_records_any_more(
             nursery.cancel_scope.cancel()
     assert heard == ["unavailable"] * 2
     assert disk.appends == []
+    with trio.fail_after(30):
+        await ask()  # and who comes later hears it at once
+
+
+async def test_what_a_course_holds_is_let_go_when_nobody_serves_lanes_any_more(
+    autojump_clock: trio.testing.MockClock,  # noqa: ARG001 - so that waiting takes no time
+) -> None:
+    """A decision that waits for the lane's lock would else wait for ever."""
+    held = trio.Semaphore(1, max_value=1)
+
+    def holding(_stage: Stage, _one: Lane) -> Course[int | None]:
+        held.acquire_nowait()
+        try:
+            yield from recorded((object(),))  # type: ignore[arg-type]  # nobody reads it here
+        finally:
+            held.release()
+        return None
+
+    stage = Stage(holding)
+    stage.disk.seconds = 60
+    await stage.play(1, seconds=1)
+    with trio.fail_after(30):
+        await held.acquire()
 
 
 async def test_a_lane_that_is_due_now_is_served_now_also_when_the_timetable_is_made_anew(

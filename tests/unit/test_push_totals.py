@@ -310,6 +310,22 @@ def test_units_carried_into_a_period_find_their_target_whatever_changed_since(
         assert (planned.standing, planned.due) == ("due", 5 + own)
 
 
+def test_what_was_carried_into_a_period_without_use_and_back_again_is_taken_back_there() -> None:
+    world = shared()
+    world.take(ANNA, use(5))
+    (july,) = world.totals.targets
+    owed = Target(july.lane, july.scale, AUGUST, SEPTEMBER)
+    into: Any = {"target": july, "into": "current", "at_us": AUGUST, "until_us": SEPTEMBER}
+    world.fold(PushDecision(kind="carry", actor="k", units="5", **into))
+    world.take(ANNA, use(5))
+    world.book.fold(baseline(of=owed))
+    world.book.push(world.view(owed), now_us=AUGUST + DAY_US)
+    world.fold(PushDecision(kind="carry", actor="k", units="-5", **into))
+    world.take(ANNA, use(5))
+    planned = world.book.planned(world.view(owed), now_us=AUGUST + 2 * DAY_US)
+    assert (planned.standing, planned.due) == ("due", -5)
+
+
 def test_what_an_erased_customer_had_used_stays_in_the_target() -> None:
     world = shared()
     world.take(ANNA, use(5))
