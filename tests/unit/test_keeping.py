@@ -395,6 +395,7 @@ def copy_of(place: Place) -> Place:
     other.snapshots.files = dict(place.snapshots.files)
     other.archives.files = dict(place.archives.files)
     other.clock.us = place.clock.us
+    other.ids.made = place.ids.made  # ids are made once, also the id of a checkpoint
     return other
 
 
