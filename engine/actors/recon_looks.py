@@ -110,8 +110,10 @@ class Looker:
     def judged(self, facts: BookFacts) -> Judged:
         """A book's differences now."""
         now_us = self._clock.now_us()
-        judged = judge(facts, now_us=now_us, lag_us=self._lag_us, epsilon=self._epsilon)
         unnamed = self._unnamed.get(facts.lane.object_id, 0)
+        # Where Stripe said that something is missing, a small difference is no noise.
+        epsilon = Fraction(0) if unnamed else self._epsilon
+        judged = judge(facts, now_us=now_us, lag_us=self._lag_us, epsilon=epsilon)
         if not unnamed:
             return judged
         # It stays a lag: that one of them is of this total is not proven.

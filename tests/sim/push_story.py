@@ -297,6 +297,10 @@ async def settle_down(world: PushWorld, meter: Meter) -> None:
         is_quiet = is_quiet and all(map(is_settled, reports))
         if is_quiet and (not world.unproven or is_billed(world, meter, reports)):
             return
+        if is_quiet:
+            # A lack within the tolerance of an open period is told once the period is over.
+            now_us = world.clock.now_us()
+            await world.wait((world.used.period_of(now_us)[1] - now_us) / 1e6)
     left = [
         (one.target, one.standing, one.reason, one.due) for one in reports if not is_settled(one)
     ]
@@ -309,13 +313,20 @@ def is_settled(report: TargetReport) -> bool:
 
 
 def missing_of(world: PushWorld, meter: Meter) -> dict[Target, int]:
-    """What reconciliation says that Stripe lacks, of targets with an event of which nobody can tell what became of it."""
-    targets = {world.books.intents[identifier].target for identifier in world.unproven}
-    return {
-        one.record.target: int(one.record.units)
-        for one in meter.push.findings.open.values()
-        if one.record.target in targets and one.record.gap == "stripe"
-    }
+    """What reconciliation says that Stripe lacks, where there is an event of which nobody can tell what became of it.
+
+    By lane and period: a summary has no scales, so what it lacks is told of the newest of its targets.
+    """
+    unproven = (world.books.intents[identifier].target for identifier in world.unproven)
+    books = {(target.lane, target.start_us) for target in unproven}
+    found: dict[Target, int] = {}
+    for one in meter.push.findings.open.values():
+        target = one.record.target
+        if target is None or one.record.gap != "stripe":
+            continue
+        if (target.lane, target.start_us) in books:
+            found[target] = int(one.record.units)
+    return found
 
 
 def is_billed(world: PushWorld, meter: Meter, reports: list[TargetReport]) -> bool:

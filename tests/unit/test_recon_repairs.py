@@ -255,6 +255,26 @@ def test_rejections_that_stripe_does_not_name_are_a_hint_beside_what_is_missing_
     told(story)
 
 
+def test_nothing_is_tolerated_where_stripe_itself_said_that_it_rejected_something() -> None:
+    async def story(place: ReconPlace, meter: Meter) -> None:
+        await place.use(meter, 1_000)
+        await trio.sleep(30)
+        place.stripe.add_fault("drop", EVENTS, count=1)
+        await place.use(meter, 2)
+        await place.until_looked(meter)
+        assert found_of(meter) == set(), (
+            "two of a thousand are within the tolerance of a period that runs"
+        )
+        (lane,) = meter.push.ledger.lanes
+        await meter.started.reconciler.rejected_unnamed(lane.object_id, 1)
+        with trio.fail_after(300):
+            while not meter.push.findings.open:
+                await trio.sleep(5)
+        assert found_of(meter) == {("stripe", "behind", "2")}
+
+    told(story)
+
+
 def test_what_was_accepted_as_missing_and_shows_after_all_is_nobody_elses() -> None:
     async def story(place: ReconPlace, meter: Meter) -> None:
         place.stripe.add_fault("lag", EVENTS, seconds=900.0, count=1)
