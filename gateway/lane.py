@@ -269,8 +269,6 @@ class LaneServer(ContainedTCPServer):
                 case Last(visit, answer):
                     close = self._watch.is_draining
                     await self._send(self._answers.end_ingest(visit, answer, close=close))
-                    if close:
-                        raise _Gone
                     await self._linger()
                 case data:
                     if not data:
@@ -296,9 +294,7 @@ class LaneServer(ContainedTCPServer):
         answer = await self._answers.ingest(visit, buffer[start:end])
         close = head.close or self._watch.is_draining
         await self._send(self._answers.end_ingest(visit, answer, close=close))
-        if close:
-            raise _Gone
-        if isinstance(answer, Problem) and answer.close:
+        if close or (isinstance(answer, Problem) and answer.close):
             await self._linger()
         return buffer[end:]
 
@@ -318,7 +314,7 @@ class LaneServer(ContainedTCPServer):
         close = head.close or self._watch.is_draining
         await self._send(self._answers.usage(head, close=close))
         if close:
-            raise _Gone
+            await self._linger()
         return buffer[start:]
 
     async def _lend(self, head: Head, buffer: bytes, start: int) -> bytes:

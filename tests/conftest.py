@@ -5,6 +5,7 @@ HYPOTHESIS_PROFILE  dev (default), ci (default under CI=true), soak
 TEST_SEED           the seed of `seed`, to repeat a failed run
 SIM_SEEDS           how many seeds a simulation runs, from SIM_FIRST on (`make sim`)
 KILL_ROUNDS         how often a server is killed (`make kill`)
+CORPUS_CUTS         `all`: every cut of the hostile corpus against stock Hypercorn too, in place of a sixteenth
 """
 
 from __future__ import annotations

@@ -345,6 +345,22 @@ async def test_a_stop_answers_what_is_in_flight_with_close_and_ends_what_is_idle
             await stream.aclose()
 
 
+@pytest.mark.parametrize("ask", ["ingest", "usage"])
+async def test_who_sends_on_after_the_last_answer_meets_an_end_and_no_reset(ask: str) -> None:
+    close = b"Connection: close"
+    path = b"/v1/usage/current?tenantId=a&customerRef=c"
+    async with listening("on") as server:
+        stream = await server.connect()
+        await stream.send_all(post([event("a")], close) if ask == "ingest" else get(path, close))
+        assert statuses(await collect(stream)) == (200,)
+        for _ in range(
+            3
+        ):  # a reset would fail the second, and could overtake the answer on its way
+            await stream.send_all(BYE)
+            await trio.sleep(0.05)
+        await stream.aclose()
+
+
 async def test_descriptors_are_freed_however_connections_end(rng: Random) -> None:
     async with listening("on") as server:
         await exchange(server, [BYE])
