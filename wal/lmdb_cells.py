@@ -31,7 +31,7 @@ from wal.cells import (
     opened,
     sealed,
 )
-from wal.lmdb_file import reserve_lock_file
+from wal.lmdb_file import reserve_lock_file, wait_until_writable
 from wal.log import LogFull, LogWriteFailed
 
 MAP_BYTES: Final = 1 << 40
@@ -124,6 +124,7 @@ class LmdbCells:
 
     @contextmanager
     def _reading(self) -> Iterator[lmdb.Transaction[bytes]]:
+        wait_until_writable(self._directory)
         try:
             with self._lock, self._environment.begin() as reader:
                 yield reader

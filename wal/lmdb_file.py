@@ -21,6 +21,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from struct import Struct
 from tempfile import TemporaryFile
@@ -43,6 +44,7 @@ COMPACT_NAME = "compact-at-next-open"
 _LOCK_NAME = "lock.mdb"
 _LOCK_BYTES = 16 << 10
 """More than LMDB's table of 126 readers takes (8 KiB)."""
+_touch = os.utime
 _FULL_ERRNOS = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 
 # LMDB 0.9's meta page (mdb.c, MDB_meta), in the machine's byte order, after 16 bytes of page header: magic,
@@ -103,6 +105,17 @@ def reserve_lock_file(directory: Path, *, read_only: bool) -> None:
         if read_only and error.errno in (errno.EROFS, errno.EACCES):
             return  # LMDB then does without
         raise _failed(error, error.errno, "open the log") from error
+
+
+def wait_until_writable(directory: Path) -> None:
+    """Return once the file system takes writes: at once, but for a disk that hangs or that somebody has frozen.
+
+    LMDB notes every reader in its mapped lock file, and py-lmdb does that with the interpreter's lock held: where that page
+    can't be written now, no other thread would run, and the server could not even say that its disk is stuck. This waits
+    for the same thing without that lock. It costs some microseconds, and changes nothing but a time in the inode.
+    """
+    with suppress(OSError):  # read-only, or gone: that is for LMDB to say
+        _touch(directory / _LOCK_NAME)
 
 
 def sync_directory(directory: Path) -> None:

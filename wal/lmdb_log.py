@@ -33,6 +33,7 @@ from wal.lmdb_file import (
     read_failed,
     reserve_lock_file,
     verified_size,
+    wait_until_writable,
     write_failed,
 )
 from wal.log import (
@@ -300,6 +301,8 @@ class LmdbLog:
     @contextmanager
     def _reading(self, near: int) -> Iterator[lmdb.Cursor]:
         self._guard()
+        if not self._read_only:  # else it may not be ours
+            wait_until_writable(self._directory)
         with self._gate.reading():
             try:
                 with self._env.begin() as transaction, transaction.cursor() as cursor:

@@ -21,7 +21,7 @@ from typing import Final
 
 import lmdb
 
-from wal.lmdb_file import reserve_lock_file
+from wal.lmdb_file import reserve_lock_file, wait_until_writable
 from wal.log import LogFull, LogWriteFailed
 from wal.runs import Block, IndexDamaged, RunStoreError, RunStoreFailed, RunStoreFull
 
@@ -131,6 +131,7 @@ class LmdbRuns:
         """See `RunStore.scan`."""
         prefix = _RUN.pack(run_id)
         blocks: list[Block] = []
+        wait_until_writable(self._directory)
         with _reading(), self._environment.begin() as reader, reader.cursor() as cursor:
             found = cursor.set_range(prefix + low)
             while found and len(blocks) < blocks_max:
