@@ -326,7 +326,7 @@ def test_the_hook_is_told_of_the_spools_trouble_while_others_may_track(
 def test_a_flush_after_a_spool_that_could_not_forget_still_waits_for_every_event(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What could not be forgotten is sent and settled once more: that must not stand for an event that waits."""
+    """What could not be forgotten is settled all the same, once: it must not stand for an event that waits."""
     meter = FakeMeter()
     sdk = client(meter, tmp_path / "spool.db", batch_events_max=1)
     real, failed = Spool.delete, threading.Event()
@@ -342,7 +342,8 @@ def test_a_flush_after_a_spool_that_could_not_forget_still_waits_for_every_event
     assert sdk.flush(5)
     assert failed.is_set()
     assert sdk.flush(5)
-    assert sdk.statistics().duplicates == 1, "sent again, and counted once"
+    assert sdk.statistics().duplicates == 0, "it is not sent again"
+    assert rows(tmp_path / "spool.db") == 1
     meter.gate = threading.Event()
     sdk.track("calls", "cora", 2)
     assert not sdk.flush(0.05)
@@ -350,3 +351,55 @@ def test_a_flush_after_a_spool_that_could_not_forget_still_waits_for_every_event
     assert sdk.flush(5)
     assert sdk.close()
     assert meter.total == 3
+    assert rows(tmp_path / "spool.db") == 0, "it is forgotten later"
+
+
+def test_a_spool_on_a_full_disk_is_sent_once_and_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its oldest rows can't be deleted: they were sent again and again without a pause, and those behind them never."""
+    path, meter = tmp_path / "spool.db", FakeMeter()
+    told: list[Failure] = []
+    sdk = client(meter, path, batch_events_max=2, on_error=told.append)
+    meter.gate = threading.Event()
+    for _ in range(7):
+        sdk.track("calls", "cora", 1)
+
+    def full(*_: Any) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Spool, "delete", full)
+        meter.gate.set()
+        assert sdk.flush(5)
+        assert sdk.statistics().queued == 0
+        assert sdk.close(5)
+    found = sdk.statistics()
+    assert (found.accepted, found.duplicates) == (7, 0)
+    assert meter.total == 7
+    assert {failure.kind for failure in told} == {"spool"}
+    assert len(told) <= 3, "once in a while, and at the end"
+    assert rows(path) == 7, "the next start sends them again, and they are duplicates"
+
+
+def test_a_gathering_that_fails_leaves_no_transaction_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main = opened(tmp_path / "spool.db", now_ms=1_000)
+    monkeypatch.setattr("stripemeter.spool.secrets.randbits", lambda _: 7)
+    child = opened(Path(beside(str(tmp_path / "spool.db"))), now_ms=1_000)
+    child.insert("{}")
+    child.close()
+    connection = sqlite3.connect(tmp_path / "spool.db")
+    # As a disk does that becomes full.
+    connection.execute(
+        "CREATE TRIGGER full BEFORE INSERT ON events BEGIN SELECT RAISE(FAIL, 'disk is full'); END"
+    )
+    connection.close()
+    main.gather(5_000)
+    connection = sqlite3.connect(tmp_path / "spool.db", timeout=0)
+    connection.execute("DROP TRIGGER full")
+    connection.close()
+    main.gather(5_000)
+    assert main.rows == 1
+    main.close()

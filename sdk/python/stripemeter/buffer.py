@@ -12,6 +12,7 @@ import json
 import sqlite3
 import threading
 import time
+from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -23,7 +24,7 @@ from stripemeter.delivery import GIVEN_UP, Settlement
 from stripemeter.errors import Failure
 from stripemeter.events import Draft, Outgoing, wire_text
 from stripemeter.options import Options
-from stripemeter.spool import SpoiledRows, Spool, beside, is_damage, set_aside
+from stripemeter.spool import DELETE_ROWS_MAX, SpoiledRows, Spool, beside, is_damage, set_aside
 
 EVENT_BYTES = 600
 """About what an event without meta takes in memory."""
@@ -61,6 +62,9 @@ class Buffer:
         self._waiting_bytes = 0
         self._on_way = 0
         self._rows_on_way: frozenset[Optional[int]] = frozenset()
+        self._unforgotten = array("q")
+        """Rows of the spool that are settled and could not be deleted yet: neither they nor what is older is read meanwhile."""
+        self._read_after: Optional[int] = None
         self._closed = self.sealed = False
         self._left = 0
         self._blocked = 0
@@ -126,7 +130,10 @@ class Buffer:
         """Events that wait; those in the spool that are on their way are not among them."""
         if self._spool is None:
             return len(self._waiting)
-        return len(self._waiting) + self._spool.rows - self._on_way
+        return len(self._waiting) + self._unsettled_rows(self._spool) - self._on_way
+
+    def _unsettled_rows(self, spool: Spool) -> int:
+        return max(spool.rows - len(self._unforgotten), 0)
 
     def is_full(self) -> bool:
         """Whether there is no room: what comes now is refused, or drops what is oldest."""
@@ -136,7 +143,10 @@ class Buffer:
             or self._waiting_bytes >= options.queue_bytes_max
         ):
             return True
-        return self._spool is not None and self._spool.rows >= options.spool_events_max
+        return (
+            self._spool is not None
+            and self._unsettled_rows(self._spool) >= options.spool_events_max
+        )
 
     def _put(self, event: Draft) -> None:
         if self._spool_waits:
@@ -229,7 +239,7 @@ class Buffer:
         if self._spool is None:
             return []
         try:
-            return self._spool.oldest(count)
+            return self._spool.oldest(count, after=self._read_after)
         except SpoiledRows as error:
             self._dropped += error.rows
             self._settled(error.rows)
@@ -264,15 +274,24 @@ class Buffer:
 
     def _forget(self, settled: Sequence[Outgoing]) -> None:
         rows = [outgoing.row for outgoing in settled if outgoing.row is not None]
+        if rows:
+            self._unforgotten.extend(rows)
+            self._read_after = max(*rows, self._read_after or 0)
+            self._delete_settled()
+
+    def _delete_settled(self) -> None:
+        """Delete what is settled; where the disk was full or the file locked just now, with what is settled later."""
         spool = self._spool
-        if rows and spool is not None:
-            before = spool.rows
-            try:
-                spool.delete(rows)
-            except sqlite3.Error as error:
-                # They will be sent again, found to be duplicates, and settled once more.
-                self.put_number += len(rows) - (before - spool.rows)
-                self._spool_failed(error)
+        if spool is None or time.monotonic() < self._spool_rests_until:
+            return
+        try:
+            while self._unforgotten:
+                spool.delete(self._unforgotten[-DELETE_ROWS_MAX:])
+                del self._unforgotten[-DELETE_ROWS_MAX:]
+        except sqlite3.Error as error:
+            self._spool_failed(error)
+        else:
+            self._read_after = None
 
     def _settled(self, count: int) -> None:
         self.settled_number += count
@@ -285,6 +304,7 @@ class Buffer:
         """Open it; one that is damaged is set aside, and a new one made. Without one memory has to do."""
         path, options = self._spool_path, self._options
         self._rows_on_way = frozenset()
+        self._unforgotten, self._read_after = array("q"), None
         assert path is not None, "only with a spool"
         for attempt in range(2):
             try:
@@ -326,7 +346,7 @@ class Buffer:
             detail = f"the spool {spool.path}: {error}; events wait in memory"
             self._untold.append(Failure("spool", detail))
             return
-        lost = spool.rows - self._on_way
+        lost = self._unsettled_rows(spool) - self._on_way
         self._spool = None
         with suppress(sqlite3.Error):  # it is damaged: that is why it is closed
             spool.close()
@@ -338,6 +358,7 @@ class Buffer:
     def renew(self) -> bool:
         """Renew the spool's lease if it is time, and take over what crashed processes left; whether it was time."""
         with self.changed:
+            self._delete_settled()
             done = self._renew()
         self._tell_untold()
         return done
@@ -396,7 +417,9 @@ class Buffer:
             self.sealed = True
             lost = [outgoing for outgoing in unsettled if outgoing.row is None]
             lost += [self._pop() for _ in range(len(self._waiting))]
-            kept = 0 if self._spool is None else self._spool.rows
+            self._spool_rests_until = 0.0
+            self._delete_settled()
+            kept = 0 if self._spool is None else self._unsettled_rows(self._spool)
             self._dropped += len(lost)
             self._on_way = 0
             self._left = len(lost) + kept
@@ -427,7 +450,9 @@ class Buffer:
         """The counts of this moment."""
         with self.changed:
             queued = len(self._waiting) + (
-                self._on_way if self._spool is None else max(self._spool.rows, self._on_way)
+                self._on_way
+                if self._spool is None
+                else max(self._unsettled_rows(self._spool), self._on_way)
             )
             return Statistics(
                 self._tracked,

@@ -31,7 +31,8 @@ BUSY_SECONDS_MAX = 1.0
 """How long another process's write is waited for: within `track`, so not long."""
 CHECKPOINT_PAGES = 10_000
 """SQLite's own checkpoint, within an insert, comes only after so many pages (40 MiB): ours comes first."""
-_DELETE_ROWS_MAX = 500
+DELETE_ROWS_MAX = 500
+"""In one statement, which all of them or none are deleted by."""
 _VERSION = 1
 _FORK = ".fork-"
 _CLOCK_AHEAD_MS_MAX = 24 * 3_600_000
@@ -110,13 +111,12 @@ class Spool:
         self._next_number += 1
         self.rows += 1
 
-    def oldest(self, count: int) -> list[Outgoing]:
+    def oldest(self, count: int, *, after: Optional[int] = None) -> list[Outgoing]:
         """So many of its rows, in the order they came. Raises SpoiledRows when some are not what was written."""
+        statement = "SELECT number, crc, body FROM events WHERE owner = ? AND number > ? ORDER BY number LIMIT ?"
+        values = (self._owner, -1 if after is None else after, count)
         with self._lock:
-            found = self._connection.execute(
-                "SELECT number, crc, body FROM events WHERE owner = ? ORDER BY number LIMIT ?",
-                (self._owner, count),
-            ).fetchall()
+            found = self._connection.execute(statement, values).fetchall()
         spoiled = [number for number, crc, body in found if _crc(body) != crc]
         if spoiled:
             # One of them would make the whole request unreadable. SQLite itself has no checksums.
@@ -133,8 +133,8 @@ class Spool:
 
     def delete(self, rows: Sequence[int]) -> None:
         """Forget settled events. Those that were taken over by another meanwhile are that one's to forget."""
-        for start in range(0, len(rows), _DELETE_ROWS_MAX):
-            some = rows[start : start + _DELETE_ROWS_MAX]
+        for start in range(0, len(rows), DELETE_ROWS_MAX):
+            some = rows[start : start + DELETE_ROWS_MAX]
             marks = ",".join("?" * len(some))
             statement = f"DELETE FROM events WHERE owner = ? AND number IN ({marks})"
             with self._lock:
@@ -202,11 +202,17 @@ class Spool:
             rows = other.execute("SELECT number, crc, body FROM events").fetchall()
             # First here, then gone there: a crash between leaves a row twice, and its key counts once.
             self._connection.execute("BEGIN IMMEDIATE")
-            self._connection.executemany(
-                "INSERT OR IGNORE INTO events VALUES (?, ?, ?, ?)",
-                [(self._owner, *row) for row in rows],
-            )
-            self._connection.execute("COMMIT")
+            try:
+                self._connection.executemany(
+                    "INSERT OR IGNORE INTO events VALUES (?, ?, ?, ?)",
+                    [(self._owner, *row) for row in rows],
+                )
+                self._connection.execute("COMMIT")
+            except BaseException:
+                # Left open, it would hold up every other process, and keep nothing of what comes next over a kill.
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
             self.rows += len(rows)
         remove(path)
 
