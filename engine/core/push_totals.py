@@ -15,6 +15,7 @@ from engine.core.configured import Mapping
 from engine.core.push_contributions import LONG_PAST, Contribution, both, newest, together
 from engine.core.push_ledger import PushLedger
 from engine.core.push_misfits import NO_CUSTOMER, kept_resolved, misfit, unroutable
+from engine.core.push_nowhere import PushNowhere
 from engine.core.push_plan import TargetView, billable_units
 from engine.core.push_records import Lane, Role, Target, series_digest
 from engine.core.push_routes import PushRoutes, Route
@@ -64,8 +65,9 @@ class PushTotals:
         self._of_series: dict[Series, tuple[Target, ...]] = {}
         self._first: dict[tuple[str, str], str] = {}
         """Of Stripe customers that nobody named and nothing was pushed to: whose use was seen first."""
-        self.unroutable: dict[Series, str] = {}
-        """Series of mapped metrics that go nowhere, and why."""
+        self.nowhere = PushNowhere()
+        self.unroutable = self.nowhere.reasons
+        """Series of mapped metrics of whose use some goes nowhere, and why."""
         self._users: dict[tuple[Role, Destination], set[Series]] = {}
         """Who was routed by what is known of a destination."""
         self._waiting: dict[Role, dict[Destination, set[Series]]] = {"main": {}, "shadow": {}}
@@ -150,7 +152,7 @@ class PushTotals:
             changed = self._replace(series, fresh, None)
             if owed:
                 return changed
-        if not (series in self._waits_of or series in self._lost_of or series in self.unroutable):
+        if not any(series in of for of in (self._waits_of, self._lost_of, self.nowhere.incomplete)):
             self._taken[series] = (stamp, now)
         return changed
 
@@ -192,7 +194,7 @@ class PushTotals:
         return (*versions, self._proven("main"), self._proven("shadow"))
 
     def _forget(self, series: Series) -> None:
-        self.unroutable.pop(series, None)
+        self.nowhere.forget(series)
         for role, destination in self._waits_of.pop(series, ()):
             _discard(self._waiting[role], destination, series)
         for lost in self._lost_of.pop(series, ()):
@@ -340,7 +342,7 @@ class PushTotals:
         destination = route.destination
         if (reason := unroutable(route)) is not None:
             if is_active:
-                self.unroutable[series] = reason
+                self.nowhere.add(series, use, micros, reason)
             return None
         proven = self._proven(role)
         known = self._resolution(role, destination)
@@ -352,21 +354,22 @@ class PushTotals:
                 self._lost.setdefault(lost, set()).add(series)
                 self._lost_of.setdefault(series, set()).add(lost)
             if is_active:
-                self.unroutable[series] = known.reason
+                self.nowhere.add(series, use, micros, known.reason, is_waiting=known.is_temporary)
             return None
         if known is None or proven is None:
             self._wait(series, role, destination)
-            self.unroutable[series] = "Stripe has not been asked about it yet"
+            why = "Stripe has not been asked about it yet"
+            self.nowhere.add(series, use, micros if is_active else 0, why, is_waiting=True)
             return None
         customer = route.customer or known.customer
         if customer is None:
-            self.unroutable[series] = NO_CUSTOMER
+            self.nowhere.add(series, use, micros, NO_CUSTOMER)
             return None
         account = destination.connect_account or proven.account
         lane = Lane(account, proven.mode, known.object_id, customer)
         if self._owner(lane, series[0]) != series[0]:
             # Never said whose: that another tenant has such a customer is already more than it should know.
-            self.unroutable[series] = f"{customer} belongs to another tenant"
+            self.nowhere.add(series, use, micros, f"{customer} belongs to another tenant")
             return None
         target = Target(lane, route.scale, use.start_us, use.end_us)
         hold = use.hold if is_active else "its mapping is not active"
