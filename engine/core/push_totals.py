@@ -290,8 +290,10 @@ class PushTotals:
             if made is None and route in moved:
                 # It can't be asked for its target: what was pushed for its customer says what may have to be taken back.
                 unknown = _UNKNOWN if self.is_waiting(series) else unknown
-                customer = route.customer or ""
-                left += self._ledger.pushed_of(tenant, metric, customer, use.start_us)
+                if route.customer is not None and (proven := self._proven(role)) is not None:
+                    account = route.destination.connect_account or proven.account
+                    lane = Lane(account, proven.mode, "", route.customer)
+                    left += self._ledger.pushed_of(tenant, metric, lane, use.start_us)
             if made is not None:
                 hold = made.hold
                 if hold is None and not is_attached and not customer_ref.startswith("cus_"):

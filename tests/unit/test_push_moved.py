@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.core.billing import Destination, Resolved, Unresolved
+from engine.core.billing import Destination, Proven, Resolved, Unresolved
 from engine.core.push_ledger import PushLedger
 from engine.core.push_records import Lane, PushDecision, Target
 from tests.helpers.push_world import ANNA, BOB, World, shared, use
@@ -67,7 +67,24 @@ def test_what_was_moved_from_where_stripe_can_not_say_waits_for_what_was_pushed_
     world.book.fold(baseline(0, of=_july("mtr_calls")))
     assert _planned(world) == {"mtr_new": ("due", 9)}
     again = PushLedger.restore(world.book.ledger.state())
-    assert again.pushed_of("acme", "calls", "cus_1", JULY) == [_july("mtr_calls")]
+    assert again.pushed_of("acme", "calls", _july("mtr_calls").lane, JULY) == [_july("mtr_calls")]
+
+
+def test_what_was_moved_does_not_wait_for_what_another_account_holds_of_a_customer_of_that_name() -> (
+    None
+):
+    """Nothing takes back there what was pushed with a key, or to the simulator, that is not in use any more."""
+    world = shared()
+    world.proven["main"] = Proven("acct_sim1", "sim")
+    world.take(ANNA, use(5))
+    world.book.fold(baseline(of=world.only().target))
+    world.book.push(world.only())
+    world.proven["main"] = Proven("acct_1", "test")
+    world.known["calls"] = Unresolved("there is no such meter", is_stopped=True)
+    world.take(ANNA, use(5))
+    world.fold(mapped(NOON, "move", meter_event_name="new"))
+    world.take(ANNA, use(9))
+    assert _planned(world) == {"mtr_new": ("due", 9)}
 
 
 def test_what_was_moved_from_an_item_waits_until_stripe_says_whose_it_was() -> None:
