@@ -53,6 +53,25 @@ def test_one_finding_about_many_leaves_open_what_else_was_found_of_its_members()
     assert len(findings.ended) == MANY
 
 
+def test_what_was_accepted_and_shows_after_all_is_for_a_person_also_while_stripe_is_behind() -> (
+    None
+):
+    """One finding about many can't be accepted, and would not end as long as this one does not."""
+    findings, gatherings = Findings(), Gatherings()
+    for of in TARGETS:
+        looked(findings, gatherings, of, behind(of))
+    shown = behind(TARGETS[0])._replace(units=Fraction(-10), repair="accept")
+    looked(findings, gatherings, TARGETS[0], shown)
+    for of in TARGETS[1:]:
+        looked(findings, gatherings, of)
+    left = [(one.record.account, one.record.units) for one in findings.open.values()]
+    assert left == [("acct_1/test", "0"), ("", "-10")]
+    gatherings.is_complete = True
+    looked(findings, gatherings, TARGETS[1])
+    (own,) = findings.open.values()
+    assert (own.record.target, own.record.repair) == (TARGETS[0], "accept")
+
+
 def unrouted(*units: int) -> list[Unrouted]:
     """Use of a mapped metric by so many customers that goes nowhere, and of a metric that was never mapped."""
     mapped = [
