@@ -6,8 +6,13 @@ must not know destinations, or what is done about it.
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from engine.core.push_uses import PeriodUse
 from engine.core.shard_state import Series
+
+KeyT = TypeVar("KeyT")
+ItemT = TypeVar("ItemT")
 
 
 class PushNowhere:
@@ -42,3 +47,11 @@ class PushNowhere:
         """How much of a period's use goes nowhere, if what grew since it was taken in goes there, too."""
         placed = self._placed.get(series, {}).get(use.start_us)
         return 0 if placed is None else use.micros - placed
+
+
+def discard(table: dict[KeyT, set[ItemT]], key: KeyT, item: ItemT) -> None:
+    """Take an item out of a table of sets that holds no empty ones."""
+    if (items := table.get(key)) is not None:
+        items.discard(item)
+        if not items:
+            del table[key]

@@ -8,14 +8,21 @@ contributes nowhere; work grows with what changed. It must not know what was pus
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final, TypeVar
+from typing import Final
 
 from engine.core.billing import Destination, Proven, Resolved, Unresolved
 from engine.core.configured import Mapping
-from engine.core.push_contributions import LONG_PAST, Contribution, both, newest, together
+from engine.core.push_contributions import (
+    LONG_PAST,
+    Contribution,
+    both,
+    left_by,
+    newest,
+    together,
+)
 from engine.core.push_ledger import PushLedger
 from engine.core.push_misfits import NO_CUSTOMER, kept_resolved, misfit, unroutable
-from engine.core.push_nowhere import PushNowhere
+from engine.core.push_nowhere import PushNowhere, discard
 from engine.core.push_plan import TargetView, billable_units
 from engine.core.push_records import Lane, Role, Target, series_digest
 from engine.core.push_routes import PushRoutes, Route
@@ -27,8 +34,6 @@ _Stamp = tuple[int, int, Proven | None, Proven | None]
 _Lost = tuple[Role, str, int]
 """(role, Stripe customer, period start)."""
 _UNKNOWN: Final = "Stripe has not been asked yet about where its use was moved from"
-KeyT = TypeVar("KeyT")
-ItemT = TypeVar("ItemT")
 
 
 Resolution = Callable[[Role, Destination], Resolved | Unresolved | None]
@@ -196,9 +201,9 @@ class PushTotals:
     def _forget(self, series: Series) -> None:
         self.nowhere.forget(series)
         for role, destination in self._waits_of.pop(series, ()):
-            _discard(self._waiting[role], destination, series)
+            discard(self._waiting[role], destination, series)
         for lost in self._lost_of.pop(series, ()):
-            _discard(self._lost, lost, series)
+            discard(self._lost, lost, series)
 
     def _fresh(self, series: Series, uses: Iterable[PeriodUse]) -> dict[Target, Contribution]:
         fresh: dict[Target, Contribution] = {}
@@ -443,8 +448,7 @@ class PushTotals:
             is_past=whole.hold == LONG_PAST,
             may_decrease=self._may_decrease(first.role, target),
             not_left=next(
-                (old for part in held.parts.values() for old in part.left if self._holds_more(old)),
-                None,
+                (old for old in left_by(held.parts.values()) if self._holds_more(old)), None
             ),
         )
 
@@ -490,11 +494,3 @@ class PushTotals:
             grace_us=0 if mapping is None else mapping.finalization_grace_us,
             may_decrease=self._may_decrease(role, target),
         )
-
-
-def _discard(table: dict[KeyT, set[ItemT]], key: KeyT, item: ItemT) -> None:
-    """Take an item out of a table of sets that holds no empty ones."""
-    if (items := table.get(key)) is not None:
-        items.discard(item)
-        if not items:
-            del table[key]
