@@ -205,3 +205,27 @@ def test_what_was_found_of_an_account_stays_while_another_accounts_key_is_in_its
             assert [one.id for one in meter.push.findings.open.values()] == [before.id]
 
     trio.run(run, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def test_what_stripe_said_that_it_rejected_without_a_name_is_told_over_a_restart() -> None:
+    async def run() -> None:
+        place = ReconPlace()
+        async with place.running() as meter:
+            await place.map(meter)
+            await place.use(meter, 1_000)
+            await place.until_looked(meter)
+            place.stripe.add_fault("drop", EVENTS, count=1)
+            await place.use(meter, 2)
+            await trio.sleep(30)
+            (lane,) = meter.push.ledger.lanes
+            await meter.started.reconciler.rejected_unnamed(lane.object_id, 1)
+            await place.until_looked(meter)
+            (before,) = meter.push.findings.open.values()
+            assert "1 rejected events" in (before.record.reason or "")
+        async with place.running() as meter:
+            await place.until_looked(meter)
+            (after,) = meter.push.findings.open.values()
+            assert after.id == before.id, "it is missing still"
+            assert (after.record.units, after.record.reason) == ("2", before.record.reason)
+
+    trio.run(run, clock=trio.testing.MockClock(autojump_threshold=0))
