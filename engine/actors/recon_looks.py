@@ -18,7 +18,7 @@ from engine.actors.recon_books import Book, ReconBooks
 from engine.actors.recon_reader import Excess, ReconReader
 from engine.core.billing import Invoiced, Reading
 from engine.core.finding_plan import Looked, units_text
-from engine.core.finding_records import Cause, Gap
+from engine.core.finding_records import Cause, Gap, all_behind_key
 from engine.core.findings import Findings
 from engine.core.push_plan import TargetView
 from engine.core.push_records import Target
@@ -287,9 +287,18 @@ class Looker:
             self._remember(one, facts, judged, spoken, now_us)
         rows, pushed = self._confirmed(facts, judged), self._pushed(book)
         again_us = _earliest(again_us, self._until_final(book, facts, judged, now_us))
+        if judged.verdict == "lagging" and self._is_told_behind(book):
+            again_us = _earliest(
+                again_us, self._books.known_from_us
+            )  # whether it is still one of them
         if any(issue.cause == "rejected" for issue in judged.issues) and judged.is_confirmed:
             again_us = now_us + 1  # It is said now, and will be confirmed at the next look.
         return Seen(looked, rows, again_us, lambda: self._pushed(book) == pushed)
+
+    def _is_told_behind(self, book: Book) -> bool:
+        """Whether its account was found to be behind before the start, and nobody can tell yet what is only fresh."""
+        is_told = all_behind_key(book.lane) in self._pusher.state.findings.open
+        return is_told and self._clock.now_us() < self._books.known_from_us
 
     def _until_final(self, book: Book, facts: BookFacts, judged: Judged, now_us: int) -> int | None:
         """At a period's end it is looked at until it agrees, and once more when it is final."""
