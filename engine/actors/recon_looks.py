@@ -253,7 +253,9 @@ class Looker:
 
     def _speaks(self, issue: Issue, facts: BookFacts) -> bool:
         open_keys = self._pusher.state.findings.open_of.get(issue.facts.id, ())
-        if f"{issue.facts.id}:{issue.gap}:{issue.cause}" in open_keys:
+        # A duplicate is foreign until it was searched for.
+        causes = _EXCESSES if issue.cause in _EXCESSES else (issue.cause,)
+        if any(f"{issue.facts.id}:{issue.gap}:{cause}" in open_keys for cause in causes):
             return True
         before = self._suspicions.get((issue.facts.id, issue.gap))
         return suspect(
@@ -382,6 +384,7 @@ def _unnamed_of(findings: Findings) -> dict[str, int]:
 
 _UNNAMED: Final = "; it reported {} rejected events of this meter that it did not name"
 _UNNAMED_SAID: Final = re.compile(re.escape(_UNNAMED).replace(r"\{\}", "([0-9]{1,18})"))
+_EXCESSES: Final[tuple[Cause, ...]] = ("foreign", "duplicate")
 _GAPS: Final[tuple[Gap, ...]] = ("push", "stripe", "invoice", "usage")
 _READ: Final[frozenset[Gap]] = frozenset(("stripe", "invoice"))
 

@@ -238,6 +238,28 @@ def test_that_a_summary_lacks_something_is_the_same_finding_after_a_restart(
     trio.run(run, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
+def test_that_stripe_counted_a_push_twice_is_the_same_finding_after_a_restart() -> None:
+    """Where an excess lies is searched for when it is worth a word, which what is told already is."""
+
+    async def run() -> None:
+        place = ReconPlace()
+        async with place.running() as meter:
+            await place.map(meter)
+            await place.use(meter, 30)
+            await place.until_looked(meter)
+            ((minute, units),) = place.minutes().items()
+            await place.foreign(units, timestamp_s=minute * 60)
+            await place.until_looked(meter)
+            (before,) = meter.push.findings.open.values()
+            assert before.record.cause == "duplicate"
+        async with place.running() as meter:
+            await place.until_looked(meter)
+            (after,) = meter.push.findings.open.values()
+            assert (after.id, meter.push.findings.ended) == (before.id, {})
+
+    trio.run(run, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
 def test_what_stripe_said_that_it_rejected_without_a_name_is_told_over_a_restart() -> None:
     async def run() -> None:
         place = ReconPlace()
