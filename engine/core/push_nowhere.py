@@ -21,8 +21,8 @@ class PushNowhere:
     def __init__(self) -> None:
         self.reasons: dict[Series, str] = {}
         """Whose use goes nowhere, or is not known yet to go anywhere, and why."""
-        self.incomplete: set[Series] = set()
-        """Of whom some route can't be followed, were it one by which nothing goes any more: that may change unseen."""
+        self.incomplete: dict[Series, str] = {}
+        """Of whom some route can't be followed, were it one by which nothing goes, and why: that may change unseen."""
         self._placed: dict[Series, dict[int, int]] = {}
         """Of these, start of a period of which a part goes nowhere to the micros of it that do reach a target."""
 
@@ -30,7 +30,7 @@ class PushNowhere:
         self, series: Series, use: PeriodUse, micros: int, reason: str, *, is_waiting: bool = False
     ) -> None:
         """So much of a period's use goes nowhere; `is_waiting`: or somewhere, were it nothing, and nobody has said where."""
-        self.incomplete.add(series)
+        self.incomplete[series] = reason
         if micros or is_waiting:
             self.reasons[series] = reason
         if micros:
@@ -40,8 +40,12 @@ class PushNowhere:
     def forget(self, series: Series) -> None:
         """It is taken in again."""
         self.reasons.pop(series, None)
-        self.incomplete.discard(series)
+        self.incomplete.pop(series, None)
         self._placed.pop(series, None)
+
+    def has_part(self, series: Series, start_us: int) -> bool:
+        """Whether some of a period's use goes nowhere."""
+        return start_us in self._placed.get(series, ())
 
     def micros(self, series: Series, use: PeriodUse) -> int:
         """How much of a period's use goes nowhere, if what grew since it was taken in goes there, too."""
