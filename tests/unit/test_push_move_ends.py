@@ -1,4 +1,4 @@
-"""Erasing a customer whose use is being moved: refused while it would be billed at both places."""
+"""Use that is moved: no customer of it is erased while both places would be billed, and it goes when nothing is in the way."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ async def test_an_erasure_waits_for_a_move_also_while_a_push_to_the_new_place_is
     way: str, autojump_clock: trio.testing.MockClock
 ) -> None:
     del autojump_clock
-    place = ReconPlace()
+    place = ReconPlace(interval_us=5_000_000)
     async with place.running() as meter:
         await place.map(meter)
         await place.use(meter, 5)
@@ -53,3 +53,28 @@ async def test_an_erasure_waits_for_a_move_also_while_a_push_to_the_new_place_is
         await trio.sleep(40)
         wanted = 10 if way == "in_flight" else 8
         assert (place.total("cus_anna"), place.total("cus_ben")) == (0, wanted)
+
+
+@pytest.mark.parametrize("way", ["gone", "used by another"])
+async def test_what_was_moved_goes_as_soon_as_nothing_is_left_to_take_back_where_it_was(
+    way: str,
+    autojump_clock: trio.testing.MockClock,  # noqa: ARG001 - so that waiting takes no time
+) -> None:
+    place = ReconPlace()
+    async with place.running() as meter:
+        await place.map(meter)
+        await place.put(meter, "eve", stripe_customer_id="cus_anna")
+        await place.use(meter, 5)
+        await trio.sleep(40)
+        place.wire.refused["cus_anna"] = "not now"
+        anna = Customer(tenant_id="acme", customer_ref="cus_anna", stripe_customer_id="cus_ben")
+        await Administration(meter, b"").put_customer(anna, ADMIN, Wanted(cutover="move"))
+        await trio.sleep(10)
+        assert place.total("cus_ben") == 0
+        if way == "gone":
+            desk = meter.started.pusher
+            await desk.stop(place.stripe.account, "cus_anna", "it was deleted", "stripe")
+        else:
+            await place.use(meter, 5, "eve")
+        await trio.sleep(30)  # nobody does anything
+        assert place.total("cus_ben") == 5
