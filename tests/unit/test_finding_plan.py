@@ -13,7 +13,7 @@ from engine.core.push_ledger import PushLedger
 from engine.core.push_plan import Planned
 from engine.core.push_records import Target, target_id
 from engine.core.reconciling import MANY, Issue, TargetFacts
-from tests.helpers.pushing import AUGUST, NOON, target
+from tests.helpers.pushing import AUGUST, NOON, baseline, target
 
 TARGETS = [target(scale=str(number + 1)) for number in range(MANY + 1)]
 
@@ -70,6 +70,25 @@ def test_what_was_accepted_and_shows_after_all_is_for_a_person_also_while_stripe
     looked(findings, gatherings, TARGETS[1])
     (own,) = findings.open.values()
     assert (own.record.target, own.record.repair) == (TARGETS[0], "accept")
+
+
+def test_what_was_accepted_as_missing_is_less_by_what_shows_again_and_nothing_after_a_baseline() -> (
+    None
+):
+    findings, of = Findings(), TARGETS[0]
+
+    def accepted(units: int) -> int:
+        opened = Finding(
+            action="open", id="1", cause="behind", gap="stripe", target=of, units=str(units)
+        )
+        for record in (opened, msgspec.structs.replace(opened, action="accept")):
+            findings.fold(record, NOON, PushLedger())
+        return findings.mark(of).missing
+
+    assert [accepted(units) for units in (10, 5, -4, -20, 7)] == [10, 15, 11, 0, 7]
+    read = msgspec.structs.replace(baseline(of=of), reading="0")
+    findings.fold(read, NOON, PushLedger())
+    assert findings.mark(of).missing == 0, "what Stripe holds was looked at anew"
 
 
 def unrouted(*units: int) -> list[Unrouted]:
