@@ -18,7 +18,8 @@ def test_only_the_part_of_a_period_that_reaches_no_target_goes_nowhere() -> None
     assert nowhere.micros(ANNA, use(9)) == 9 * UNIT
     nowhere.forget(ANNA)
     assert nowhere.micros(ANNA, use(9)) == 0
-    assert not (nowhere.reasons or nowhere.incomplete)
+    assert not nowhere.reasons
+    assert not nowhere.incomplete
 
 
 def test_what_is_nothing_is_no_use_that_goes_nowhere_and_may_still_be_waited_for() -> None:
@@ -27,4 +28,4 @@ def test_what_is_nothing_is_no_use_that_goes_nowhere_and_may_still_be_waited_for
     nowhere.add(BOB, use(9), 0, "nobody was asked", is_waiting=True)
     assert nowhere.reasons == {BOB: "nobody was asked"}
     assert set(nowhere.incomplete) == {ANNA, BOB}
-    assert not (nowhere.has_part(ANNA, JULY) or nowhere.has_part(BOB, JULY))
+    assert not any(nowhere.has_part(who, JULY) for who in (ANNA, BOB))
