@@ -66,8 +66,8 @@ def misfit(route: Route, resolved: Resolved, use: PeriodUse) -> str | None:
     )
 
 
-def is_of_another(lane: Lane, request: PushRequest, proven: Proven | None) -> bool:
-    """Whether what erased customers had is of another account or mode than the key that is set; False: or nobody knows yet."""
+def is_elsewhere(lane: Lane, request: PushRequest, proven: Proven | None) -> bool:
+    """Whether a request's lane is of another account or mode than the key that is set; False: or nobody knows yet."""
     if proven is None:
         return False
     account = request.connect_account or proven.account

@@ -21,7 +21,7 @@ from engine.core.push_contributions import (
     together,
 )
 from engine.core.push_ledger import PushLedger
-from engine.core.push_misfits import NO_CUSTOMER, is_of_another, kept_resolved, misfit, unroutable
+from engine.core.push_misfits import NO_CUSTOMER, is_elsewhere, kept_resolved, misfit, unroutable
 from engine.core.push_nowhere import PushNowhere, discard
 from engine.core.push_plan import TargetView, billable_units
 from engine.core.push_records import Lane, Role, Target, series_digest
@@ -325,7 +325,7 @@ class PushTotals:
         if lane is None or state is None or state.kept_request is None or lane.role != role:
             return None
         request = state.kept_request
-        if is_of_another(target.lane, request, self._proven(role)):
+        if is_elsewhere(target.lane, request, self._proven(role)):
             return None
         destination = Destination(
             request.driver, request.event_name, request.item, None, None, request.connect_account
@@ -483,7 +483,7 @@ class PushTotals:
         request = state.kept_request
         lane_state = self._ledger.lane(target.lane)
         role: Role = "main" if lane_state is None else lane_state.role
-        if is_of_another(target.lane, request, self._proven(role)):
+        if is_elsewhere(target.lane, request, self._proven(role)):
             return None
         return TargetView(
             target=target,
