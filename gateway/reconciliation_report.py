@@ -117,8 +117,9 @@ async def lines_of(
         seen = started.reconciler.looker.looks.get(target)
         causes = tuple(findings.of_target(report.id))
         account = f"{target.lane.account}/{target.lane.mode}"
-        gathered = () if seen is None else [one for one in seen.causes if one in GATHERED]
-        causes += tuple(whole[account, one] for one in gathered if (account, one) in whole)
+        gathered = set() if seen is None else GATHERED.intersection(seen.causes)
+        gathered -= {one.record.cause for one in causes}
+        causes += tuple(whole[account, one] for one in sorted(gathered) if (account, one) in whole)
         mark = findings.mark(target)
         confirmed = mark.confirmed if seen is None or seen.stripe is None else seen.stripe
         status: RowStatus = "resolved" if report.id in resolved else "ok"

@@ -7,16 +7,20 @@ can't be reached, no key, a stopped directory), or it is being moved, nothing is
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Final
 
 import msgspec
 
 from engine.actors.pusher import Pusher
 from engine.core.billing import PushRequest
-from engine.core.push_plan import TargetView
+from engine.core.push_plan import Standing, TargetView
 from engine.core.push_records import PushDecision, series_digest
 from engine.core.push_routes import STRIPE_CUSTOMER_PREFIX, PushRoutes
 from engine.core.push_uses import uses_of
 from engine.errors import Conflict
+
+_MAY_GROW: Final[frozenset[Standing]] = frozenset(("held", "in_flight", "quarantined"))
+"""How a target stands that will be pushed to as soon as nothing is in the way; what is final or stopped is not."""
 
 
 async def keeping(
@@ -43,8 +47,8 @@ async def keeping(
         own = [s for s in totals.series_of(target) if s[0] == tenant and s[2] in names]
         if view is None or not own:
             continue
-        if view.not_left is not None and pusher.server.planned(view).standing == "held":
-            # Whose it was goes with the name, and with it that the new place has to wait.
+        if view.not_left is not None and pusher.server.planned(view).standing in _MAY_GROW:
+            # Whose it was goes with the name, and with it that the new place has to wait: at once, or after what is under way.
             raise Conflict(
                 "usage was moved, and what was pushed where it was is not taken back yet: erase when it is"
             )

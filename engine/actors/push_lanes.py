@@ -38,6 +38,7 @@ from engine.core.push_baselines import (
     baseline_range,
 )
 from engine.core.push_ledger import PushLedger
+from engine.core.push_misfits import is_elsewhere
 from engine.core.push_plan import (
     Attempts,
     Close,
@@ -305,8 +306,8 @@ class LaneServer:
         connection = self._connection(intent.role)
         proven = None if connection is None else connection.proven
         request = intent.request
-        account = request.connect_account or (proven and proven.account)
-        if connection is None or proven is None or account != intent.target.lane.account:
+        is_away = is_elsewhere(intent.target.lane, request, proven)
+        if connection is None or proven is None or is_away:
             runtime.last_error = "the account it was begun with is not connected"
             return None
         match step := self._next_for_open(intent, runtime.attempts):

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 import trio
 
 from engine.actors.pusher import Pusher
-from engine.core.finding_records import Cause
+from engine.core.finding_records import Cause, behind_key
 from engine.core.push_baselines import baseline_need
 from engine.core.push_plan import TargetView, billable_units
 from engine.core.push_plan import finalization_us as finalization_of
@@ -62,7 +62,8 @@ class ReconBooks:
         self._pusher = pusher
         self._clock = clock
         self._lag_us = lag_us
-        self._began_us = clock.now_us()
+        self.known_from_us = clock.now_us() + lag_us
+        """From then on it is known what was acknowledged within the last lag."""
         self._under_way: dict[Lane, PushIntent] = {}
         self._fresh: dict[Target, deque[tuple[int, int]]] = {}
         """(acknowledged at, units) of pushes that add, newest last."""
@@ -102,8 +103,10 @@ class ReconBooks:
     def fresh_units(self, target: Target, plus: int) -> int:
         """Units that add and were acknowledged within the last lag."""
         now_us = self._clock.now_us()
-        if now_us < self._began_us + self._lag_us:
-            return plus
+        if now_us < self.known_from_us:
+            # But what was told to be missing before this process began was missing for a lag.
+            told = self._pusher.state.findings.open.get(behind_key(target))
+            return plus if told is None else max(0, plus - max(0, int(Fraction(told.record.units))))
         fresh = self._fresh.get(target)
         if fresh is None:
             return 0

@@ -7,6 +7,7 @@ looked at when, nor how findings are recorded.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Final, NamedTuple
@@ -17,7 +18,8 @@ from engine.actors.recon_books import Book, ReconBooks
 from engine.actors.recon_reader import Excess, ReconReader
 from engine.core.billing import Invoiced, Reading
 from engine.core.finding_plan import Looked, units_text
-from engine.core.finding_records import Cause, Gap
+from engine.core.finding_records import Cause, Gap, all_behind_key
+from engine.core.findings import Findings
 from engine.core.push_plan import TargetView
 from engine.core.push_records import Target
 from engine.core.reconciling import (
@@ -89,8 +91,8 @@ class Looker:
         self._epsilon = epsilon
         self.looks: dict[Target, Look] = {}
         self._suspicions: dict[tuple[str, Gap], Suspicion] = {}
-        self._unnamed: dict[str, int] = {}
-        """Meter to events that Stripe rejected since the start without naming them."""
+        self._unnamed = _unnamed_of(pusher.state.findings)
+        """Meter to events that Stripe rejected without naming them, since the start and as findings tell that are open."""
         self._located: dict[str, tuple[Fraction, Excess]] = {}
         """Target id to the excess that was searched for, and where it is."""
 
@@ -117,7 +119,7 @@ class Looker:
         if not unnamed:
             return judged
         # It stays a lag: that one of them is of this total is not proven.
-        told = f"; it reported {unnamed} rejected events of this meter that it did not name"
+        told = _UNNAMED.format(unnamed)
         issues = (
             one._replace(reason=f"{one.reason}{told}") if one.cause == "behind" else one
             for one in judged.issues
@@ -251,7 +253,9 @@ class Looker:
 
     def _speaks(self, issue: Issue, facts: BookFacts) -> bool:
         open_keys = self._pusher.state.findings.open_of.get(issue.facts.id, ())
-        if f"{issue.facts.id}:{issue.gap}:{issue.cause}" in open_keys:
+        # A duplicate is foreign until it was searched for.
+        causes = _EXCESSES if issue.cause in _EXCESSES else (issue.cause,)
+        if any(f"{issue.facts.id}:{issue.gap}:{cause}" in open_keys for cause in causes):
             return True
         before = self._suspicions.get((issue.facts.id, issue.gap))
         return suspect(
@@ -285,9 +289,18 @@ class Looker:
             self._remember(one, facts, judged, spoken, now_us)
         rows, pushed = self._confirmed(facts, judged), self._pushed(book)
         again_us = _earliest(again_us, self._until_final(book, facts, judged, now_us))
+        if judged.verdict == "lagging" and self._is_told_behind(book):
+            again_us = _earliest(
+                again_us, self._books.known_from_us
+            )  # whether it is still one of them
         if any(issue.cause == "rejected" for issue in judged.issues) and judged.is_confirmed:
             again_us = now_us + 1  # It is said now, and will be confirmed at the next look.
         return Seen(looked, rows, again_us, lambda: self._pushed(book) == pushed)
+
+    def _is_told_behind(self, book: Book) -> bool:
+        """Whether its account was found to be behind before the start, and nobody can tell yet what is only fresh."""
+        is_told = all_behind_key(book.lane) in self._pusher.state.findings.open
+        return is_told and self._clock.now_us() < self._books.known_from_us
 
     def _until_final(self, book: Book, facts: BookFacts, judged: Judged, now_us: int) -> int | None:
         """At a period's end it is looked at until it agrees, and once more when it is final."""
@@ -356,6 +369,22 @@ class Looker:
         return rows
 
 
+def _unnamed_of(findings: Findings) -> dict[str, int]:
+    """What open findings say of it: else what was told because of it would be tolerated from the next start on."""
+    found: dict[str, int] = {}
+    for one in findings.open.values():
+        record = one.record
+        if record.target is None or record.cause != "behind" or len(found) >= METERS_MAX:
+            continue
+        if (said := _UNNAMED_SAID.search(record.reason or "")) is not None:
+            meter = record.target.lane.object_id
+            found[meter] = max(found.get(meter, 0), int(said[1]))
+    return found
+
+
+_UNNAMED: Final = "; it reported {} rejected events of this meter that it did not name"
+_UNNAMED_SAID: Final = re.compile(re.escape(_UNNAMED).replace(r"\{\}", "([0-9]{1,18})"))
+_EXCESSES: Final[tuple[Cause, ...]] = ("foreign", "duplicate")
 _GAPS: Final[tuple[Gap, ...]] = ("push", "stripe", "invoice", "usage")
 _READ: Final[frozenset[Gap]] = frozenset(("stripe", "invoice"))
 

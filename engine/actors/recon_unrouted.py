@@ -127,7 +127,7 @@ class ReconUnrouted:
         parts: dict[str, list[tuple[Series, PeriodUse]]] = {one.id: [] for one in by_key.values()}
         async for series, use in self._uses(tenant, start_us, end_us):
             own = by_key.get((series_digest(*series), use.start_us)) or by_key.get(series[:2])
-            if own is not None and self._is_since_mapped(series, use):
+            if own is not None and use.micros and self._is_since_mapped(series, use):
                 parts[own.id].append((series, use))
         unmapped = self._unmapped() & by_key.keys()
         if unmapped:
@@ -157,13 +157,16 @@ class ReconUnrouted:
     async def _uses(
         self, tenant: str | None, start_us: int, end_us: int
     ) -> AsyncIterator[tuple[Series, PeriodUse]]:
-        """Use of mapped metrics that reaches no target."""
+        """Of use of mapped metrics what reaches no target; nothing, where it is only not known whether all of it does."""
         for number, series in enumerate(list(self._pusher.totals.unroutable)):
             if number % _SLICE == _SLICE - 1:
                 await trio.lowlevel.checkpoint()
             if tenant in (None, series[0]):
+                is_waiting = self._pusher.totals.is_waiting(series)
                 for use in self._uses_of(series, start_us, end_us):
-                    yield series, use
+                    micros = self._pusher.totals.nowhere.micros(series, use)
+                    if micros or is_waiting:
+                        yield series, use._replace(micros=micros)
 
     async def _series_of(self, metrics: set[tuple[str, str]]) -> AsyncIterator[Series]:
         number = 0
@@ -208,8 +211,9 @@ class ReconUnrouted:
         shard, partition = self._pusher.changes.place_of(series)
         found: list[tuple[object, Unrouted]] = []
         for use in uses_of(shard.state, self._pusher.rules, partition, series):
-            if use.micros and self._is_since_mapped(series, use):
-                one = self._unrouted(series, use, reason)
+            micros = self._pusher.totals.nowhere.micros(series, use)
+            if micros and self._is_since_mapped(series, use):
+                one = self._unrouted(series, use._replace(micros=micros), reason)
                 found.append(((one.series, one.start_us), one))
         return found
 

@@ -304,7 +304,8 @@ class Reconciler:
             books = await self.books.books(job.tenant)
             job.total = len(books)
             soon = await self._pass(await self._in_order(books), job)
-            self._gatherings.is_complete |= job.tenant is None and not job.unread
+            is_known = self._clock.now_us() >= self.books.known_from_us
+            self._gatherings.is_complete |= is_known and job.tenant is None and not job.unread
             # While it is not known where some usage goes, what has no target may only wait for it.
             if job.tenant is None and self._pusher.totals.is_everything_resolved:
                 await self._forget_gone(books)

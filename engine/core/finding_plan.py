@@ -65,7 +65,7 @@ class Gatherings:
 
     def update(self, looked: Looked) -> None:
         """Take in what a look at a target says."""
-        now = {_group_of(issue): issue for issue in looked.issues if issue.cause in GATHERED}
+        now = {_group_of(issue): issue for issue in looked.issues if _is_gathered(issue)}
         kept = self._of_target.pop(looked.id, set())
         for group in kept - now.keys():
             if looked.is_read or group[2] != "behind":
@@ -113,6 +113,11 @@ class Gatherings:
             for key, one in findings.open.items()
             if one.record.account and key not in known
         ]
+
+
+def _is_gathered(issue: Issue) -> bool:
+    """Whether it ends by itself, with many others. What a person has to accept does not, and nobody accepts for many."""
+    return issue.cause in GATHERED and issue.repair != "accept"
 
 
 def _group_of(issue: Issue) -> _Group:
@@ -186,7 +191,7 @@ def steps(
     for one in looked:
         covered[one.id] = one.is_read
         for issue in one.issues:
-            if issue.cause in GATHERED and gatherings.is_whole(_group_of(issue), findings):
+            if _is_gathered(issue) and gatherings.is_whole(_group_of(issue), findings):
                 continue
             record = _of_target(issue)
             wanted[finding_key(record)] = record

@@ -12,7 +12,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from engine.core.push_records import Target, target_id
+from engine.core.push_records import Lane, Target, target_id
 
 Cause = Literal[
     "not_pushed",
@@ -91,6 +91,16 @@ def subject_of_finding(record: Finding) -> str:
 def finding_key(record: Finding) -> str:
     """Equal for the same difference of the same thing: at most one finding of a key is open."""
     return f"{subject_of_finding(record)}:{record.gap}:{record.cause}"
+
+
+def behind_key(target: Target) -> str:
+    """The key of the finding that Stripe's summary of a target lacks what was pushed."""
+    return f"{target_id(target)}:stripe:behind"
+
+
+def all_behind_key(lane: Lane) -> str:
+    """The key of the finding that the summaries of many targets of a lane's account do."""
+    return f"{lane.account}/{lane.mode}:stripe:behind"
 
 
 def finding_id(key: str, opened_at_us: int) -> str:

@@ -150,7 +150,7 @@ class Parity:
         shares = [
             one for one in self._totals.contributions(series) if one.target.start_us == start_us
         ]
-        routing, why = self._routing(series, bool(shares), {one.role for one in shares})
+        routing, why = self._routing(key, bool(shares), {one.role for one in shares})
         held = _held(adjustments, total - own)
         pending = held["pending"]
         body: Body = {
@@ -188,17 +188,19 @@ class Parity:
             reason = "see its target" if verdict in mains else "adjustments wait for a decision"
         return body | {"verdict": verdict, "reason": reason}
 
-    def _routing(
-        self, series: tuple[str, str, str], has_shares: bool, roles: set[str]
-    ) -> tuple[str, str | None]:
+    def _routing(self, key: PeriodKey, has_shares: bool, roles: set[str]) -> tuple[str, str | None]:
+        series, start_us = key
         tenant, metric, _customer = series
-        if has_shares and "main" in roles:
+        nowhere, routes = self._totals.nowhere, self._trail.push.routes
+        # After a cutover a part may be pushed and the rest go nowhere.
+        has_lost = nowhere.has_part(series, start_us) and routes.role(tenant, metric) == "main"
+        if has_shares and "main" in roles and not has_lost:
             return "pushed", None
-        if has_shares:
+        if has_shares and not has_lost:
             return "unbilled", "it is in shadow mode: nothing of it is billed"
-        if not self._trail.push.routes.roles_known(tenant, metric):
+        if not routes.roles_known(tenant, metric):
             return "unbilled", "its metric is not mapped to anything at Stripe"
-        why = self._totals.unroutable.get(series)
+        why = nowhere.incomplete.get(series)
         if why is None:
             return "unbilled", "its mapping is not active"
         return ("unresolved" if self._totals.is_waiting(series) else "nowhere"), why

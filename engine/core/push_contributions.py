@@ -5,7 +5,7 @@ It must not know who adds them up, nor what was pushed.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Final, NamedTuple
 
 from engine.core.billing import Resolved
@@ -44,6 +44,11 @@ def together(speaker: Contribution, parts: Collection[Contribution]) -> Contribu
         newest_event_us=max(part.newest_event_us for part in parts),
         hold=hold,
     )
+
+
+def left_by(parts: Iterable[Contribution]) -> dict[Target, None]:
+    """Each target that some of these were moved away from, once: a whole team leaves the same one."""
+    return {old: None for part in parts for old in part.left}
 
 
 def newest(fresh: dict[Target, Contribution]) -> dict[tuple[Lane, str], Contribution]:

@@ -71,9 +71,8 @@ class TargetState(msgspec.Struct):
     """Units of it that decisions settled elsewhere."""
     carried_in: int = 0
     """Units due here on top of the period's own use."""
-    is_carried_into: bool = (
-        False  # and stays so when as much is carried back: it may have been pushed meanwhile
-    )
+    is_carried_into: bool = False
+    """And stays so when as much is carried back: it may have been pushed meanwhile."""
     kept_micros: str = "0"
     """What erased customers had used before a cutover; wide, hence text."""
     kept_request: PushRequest | None = None
@@ -234,12 +233,13 @@ class PushLedger:
             case _:
                 pass
 
-    def pushed_of(self, tenant: str, metric: str, customer: str, start_us: int) -> list[Target]:
-        """Targets of a period of a Stripe customer in whose lanes a metric was pushed, or is on its way."""
+    def pushed_of(self, tenant: str, metric: str, of: Lane, start_us: int) -> list[Target]:
+        """Targets of a period in whose lanes a metric was pushed, or is on its way; of `of`'s customer, whatever its object."""
         return [
             state.target
-            for lane in self.of_customer.get(customer, ())
+            for lane in self.of_customer.get(of.customer, ())
             if (tenant, metric) in lane.series
+            and (lane.lane.account, lane.lane.mode) == (of.account, of.mode)
             for state in lane.minutes_used(start_us)
         ]
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from engine.core.billing import PushRequest, Resolved
-from engine.core.push_records import Target
+from engine.core.billing import Proven, PushRequest, Resolved
+from engine.core.push_records import Lane, Target
 from engine.core.push_routes import Route
 from engine.core.push_uses import PeriodUse
 
@@ -64,3 +64,11 @@ def misfit(route: Route, resolved: Resolved, use: PeriodUse) -> str | None:
         f"its period ends at {end_s}, the billing period of {resolved.item} at {resolved.period_end_s} (unix seconds): "
         "give the mapping period `subscription` and the customer the subscription's billingAnchor"
     )
+
+
+def is_elsewhere(lane: Lane, request: PushRequest, proven: Proven | None) -> bool:
+    """Whether a request's lane is of another account or mode than the key that is set; False: or nobody knows yet."""
+    if proven is None:
+        return False
+    account = request.connect_account or proven.account
+    return (account, proven.mode) != (lane.account, lane.mode)

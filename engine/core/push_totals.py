@@ -8,13 +8,21 @@ contributes nowhere; work grows with what changed. It must not know what was pus
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final, TypeVar
+from typing import Final
 
 from engine.core.billing import Destination, Proven, Resolved, Unresolved
 from engine.core.configured import Mapping
-from engine.core.push_contributions import LONG_PAST, Contribution, both, newest, together
+from engine.core.push_contributions import (
+    LONG_PAST,
+    Contribution,
+    both,
+    left_by,
+    newest,
+    together,
+)
 from engine.core.push_ledger import PushLedger
-from engine.core.push_misfits import NO_CUSTOMER, kept_resolved, misfit, unroutable
+from engine.core.push_misfits import NO_CUSTOMER, is_elsewhere, kept_resolved, misfit, unroutable
+from engine.core.push_nowhere import PushNowhere, discard
 from engine.core.push_plan import TargetView, billable_units
 from engine.core.push_records import Lane, Role, Target, series_digest
 from engine.core.push_routes import PushRoutes, Route
@@ -26,8 +34,6 @@ _Stamp = tuple[int, int, Proven | None, Proven | None]
 _Lost = tuple[Role, str, int]
 """(role, Stripe customer, period start)."""
 _UNKNOWN: Final = "Stripe has not been asked yet about where its use was moved from"
-KeyT = TypeVar("KeyT")
-ItemT = TypeVar("ItemT")
 
 
 Resolution = Callable[[Role, Destination], Resolved | Unresolved | None]
@@ -64,8 +70,9 @@ class PushTotals:
         self._of_series: dict[Series, tuple[Target, ...]] = {}
         self._first: dict[tuple[str, str], str] = {}
         """Of Stripe customers that nobody named and nothing was pushed to: whose use was seen first."""
-        self.unroutable: dict[Series, str] = {}
-        """Series of mapped metrics that go nowhere, and why."""
+        self.nowhere = PushNowhere()
+        self.unroutable = self.nowhere.reasons
+        """Series of mapped metrics of whose use some goes nowhere, and why."""
         self._users: dict[tuple[Role, Destination], set[Series]] = {}
         """Who was routed by what is known of a destination."""
         self._waiting: dict[Role, dict[Destination, set[Series]]] = {"main": {}, "shadow": {}}
@@ -150,7 +157,7 @@ class PushTotals:
             changed = self._replace(series, fresh, None)
             if owed:
                 return changed
-        if not (series in self._waits_of or series in self._lost_of or series in self.unroutable):
+        if not any(series in of for of in (self._waits_of, self._lost_of, self.nowhere.incomplete)):
             self._taken[series] = (stamp, now)
         return changed
 
@@ -192,11 +199,11 @@ class PushTotals:
         return (*versions, self._proven("main"), self._proven("shadow"))
 
     def _forget(self, series: Series) -> None:
-        self.unroutable.pop(series, None)
+        self.nowhere.forget(series)
         for role, destination in self._waits_of.pop(series, ()):
-            _discard(self._waiting[role], destination, series)
+            discard(self._waiting[role], destination, series)
         for lost in self._lost_of.pop(series, ()):
-            _discard(self._lost, lost, series)
+            discard(self._lost, lost, series)
 
     def _fresh(self, series: Series, uses: Iterable[PeriodUse]) -> dict[Target, Contribution]:
         fresh: dict[Target, Contribution] = {}
@@ -288,8 +295,10 @@ class PushTotals:
             if made is None and route in moved:
                 # It can't be asked for its target: what was pushed for its customer says what may have to be taken back.
                 unknown = _UNKNOWN if self.is_waiting(series) else unknown
-                customer = route.customer or ""
-                left += self._ledger.pushed_of(tenant, metric, customer, use.start_us)
+                if route.customer is not None and (proven := self._proven(role)) is not None:
+                    account = route.destination.connect_account or proven.account
+                    lane = Lane(account, proven.mode, "", route.customer)
+                    left += self._ledger.pushed_of(tenant, metric, lane, use.start_us)
             if made is not None:
                 hold = made.hold
                 if hold is None and not is_attached and not customer_ref.startswith("cus_"):
@@ -316,6 +325,8 @@ class PushTotals:
         if lane is None or state is None or state.kept_request is None or lane.role != role:
             return None
         request = state.kept_request
+        if is_elsewhere(target.lane, request, self._proven(role)):
+            return None
         destination = Destination(
             request.driver, request.event_name, request.item, None, None, request.connect_account
         )
@@ -340,7 +351,7 @@ class PushTotals:
         destination = route.destination
         if (reason := unroutable(route)) is not None:
             if is_active:
-                self.unroutable[series] = reason
+                self.nowhere.add(series, use, micros, reason)
             return None
         proven = self._proven(role)
         known = self._resolution(role, destination)
@@ -352,21 +363,22 @@ class PushTotals:
                 self._lost.setdefault(lost, set()).add(series)
                 self._lost_of.setdefault(series, set()).add(lost)
             if is_active:
-                self.unroutable[series] = known.reason
+                self.nowhere.add(series, use, micros, known.reason, is_waiting=known.is_temporary)
             return None
         if known is None or proven is None:
             self._wait(series, role, destination)
-            self.unroutable[series] = "Stripe has not been asked about it yet"
+            why = "Stripe has not been asked about it yet"
+            self.nowhere.add(series, use, micros if is_active else 0, why, is_waiting=True)
             return None
         customer = route.customer or known.customer
         if customer is None:
-            self.unroutable[series] = NO_CUSTOMER
+            self.nowhere.add(series, use, micros, NO_CUSTOMER)
             return None
         account = destination.connect_account or proven.account
         lane = Lane(account, proven.mode, known.object_id, customer)
         if self._owner(lane, series[0]) != series[0]:
             # Never said whose: that another tenant has such a customer is already more than it should know.
-            self.unroutable[series] = f"{customer} belongs to another tenant"
+            self.nowhere.add(series, use, micros, f"{customer} belongs to another tenant")
             return None
         target = Target(lane, route.scale, use.start_us, use.end_us)
         hold = use.hold if is_active else "its mapping is not active"
@@ -438,8 +450,7 @@ class PushTotals:
             is_past=whole.hold == LONG_PAST,
             may_decrease=self._may_decrease(first.role, target),
             not_left=next(
-                (old for part in held.parts.values() for old in part.left if self._holds_more(old)),
-                None,
+                (old for old in left_by(held.parts.values()) if self._holds_more(old)), None
             ),
         )
 
@@ -472,6 +483,8 @@ class PushTotals:
         request = state.kept_request
         lane_state = self._ledger.lane(target.lane)
         role: Role = "main" if lane_state is None else lane_state.role
+        if is_elsewhere(target.lane, request, self._proven(role)):
+            return None
         return TargetView(
             target=target,
             local_micros=int(state.kept_micros),
@@ -485,11 +498,3 @@ class PushTotals:
             grace_us=0 if mapping is None else mapping.finalization_grace_us,
             may_decrease=self._may_decrease(role, target),
         )
-
-
-def _discard(table: dict[KeyT, set[ItemT]], key: KeyT, item: ItemT) -> None:
-    """Take an item out of a table of sets that holds no empty ones."""
-    if (items := table.get(key)) is not None:
-        items.discard(item)
-        if not items:
-            del table[key]

@@ -152,6 +152,23 @@ async def test_what_is_not_mapped_or_goes_nowhere_says_so(server: Served) -> Non
     assert all(one["reason"] for one in document["chains"])
 
 
+async def test_of_what_was_cut_over_a_part_that_goes_nowhere_is_never_green(server: Served) -> None:
+    """The part from before the cutover is at Stripe; what was used since is billed by nobody."""
+    await mapped(server)
+    await customer(server)
+    await use(server, "1", 4)
+    await flushed(server)
+    gone = {"subscriptionItems": {"calls": "si_gone"}, "cutover": "carry"}
+    await customer(server, **gone)
+    await use(server, "2", 5)
+    await flushed(server, timeoutSeconds=0)
+    document = await certificate(server)
+    (chain,) = document["chains"]
+    assert (chain["total"], [one["share"] for one in chain["shares"]]) == ("9", ["4"])
+    assert (chain["routing"], chain["verdict"], document["verdict"]) == ("nowhere", "red", "red")
+    assert "si_gone" in chain["reason"]
+
+
 async def test_customers_who_share_a_stripe_customer_come_together(server: Served) -> None:
     await mapped(server)
     for ref in ("anna", "team"):

@@ -22,6 +22,8 @@ from tests.sim.violation import Violation
 
 ADMIN: Final = By("person", None)
 TEAM_UNITS: Final = 3
+LONGEST_WAIT_S: Final = 620
+"""Twice the longest backoff, and a moment."""
 OBSTACLES: Final = (
     "nothing",
     "use that goes nowhere",
@@ -137,6 +139,8 @@ class _Move:
         for _ in range(3):
             await meter.started.pusher.flush("acme", None, 60_000_000)
             await pause(rng.choice((10, 100)))
+        if self.held() != self.wanted(pushed):
+            await pause(LONGEST_WAIT_S)  # What was tried for long is not tried again at once.
         self.check()
         if self.held() != self.wanted(pushed):
             wanted = self.wanted(pushed)

@@ -13,7 +13,7 @@ from engine.core.push_ledger import PushLedger
 from engine.core.push_plan import Planned
 from engine.core.push_records import Target, target_id
 from engine.core.reconciling import MANY, Issue, TargetFacts
-from tests.helpers.pushing import AUGUST, NOON, target
+from tests.helpers.pushing import AUGUST, NOON, baseline, target
 
 TARGETS = [target(scale=str(number + 1)) for number in range(MANY + 1)]
 
@@ -51,6 +51,44 @@ def test_one_finding_about_many_leaves_open_what_else_was_found_of_its_members()
     assert left == {("late", 1), ("behind", len(TARGETS))}
     assert {one.record.cause for one in findings.ended.values()} == {"behind"}
     assert len(findings.ended) == MANY
+
+
+def test_what_was_accepted_and_shows_after_all_is_for_a_person_also_while_stripe_is_behind() -> (
+    None
+):
+    """One finding about many can't be accepted, and would not end as long as this one does not."""
+    findings, gatherings = Findings(), Gatherings()
+    for of in TARGETS:
+        looked(findings, gatherings, of, behind(of))
+    shown = behind(TARGETS[0])._replace(units=Fraction(-10), repair="accept")
+    looked(findings, gatherings, TARGETS[0], shown)
+    for of in TARGETS[1:]:
+        looked(findings, gatherings, of)
+    left = [(one.record.account, one.record.units) for one in findings.open.values()]
+    assert left == [("acct_1/test", "0"), ("", "-10")]
+    gatherings.is_complete = True
+    looked(findings, gatherings, TARGETS[1])
+    (own,) = findings.open.values()
+    assert (own.record.target, own.record.repair) == (TARGETS[0], "accept")
+
+
+def test_what_was_accepted_as_missing_is_less_by_what_shows_again_and_nothing_after_a_baseline() -> (
+    None
+):
+    findings, of = Findings(), TARGETS[0]
+
+    def accepted(units: int) -> int:
+        opened = Finding(
+            action="open", id="1", cause="behind", gap="stripe", target=of, units=str(units)
+        )
+        for record in (opened, msgspec.structs.replace(opened, action="accept")):
+            findings.fold(record, NOON, PushLedger())
+        return findings.mark(of).missing
+
+    assert [accepted(units) for units in (10, 5, -4, -20, 7)] == [10, 15, 11, 0, 7]
+    read = msgspec.structs.replace(baseline(of=of), reading="0")
+    findings.fold(read, NOON, PushLedger())
+    assert findings.mark(of).missing == 0, "what Stripe holds was looked at anew"
 
 
 def unrouted(*units: int) -> list[Unrouted]:

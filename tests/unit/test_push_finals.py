@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import trio.testing
 
 from engine.core import push_finals
 from engine.core.push_finals import KEPT_US
 from engine.core.push_ledger import PushLedger
 from engine.core.push_plan import plan
 from engine.core.push_records import PushDecision
+from tests.helpers.push_place import START_US, PushPlace
 from tests.helpers.pushing import AUGUST, NOON, TARGET, UNIT, Book, baseline, view
 
 EARLY = AUGUST + 60 * UNIT
@@ -72,3 +74,21 @@ def test_what_no_push_can_concern_any_more_is_forgotten(monkeypatch: pytest.Monk
     later_us = AUGUST + KEPT_US + UNIT
     book.fold(final(later_us, later_us), at_us=later_us)
     assert [row[1] for row in book.ledger.finals.rows()] == [TARGET.lane.customer]
+
+
+async def test_invoices_of_customers_whom_nobody_pushes_for_are_not_kept(
+    autojump_clock: trio.testing.MockClock,  # noqa: ARG001 - so that waiting takes no time
+) -> None:
+    place = PushPlace()
+    async with place.running() as meter:
+        await place.map(meter)
+        await place.put(meter, "anna", stripe_customer_id="cus_anna")
+        desk, account, end_us = meter.started.pusher, place.stripe.account, START_US - UNIT
+        for customer, found in (("cus_of_others", 0), ("cus_anna", 1), ("cus_anna", 0)):
+            told = await desk.invoice_finalized(account, customer, end_us, START_US, "stripe")
+            assert told == found
+        long_ago_us = START_US - KEPT_US
+        assert not await desk.invoice_finalized(
+            account, "cus_anna", long_ago_us, START_US, "stripe"
+        )
+        assert meter.push.ledger.finals.rows() == [(account, "cus_anna", end_us // UNIT, START_US)]

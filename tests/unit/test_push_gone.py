@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import msgspec
 import pytest
 import trio
 import trio.testing
 
 from engine.actors.push_desk import Asker
 from engine.drivers.wire import Answer, AnswerLost
+from gateway.simulator.ledger import Settings
+from gateway.simulator.state import StripeState
 from gateway.simulator.wire import Request
-from tests.helpers.push_place import PushPlace
+from tests.helpers.push_place import METERS, PushPlace
 from tests.helpers.simulator_wire import SimulatorWire
 
 GONE = b'{"error": {"type": "invalid_request_error", "code": "resource_missing", "message": "No such customer: cus_anna"}}'
@@ -80,3 +83,29 @@ async def _hours(clock: trio.testing.MockClock, hours: int) -> None:
     for _ in range(2 * hours):
         clock.jump(1_780)
         await trio.sleep(20)
+
+
+async def test_a_push_under_way_of_test_mode_is_never_sent_with_the_live_key(
+    autojump_clock: trio.testing.MockClock,  # noqa: ARG001 - so that waiting takes no time
+) -> None:
+    """The account is the same: a ledger is of an account and a mode."""
+    testing = Settings(auto_create=True, meters=("*",), account="acct_1")
+    place = PushPlace(stripe=testing)
+    async with place.running() as meter:
+        await place.map(meter)
+        await place.use(meter, 3)
+        await trio.sleep(10)
+        place.stripe.add_fault("outage", "*", for_seconds=100)
+        await place.use(meter, 4)
+        await trio.sleep(10)
+        (report,) = await meter.started.pusher.targets("acme")
+        assert (report.target.lane.mode, report.standing) == ("test", "in_flight")
+    live = msgspec.structs.replace(testing, is_live=True)
+    place.stripe = StripeState(live, place.clock.now_us)
+    place.stripe.ensure(meters=METERS)
+    place.wire = SimulatorWire(place.stripe)
+    async with place.running() as meter:
+        await trio.sleep(600)
+        (report,) = await meter.started.pusher.targets("acme")
+        assert (report.target.lane.mode, report.pushed) == ("live", 7)
+        assert place.total() == 7

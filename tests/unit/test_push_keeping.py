@@ -11,7 +11,10 @@ import trio.testing
 
 from engine.actors.supervisor import Meter
 from engine.errors import Conflict
-from tests.helpers.push_place import PushPlace
+from gateway.simulator.ledger import Settings
+from gateway.simulator.state import StripeState
+from tests.helpers.push_place import METERS, PushPlace
+from tests.helpers.simulator_wire import SimulatorWire
 
 
 class Apart(PushPlace):
@@ -85,3 +88,33 @@ async def test_a_server_that_never_pushed_erases_and_a_command_leaves_what_may_b
                 await erase(meter, "cus_dora")
         else:
             assert list(await erase(meter, "cus_dora")) == ["cus_dora"]
+
+
+async def test_what_erased_customers_had_in_an_account_is_never_pushed_to_another(
+    autojump_clock: trio.testing.MockClock,  # noqa: ARG001 - so that waiting takes no time
+) -> None:
+    """Of the simulator's, say, when a key is set: Stripe may know a customer of that id, and a meter of that name."""
+    place = PushPlace()
+    async with place.running() as meter:
+        await place.map(meter)
+        for name in ("anna", "eve"):
+            await place.put(meter, name, stripe_customer_id="cus_shared")
+            await place.use(meter, 3, name)
+        await trio.sleep(40)
+        await erase(meter, "anna")
+        await trio.sleep(40)
+        assert place.total("cus_shared") == 6
+    first = place.stripe
+    settings = Settings(auto_create=True, meters=("*",), account="acct_sim_of_somebody_else")
+    place.stripe = StripeState(settings, place.clock.now_us)
+    place.stripe.ensure(meters=METERS)
+    place.wire = SimulatorWire(place.stripe)
+    async with place.running() as meter:
+        await trio.sleep(40)
+        assert place.total("cus_shared") == 3
+        assert [one.due for one in await meter.started.pusher.targets(None)] == [0]
+    place.stripe, place.wire = first, SimulatorWire(first)
+    async with place.running() as meter:
+        await trio.sleep(40)
+        assert place.total("cus_shared") == 6
+        assert [one.due for one in await meter.started.pusher.targets(None)] == [0]

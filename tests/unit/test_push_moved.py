@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.core.billing import Destination, Resolved, Unresolved
+from engine.core.billing import Destination, Proven, Resolved, Unresolved
 from engine.core.push_ledger import PushLedger
 from engine.core.push_records import Lane, PushDecision, Target
 from tests.helpers.push_world import ANNA, BOB, World, shared, use
-from tests.helpers.pushing import AUGUST, DAY_US, JULY, NOON, SEPTEMBER, baseline, customer, mapped
+from tests.helpers.pushing import (
+    AUGUST,
+    DAY_US,
+    JULY,
+    NOON,
+    SEPTEMBER,
+    UNIT,
+    baseline,
+    customer,
+    mapped,
+)
 
 
 def test_what_was_moved_waits_until_what_was_pushed_where_it_was_is_taken_back() -> None:
@@ -67,7 +77,24 @@ def test_what_was_moved_from_where_stripe_can_not_say_waits_for_what_was_pushed_
     world.book.fold(baseline(0, of=_july("mtr_calls")))
     assert _planned(world) == {"mtr_new": ("due", 9)}
     again = PushLedger.restore(world.book.ledger.state())
-    assert again.pushed_of("acme", "calls", "cus_1", JULY) == [_july("mtr_calls")]
+    assert again.pushed_of("acme", "calls", _july("mtr_calls").lane, JULY) == [_july("mtr_calls")]
+
+
+def test_what_was_moved_does_not_wait_for_what_another_account_holds_of_a_customer_of_that_name() -> (
+    None
+):
+    """Nothing takes back there what was pushed with a key, or to the simulator, that is not in use any more."""
+    world = shared()
+    world.proven["main"] = Proven("acct_sim1", "sim")
+    world.take(ANNA, use(5))
+    world.book.fold(baseline(of=world.only().target))
+    world.book.push(world.only())
+    world.proven["main"] = Proven("acct_1", "test")
+    world.known["calls"] = Unresolved("there is no such meter", is_stopped=True)
+    world.take(ANNA, use(5))
+    world.fold(mapped(NOON, "move", meter_event_name="new"))
+    world.take(ANNA, use(9))
+    assert _planned(world) == {"mtr_new": ("due", 9)}
 
 
 def test_what_was_moved_from_an_item_waits_until_stripe_says_whose_it_was() -> None:
@@ -126,6 +153,20 @@ def test_what_a_person_carried_into_the_next_period_does_not_wait_for_the_one_be
     owed = Target(new.lane, new.scale, AUGUST, SEPTEMBER)
     planned = world.book.planned(world.view(owed), now_us=AUGUST + DAY_US)
     assert (planned.standing, planned.due) == ("due", 9)
+
+
+def test_where_many_were_moved_from_is_looked_at_once_and_not_once_for_each() -> None:
+    """Each look adds up all who were there: a team of thousands would stop the server for seconds, at each push."""
+    refs = [f"user-{number}" for number in range(50)]
+    world = World(mapped(), *(customer(ref, stripe_customer_id="cus_1") for ref in refs))
+    world.fold(mapped(NOON, "move", meter_event_name="new"))
+    for ref in refs:
+        world.take(("acme", "calls", ref), use(1))
+    looks: list[Target] = []
+    holds_more = world.totals._holds_more
+    world.totals._holds_more = lambda of: bool(looks.append(of)) or holds_more(of)  # type: ignore[method-assign]
+    assert world.view(_july("mtr_new")).local_micros == len(refs) * UNIT
+    assert looks == [_july("mtr_calls")]
 
 
 def _planned(world: World) -> dict[str, tuple[str, int]]:

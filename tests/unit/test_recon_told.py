@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 import trio
@@ -18,11 +18,11 @@ from gateway.simulator.ledger import Settings
 from gateway.simulator.state import StripeState
 from tests.helpers.push_place import METERS
 from tests.helpers.recon_causes import EVENTS
-from tests.helpers.recon_place import ReconPlace, RefusingWire, causes
+from tests.helpers.recon_place import INTERVAL_SECONDS, ReconPlace, RefusingWire, causes
 
 Story = Callable[[ReconPlace, Meter], Awaitable[None]]
 CUSTOMERS = [f"cus_{number}" for number in range(5)]
-OUTAGE_SECONDS = 700.0
+OUTAGE_SECONDS, LONG_SECONDS = 700.0, 2100.0
 
 
 def told(story: Story) -> None:
@@ -40,10 +40,12 @@ def told(story: Story) -> None:
     trio.run(run, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
-async def lag(place: ReconPlace, meter: Meter, *customers: str) -> None:
+async def lag(
+    place: ReconPlace, meter: Meter, *customers: str, seconds: float = OUTAGE_SECONDS
+) -> None:
     """Stripe acknowledges, and shows it long after."""
     for customer in customers:
-        place.stripe.add_fault("lag", EVENTS, contains=customer, seconds=OUTAGE_SECONDS)
+        place.stripe.add_fault("lag", EVENTS, contains=customer, seconds=seconds)
         await place.use(meter, 10, customer)
     await trio.sleep(10)
     place.stripe.clear_faults()
@@ -203,5 +205,80 @@ def test_what_was_found_of_an_account_stays_while_another_accounts_key_is_in_its
         async with place.running() as meter:
             await place.until_looked(meter)
             assert [one.id for one in meter.push.findings.open.values()] == [before.id]
+
+    trio.run(run, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+@pytest.mark.parametrize("customers", [CUSTOMERS[:1], CUSTOMERS], ids=["one", "many"])
+def test_that_a_summary_lacks_something_is_the_same_finding_after_a_restart(
+    customers: Sequence[str],
+) -> None:
+    """Right after the start nobody can tell what is only fresh: it is no reason to tell that all is well."""
+
+    async def run() -> None:
+        place = ReconPlace(interval_us=20_000_000)
+        async with place.running() as meter:
+            await place.map(meter)
+            for customer in CUSTOMERS:
+                await place.use(meter, 30, customer)
+            await place.until_looked(meter)
+            await lag(place, meter, *customers, seconds=LONG_SECONDS)
+            await place.until_looked(meter)
+            (before,) = meter.push.findings.open.values()
+            assert (before.record.cause, before.record.count) == ("behind", len(customers))
+        async with place.running() as meter:
+            await place.until_looked(meter)
+            await trio.sleep(1.5 * INTERVAL_SECONDS)
+            (after,) = meter.push.findings.open.values()
+            assert (after.id, meter.push.findings.ended) == (before.id, {})
+            await trio.sleep(LONG_SECONDS)
+            await place.until_looked(meter)
+            assert causes(meter) == set(), "and it ends when Stripe shows it"
+
+    trio.run(run, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def test_that_stripe_counted_a_push_twice_is_the_same_finding_after_a_restart() -> None:
+    """Where an excess lies is searched for when it is worth a word, which what is told already is."""
+
+    async def run() -> None:
+        place = ReconPlace()
+        async with place.running() as meter:
+            await place.map(meter)
+            await place.use(meter, 30)
+            await place.until_looked(meter)
+            ((minute, units),) = place.minutes().items()
+            await place.foreign(units, timestamp_s=minute * 60)
+            await place.until_looked(meter)
+            (before,) = meter.push.findings.open.values()
+            assert before.record.cause == "duplicate"
+        async with place.running() as meter:
+            await place.until_looked(meter)
+            (after,) = meter.push.findings.open.values()
+            assert (after.id, meter.push.findings.ended) == (before.id, {})
+
+    trio.run(run, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def test_what_stripe_said_that_it_rejected_without_a_name_is_told_over_a_restart() -> None:
+    async def run() -> None:
+        place = ReconPlace()
+        async with place.running() as meter:
+            await place.map(meter)
+            await place.use(meter, 1_000)
+            await place.until_looked(meter)
+            place.stripe.add_fault("drop", EVENTS, count=1)
+            await place.use(meter, 2)
+            await trio.sleep(30)
+            (lane,) = meter.push.ledger.lanes
+            await meter.started.reconciler.rejected_unnamed(lane.object_id, 1)
+            await place.until_looked(meter)
+            (before,) = meter.push.findings.open.values()
+            assert "1 rejected events" in (before.record.reason or "")
+        async with place.running() as meter:
+            await place.until_looked(meter)
+            (after,) = meter.push.findings.open.values()
+            assert after.id == before.id, "it is missing still"
+            assert (after.record.units, after.record.reason) == ("2", before.record.reason)
 
     trio.run(run, clock=trio.testing.MockClock(autojump_threshold=0))
