@@ -10,7 +10,9 @@ from engine.core.push_uses import uses_of
 from engine.core.replay import ReplayRequest, plan
 from engine.core.times import DAY_US
 from tests.helpers.event_log import Sent
+from tests.helpers.parity import certificate_of, verified
 from tests.helpers.past import BY, FEBRUARY_US, JANUARY_US, Past
+from tests.property.test_as_of import explained
 
 SERIES = ("acme", "calls", "anna")
 ANCHOR_US = JANUARY_US + 19 * DAY_US
@@ -47,3 +49,13 @@ def test_a_late_event_is_counted_once_by_a_replay_and_an_approval_after_it(times
     assert not plan([past.state], request).counters, "nothing is left to be folded"
     past.approve_all()
     assert used(past) == 112
+    past.now_us += DAY_US
+    past.append([Sent(*SERIES, 1, past.now_us)])
+    for month in ("2026-01", "2026-02"):
+        assert verified(certificate_of(past.log, "acme", month), past.log) == []
+    end = past.log.head().next_sequence
+    totals = [
+        explained(past, end, SERIES, start_us).total_micros
+        for start_us in (JANUARY_US + 19 * DAY_US, FEBRUARY_US)
+    ]
+    assert totals == [12, 101]
