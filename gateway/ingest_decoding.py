@@ -171,6 +171,8 @@ def _without_unknown_fields(
                     f"{_event_error(error)}: check its spelling, put it into meta, or give the event an "
                     "idempotencyKey; else it could not be told from one that differs in this alone",
                 )
+            except UnicodeDecodeError:  # in a name that the decoder of known fields passed over
+                read[-1] = Refusal(None, "the name of a field is not UTF-8")
     return read
 
 

@@ -82,6 +82,8 @@ class ChangedCustomer(NamedTuple):
 
 
 _AS_USUAL: Final = Wanted()
+_COUNTING: Final = ("pending", "approved")
+"""Corrections of these states count, or may yet."""
 
 
 class Administration:
@@ -275,20 +277,28 @@ class Administration:
     def _anchor_effect_us(self, customer: Customer, now_us: int) -> int | None:
         """From when the anchor holds; None: always, since nothing was counted by another one.
 
-        The boundary is the latest end of the running periods that the customer's usage is counted in.
+        The boundary is the latest end of the running periods that the customer's usage is counted in. Corrections that
+        count, or may yet, belong to their period as usage does; so does what is on its way to be counted.
         """
+        meter = self._meter
         tenant, ref = customer.tenant_id, customer.customer_ref
-        history = self._meter.rules.anchors.get((tenant, ref))
+        history = meter.rules.anchors.get((tenant, ref))
         if (history[-1][1] if history else None) == customer.billing_anchor_us:
             return None
-        shard, partition = self._meter.shard_of_customer(tenant, ref)
-        counters = shard.state.counters[partition]
+        shard, partition = meter.shard_of_customer(tenant, ref)
+        counters, adjustments = shard.state.counters[partition], shard.state.adjustments[partition]
+        used = {
+            metric
+            for metric in shard.state.metrics.get(tenant, ())
+            if (tenant, metric, ref) in counters
+            or any(one.status in _COUNTING for one in adjustments.of_series((tenant, metric, ref)))
+        }
         ends_us = []
-        for metric in shard.state.metrics.get(tenant, ()):
-            schedule = self._meter.rules.schedule(tenant, metric, ref)
-            if any(part.kind == "subscription" for part in schedule) and (
-                (tenant, metric, ref) in counters
-            ):
+        for metric in used.union(
+            *(of.metrics_of(tenant, ref) for of in meter.started.writer.ahead)
+        ):
+            schedule = meter.rules.schedule(tenant, metric, ref)
+            if any(part.kind == "subscription" for part in schedule):
                 ends_us.append(next_boundary(schedule, now_us))
         return max(ends_us, default=None)
 

@@ -167,6 +167,22 @@ class Group:
             or any(part.tenant == tenant and metric in part.metrics for part in parts)
         )
 
+    def metrics_of(self, tenant: str, customer_ref: str) -> set[str]:
+        """Of which metrics it has events of a customer, sealed or not yet. Reads every event, as above."""
+        rows, by_column, parts = self.rows, self.columns, self.parts
+        found: set[str] = set()
+        for name, of in rows.items():
+            if name.partition("\0")[0] == tenant:
+                found.update(row[0] for row in of if row[1] == customer_ref)
+        pairs = [(part.metrics, part.customers) for part in parts if part.tenant == tenant]
+        for name, part in by_column.items():
+            if name.partition("\0")[0] == tenant:
+                pairs.append((part[0], part[1]))
+        for metrics, customers in pairs:
+            each = zip(metrics, customers, strict=True)
+            found.update(metric for metric, customer in each if customer == customer_ref)
+        return found
+
     def fold_returned(self, part: TenantEvents, late: Sequence[Late]) -> None:
         """A shard folded its share of a part; the last share makes the group done."""
         name = part_name(part.tenant, part.extra.get("operation") if part.extra else None)

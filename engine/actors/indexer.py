@@ -47,6 +47,8 @@ OPEN_EVENTS_MAX: Final = 4 * CHUNK_EVENTS
 _PAGE_BYTES: Final = 4 << 20
 _HEADS_PER_READ: Final = 256
 _WAIT_SECONDS_MAX: Final = 5.0
+_TRIES_MAX: Final = 3
+"""Of one answer, while the index is thrown away and built anew under it."""
 _RETRY_SECONDS_MIN: Final = 0.5
 _RETRY_SECONDS_MAX: Final = 60.0
 ResultT = TypeVar("ResultT")
@@ -342,8 +344,27 @@ class Indexer:
     async def _answer(
         self, ask: Callable[[Sources], Awaitable[ResultT]], as_of: int | None
     ) -> ResultT:
-        extents = await self._extents()
-        times_anew = self._times_anew
+        """What `ask` finds in one index: chunks go by numbers, which mean other events once it is built anew."""
+        for _ in range(_TRIES_MAX):
+            extents = await self._extents()
+            times_anew = self._times_anew
+            try:
+                found = await self._ask(ask, extents, as_of, times_anew)
+            except Exception:
+                if times_anew == self._times_anew:
+                    raise
+            else:
+                if times_anew == self._times_anew:
+                    return found
+        raise Unavailable("the usage index was built anew meanwhile; retry", retry_after_seconds=5)
+
+    async def _ask(
+        self,
+        ask: Callable[[Sources], Awaitable[ResultT]],
+        extents: list[Extent],
+        as_of: int | None,
+        times_anew: int,
+    ) -> ResultT:
         try:
             if as_of is not None:
                 extents = await extents_before(extents, as_of, self._log, self._run_blocking)
@@ -372,15 +393,17 @@ class Indexer:
     async def _extents(self) -> list[Extent]:
         """Everything acknowledged before the call, in log order."""
         target = self._fed
-        await self.caught_up(target)
-        while self._sealing is not None or self._built_to < target:
+        while True:
+            # After each wait: what was there may have been thrown away meanwhile.
+            await self.caught_up(target)
             if self._sealing is not None:
                 await self._sealing.wait()
-                continue
-            self._build_segment()
-            await trio.lowlevel.checkpoint()
-        unwritten = [] if self._unwritten is None else [self._unwritten]
-        return [*self._chunks, *unwritten, *self._segments]
+            elif self._built_to < target:
+                self._build_segment()
+                await trio.lowlevel.checkpoint()
+            else:
+                unwritten = [] if self._unwritten is None else [self._unwritten]
+                return [*self._chunks, *unwritten, *self._segments]
 
     def _build_segment(self) -> None:
         """Move some pending events into a segment."""

@@ -26,6 +26,8 @@ class Survey(NamedTuple):
     aliases: Aliases
     checkpoint: CheckpointChange | None
     """The newest committed one."""
+    erasures: frozenset[str] = frozenset()
+    """Whose names are in `aliases`."""
 
 
 NOTHING_KNOWN = Survey(Aliases(), None)
@@ -44,6 +46,7 @@ def is_dropped(record: StoredRecord) -> bool:
 def survey(log: Log, from_position: int) -> Survey:
     """Read the log from a position to its end for erasures under way and checkpoints. Raises LogDamaged."""
     aliases, checkpoint = Aliases(), None
+    erasures: set[str] = set()
     for record in _records(log, from_position):
         if record.envelope.record_type not in _KEEPING or is_dropped(record):
             continue
@@ -51,9 +54,22 @@ def survey(log: Log, from_position: int) -> Survey:
         if isinstance(control, EraseChange) and control.action == "begin":
             if control.names:
                 aliases.add(control.tenant_id, control.names, record.sequence)
+                erasures.add(control.erasure_id)
         elif isinstance(control, CheckpointChange) and control.action == "commit":
             checkpoint = control
-    return Survey(aliases, checkpoint)
+    return Survey(aliases, checkpoint, frozenset(erasures))
+
+
+def erasures_since(log: Log, position: int) -> tuple[frozenset[str], int]:
+    """The erasures that recorded a step of theirs from a position on, and the log's end. Raises LogDamaged."""
+    found: set[str] = set()
+    for record in _records(log, position):
+        position = record.next_sequence
+        if record.envelope.record_type == RecordType.ERASE and not is_dropped(record):
+            control = _control(record)
+            assert isinstance(control, EraseChange), "as its type says"
+            found.add(control.erasure_id)
+    return frozenset(found), position
 
 
 def checkpoint_sections(log: Log, commit: CheckpointChange) -> Iterator[tuple[int, bytes]]:

@@ -355,13 +355,13 @@ class LogWriter:
             self._writing_since_us = None
             self._writing.release()
 
-    def is_on_its_way(self, tenant: str, metric: str) -> bool:
-        """Whether an event of a metric is in a group that is being committed or counted.
+    @property
+    def ahead(self) -> list[Group]:
+        """Groups that are being committed or counted: what they hold comes before a control record appended now.
 
-        The filling group does not matter: its control records come before its events.
+        The filling group is not: its control records come before its events.
         """
-        ahead = [*self._unfolded, *([self._committing] if self._committing is not None else ())]
-        return any(group.holds(tenant, metric) for group in ahead)
+        return [*self._unfolded, *([self._committing] if self._committing is not None else ())]
 
     def close(self) -> None:
         """Take nothing more; `run` ends when what was taken is done."""

@@ -18,6 +18,7 @@ from engine.actors.kept import (
     NOTHING_KNOWN,
     Survey,
     control_bytes,
+    erasures_since,
     is_dropped,
     is_touched,
     survey,
@@ -115,6 +116,8 @@ class PrefixFold:
         self._previous: StoredRecord | None = None
         self._survey: Survey | None = None
         """What later records say of replaced and dropped parts; None until one is met."""
+        self._looked_to = log.head().next_sequence
+        """Up to here the log was searched for erasures that are at work beside this."""
         self.position = 0
         """Everything before it is folded."""
         if observer is not None:
@@ -187,10 +190,14 @@ class PrefixFold:
         ):
             return False
         dropped = is_dropped(record) and record.envelope.record_type == RecordType.EVENTS
-        if self._survey is not None and not dropped:
+        is_stale = self._was_erased_meanwhile()
+        if self._survey is not None and not dropped and not is_stale:
             return False
-        found = self._survey or survey(self._log, record.sequence)
-        if not dropped and not found.aliases:
+        found = self._survey
+        if found is None or is_stale:
+            found = survey(self._log, record.sequence)
+            is_stale |= self._was_erased_meanwhile()
+        if not dropped and not found.aliases and not is_stale:
             self._survey = found
             return False
         begin = Fold()
@@ -214,6 +221,11 @@ class PrefixFold:
         self._partition_from = begin.partition_from
         self._previous = None
         return True
+
+    def _was_erased_meanwhile(self) -> bool:
+        """Whether an erasure that is not known went on: what was folded has names that what is left has no more."""
+        erasures, self._looked_to = erasures_since(self._log, self._looked_to)
+        return not erasures <= (self._survey or NOTHING_KNOWN).erasures
 
     def _is_too_old(self, record: StoredRecord) -> bool:
         """Whether no event of the record can be one that is asked for."""

@@ -477,7 +477,7 @@ class Meter:
     def has_usage(self, tenant: str, metric: str) -> bool:
         """Whether any event of this metric was ever accepted, or is ahead of a record appended now."""
         counted = any(metric in shard.state.metrics.get(tenant, ()) for shard in self.shards)
-        return counted or self.started.writer.is_on_its_way(tenant, metric)
+        return counted or any(group.holds(tenant, metric) for group in self.started.writer.ahead)
 
 
 @dataclass(frozen=True)

@@ -185,14 +185,20 @@ class Explainer:
         self._trails = {}
         self.state = state
 
-    def _trail_at(self, ts_us: int) -> _Trail | None:
-        if ts_us < self._day_us:
-            return None
-        assert self.state is not None
-        start_us, _end_us = period_in(self.state.rules.schedule(*self._series), ts_us)
+    def _trail_of(self, start_us: int) -> _Trail | None:
+        """Of the period that begins then; None: it is not on the day."""
         if start_us - start_us % DAY_US != self._day_us:
             return None
         return self._trails.setdefault(start_us, _Trail())
+
+    def _trail_at(self, ts_us: int) -> _Trail | None:
+        """Of the counter that an event was folded into just now."""
+        assert self.state is not None
+        counter = self.state.counters[self._partition].get(self._series)
+        while counter is not None and ts_us < counter.start_us:
+            counter = counter.older
+        assert counter is not None, "what was folded is in a counter"
+        return self._trail_of(counter.start_us)
 
     def events_folded(
         self,
@@ -220,7 +226,7 @@ class Explainer:
         match record:
             case AdjustmentChange(adjustment=made) if made is not None and made.kind == "value":
                 if (made.tenant_id, made.metric, made.customer_ref) == self._series:
-                    trail = self._trail_at(made.period_start_us)
+                    trail = self._trail_of(made.period_start_us)
                     if trail is not None:
                         trail.after_values[made.id] = (sequence, _Trace())
             case ReplayApply():
@@ -233,7 +239,7 @@ class Explainer:
         for folded in record.counters:
             if (folded.tenant_id, folded.metric, folded.customer_ref) != self._series:
                 continue
-            trail = self._trail_at(folded.period_start_us)
+            trail = self._trail_of(folded.period_start_us)
             if trail is None:
                 continue
             wanted = frozenset(folded.sequences)
@@ -282,6 +288,7 @@ class Explainer:
         tenant, metric, _customer = self._series
         trail = self._trails.get(start_us, _Trail())
         counter = _counter_of(state, self._partition, self._series, start_us)
+        end_us = end_us if counter is None else counter.end_us
         _check(trail, counter)
         adjustments = state.adjustments[self._partition].of_counter((*self._series, start_us))
         aggregation = state.rules.aggregation(tenant, metric, max(start_us, min(at_us, end_us - 1)))

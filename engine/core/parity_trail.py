@@ -15,7 +15,7 @@ from engine.core.periods import period_in
 from engine.core.push_ledger import LaneState
 from engine.core.push_records import PushDecision, PushIntent, PushOutcome, Target
 from engine.core.push_state import PushState
-from engine.core.records import ControlRecord, TenantEvents
+from engine.core.records import ControlRecord, ReplayApply, TenantEvents
 from engine.core.shard_state import Late, Series, ShardState
 
 PeriodKey = tuple[Series, int]
@@ -124,7 +124,7 @@ class ParityTrail:
             case PushOutcome() | PushDecision():
                 self._note(record, sequence, received_at_us)
                 return
-            case MappingChange() | CustomerChange():
+            case MappingChange() | CustomerChange() | ReplayApply():  # which may make a counter
                 self._periods.clear()
             case EraseChange() if record.tenant_id == self.tenant:
                 self._rename(record.names)

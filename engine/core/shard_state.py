@@ -232,8 +232,7 @@ class ShardState:
     def is_late(self, partition: int, series: Series, ts_us: int) -> bool:
         """Whether an event would be late if it were folded now. Changes nothing."""
         scope = self.rules.scope(*series[:2])
-        _start_us, end_us = period_in(self.rules.schedule(*series), ts_us)
-        if end_us <= scope.closed_until_us:
+        if period_in(self.rules.schedule(*series), ts_us)[1] <= scope.closed_until_us:
             return True
         counter = self.counters[partition].get(series)
         while counter is not None and ts_us < counter.start_us:
@@ -253,8 +252,7 @@ class ShardState:
 
     def _remember(self, partition: int, key: CounterKey, counter: Counter) -> None:
         for operation in self.operations:
-            marks = self.marks[partition].setdefault(operation, {})
-            marks.setdefault(key, counter.watermark_us)
+            self.marks[partition].setdefault(operation, {}).setdefault(key, counter.watermark_us)
 
     def shared_name(self, name: str) -> str:
         """The one object for a tenant's or metric's name."""
@@ -272,27 +270,28 @@ class ShardState:
         newest: Counter | None,
         ts_us: int,
         scope: Scope | None,
+        *,
+        period: tuple[int, int] | None = None,
     ) -> Counter | None:
         """The counter whose period holds `ts_us`, made if it must be; None if that period is closed.
 
-        Without a scope it is made whether closed or not.
+        Without a scope it is made whether closed or not. `period`: the counter of exactly this one, which begins at `ts_us`.
         """
         above: Counter | None = None
         below = newest
         while below is not None and ts_us < below.start_us:
             above, below = below, below.older
-        if below is not None and ts_us < below.end_us:
+        if below is not None and ts_us < (below.end_us if period is None else below.start_us + 1):
             return below
         tenant, metric, customer = series
-        start_us, end_us = period_in(self.rules.schedule(tenant, metric, customer), ts_us)
+        start_us, end_us = period or period_in(self.rules.schedule(*series), ts_us)
         if scope is not None and end_us <= scope.closed_until_us:
             return None
         counter = Counter(start_us, end_us, below)
         if above is not None:
             above.older = counter
         else:
-            key = (self._names[tenant], self._names[metric], customer)
-            self.counters[partition][key] = counter
+            self.counters[partition][self._names[tenant], self._names[metric], customer] = counter
         return counter
 
     def _hold(
@@ -348,15 +347,17 @@ class ShardState:
 
     def _fold_replayed(self, folded: ReplayedCounter, at_us: int) -> None:
         """A replay folds late events into their counter and takes them out of their adjustments."""
-        partition = folded.partition
+        partition, start_us = folded.partition, folded.period_start_us
         series = (folded.tenant_id, folded.metric, folded.customer_ref)
         self.scope(folded.tenant_id, folded.metric)
         newest = self.counters[partition].get(series)
-        counter = self.counter_at(partition, series, newest, folded.period_start_us, None)
+        own = self.adjustments[partition]
+        adjustments = own.of_counter((*series, start_us))
+        # Held events are of the period of their own time, also where another counter reaches into it.
+        period = (start_us, adjustments[0].end_us) if adjustments else None
+        counter = self.counter_at(partition, series, newest, start_us, None, period=period)
         assert counter is not None, "without a scope no period is closed"
         sequences = frozenset(folded.sequences)
-        own = self.adjustments[partition]
-        adjustments = own.of_counter((*series, counter.start_us))
         waiting = [a for a in adjustments if a.kind == "event" and a.status == "pending"]
         values = [a for a in adjustments if a.after is not None]
         if values:

@@ -152,6 +152,25 @@ async def test_a_wrong_period_start_is_answered_with_the_right_one(server: Serve
     assert (await listed(server, periodStart="2026-01-10"))["total"] == 2
 
 
+@pytest.mark.parametrize("decision", ["approve", "revert"])
+async def test_an_anchor_leaves_a_correction_its_period_also_where_nothing_was_used_yet(
+    server: Served, decision: str
+) -> None:
+    mapping = TENANT | {"metric": "calls", "period": "subscription"}
+    await ask(server, "POST", "/v1/mappings", 201, json=mapping)
+    made = await create(server, delta=-5)
+    await decide(server, made["id"], decision)
+    anchor = TENANT | {"billingAnchor": "2026-01-20T12:00:00Z"}
+    put = await ask(server, "PUT", "/v1/customers/c", 201, json=anchor)
+    if decision == "revert":
+        assert put["effectiveFrom"] is None, "what was undone belongs to no period"
+        return
+    assert put["effectiveFrom"] == "2026-02-01T00:00:00.000Z"
+    found = await usage(server)
+    assert found["current"] == -5
+    assert found["period"] == made["period"]
+
+
 async def test_wide_quantities_survive_exactly(server: Served) -> None:
     wide = "-999999999999999.999999"
     made = await create(server, delta=wide)

@@ -5,8 +5,12 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import msgspec
 import pytest
 
+from gateway.auth import ANONYMOUS
+from gateway.ingest import Ingest
+from gateway.ingest_headers import IngestHeaders
 from tests.helpers.served import served
 
 OLD = "2025-01-01T00:00:00Z"
@@ -108,3 +112,24 @@ async def test_a_large_batch_of_many_tenants_is_taken_as_a_whole() -> None:
         assert (answer["accepted"], answer["errors"]) == (1000, [])
         again = await server.ingest(*many)
         assert again["duplicates"] == 1000
+
+
+@pytest.mark.parametrize("name", [b"\xe9tat", b"ts\xff", b"\xed\xa0\x80"])
+async def test_a_field_whose_name_is_no_text_without_a_key_costs_that_event_alone(
+    name: bytes,
+) -> None:
+    bare = {name: value for name, value in event("").items() if name != "idempotencyKey"}
+    odd = msgspec.json.encode(bare)[:-1] + b',"' + name + b'":1}'
+    body = b'{"events":[%b,%b,%b]}' % (
+        odd,
+        msgspec.json.encode(bare),
+        msgspec.json.encode(event("k"))[:-1] + b',"' + name + b'":1}',
+    )
+    async with served() as server:
+        answer = await Ingest(server.gateway).answer(
+            body, ANONYMOUS, IngestHeaders("application/json", None, None, None, "req_1")
+        )
+    assert isinstance(answer, bytes)
+    results = msgspec.json.decode(answer)["results"]
+    assert [one["status"] for one in results] == ["error", "accepted", "accepted"]
+    assert results[0]["error"] == "the name of a field is not UTF-8"

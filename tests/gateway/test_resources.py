@@ -301,6 +301,37 @@ async def test_another_anchor_waits_for_the_running_periods_end_once_there_is_us
     assert other["effectiveFrom"] is None, "this one has no usage"
 
 
+async def test_another_anchor_waits_also_if_the_first_event_is_just_being_written(
+    server: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await mapped(server, period="subscription")
+    await server.ingest(event("of another customer", 1) | {"customerRef": "d"})
+    appender: Any = server.gateway.meter.started.writer._appender
+    write, may_write = appender._run_blocking, trio.Event()
+
+    async def waiting(work: Any) -> Any:
+        await may_write.wait()
+        return await write(work)
+
+    answers: list[Any] = []
+
+    async def put() -> None:
+        anchor = TENANT | {"billingAnchor": "2026-01-20T12:00:00Z"}
+        answers.append(await expect_answer(server, "PUT", "/v1/customers/c", 201, json=anchor))
+
+    monkeypatch.setattr(appender, "_run_blocking", waiting)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(server.ingest, event("k", 5))
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(put)
+        await trio.testing.wait_all_tasks_blocked()
+        may_write.set()
+    assert answers[0]["effectiveFrom"] == "2026-02-01T00:00:00.000Z"
+    await server.ingest(event("k2", 1))
+    [metric] = (await usage(server))["metrics"]
+    assert (metric["current"], metric["period"]["start"]) == (6, "2026-01-01T00:00:00.000Z")
+
+
 async def test_usage_is_exact_and_a_string_where_that_is_wanted(server: Served) -> None:
     events = [event(str(number), 0.1) for number in range(10)]
     await server.ingest(*events, event("big", "999999999999999.999999", metric="big"))

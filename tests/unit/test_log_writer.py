@@ -11,7 +11,7 @@ import trio
 import trio.testing
 
 from engine.actors import log_writer
-from engine.actors.group import Marks
+from engine.actors.group import Group, Marks, part_name
 from engine.actors.log_writer import ACCEPTED, CONFLICT, DUPLICATE, LogWriter
 from engine.actors.shard import FoldWork, Shard
 from engine.core.configured import Change, CustomerChange, Mapping, MappingChange
@@ -356,17 +356,45 @@ async def test_a_control_record_is_folded_before_the_events_of_its_group() -> No
         assert all(s.state.rules.scope("t", "m").lateness_us == 5 for s in b.shards)
 
 
+def on_its_way(b: Bench, tenant: str, metric: str) -> bool:
+    return any(group.holds(tenant, metric) for group in b.writer.ahead)
+
+
 async def test_usage_that_is_being_committed_is_on_its_way() -> None:
     async with bench() as b:
-        assert not b.writer.is_on_its_way("t", "m")
+        assert not on_its_way(b, "t", "m")
         b.gate.shut()
         offer = b.writer.offer("t", [one("a")], 10)
         await b.gate.waiting.wait()
-        assert b.writer.is_on_its_way("t", "m")
-        assert not b.writer.is_on_its_way("t", "other")
-        assert not b.writer.is_on_its_way("u", "m")
+        assert on_its_way(b, "t", "m")
+        assert not on_its_way(b, "t", "other")
+        assert not on_its_way(b, "u", "m")
         b.gate.open()
         await offer.settled()
+
+
+@pytest.mark.parametrize("by_column", [False, True])
+@pytest.mark.parametrize("marks", [None, Marks("op")])
+def test_a_group_knows_of_which_metrics_a_customer_has_events_before_and_after_it_is_sealed(
+    marks: Marks | None, *, by_column: bool
+) -> None:
+    group = Group()
+    rows = [("m", "c"), ("n", "c"), ("m", "d"), ("o", "d")]
+    whole = [(*names, *one("k")[2:]) for names in rows]
+    for tenant in ("t", "u"):
+        name = part_name(tenant, None if marks is None else marks.operation)
+        if by_column:
+            group.add_columns(name, list(zip(*whole, strict=True)))
+        else:
+            group.add_rows(name, whole)
+        whole = whole[:1]
+    for is_sealed in (False, True):
+        if is_sealed:
+            group.seal(0)
+        assert group.metrics_of("t", "c") == {"m", "n"}
+        assert group.metrics_of("t", "d") == {"m", "o"}
+        assert group.metrics_of("u", "c") == {"m"}
+        assert not group.metrics_of("u", "d")
 
 
 @pytest.mark.parametrize("order", ["columns, rows", "rows, columns", "columns, columns"])
@@ -391,7 +419,7 @@ async def test_rows_by_column_are_the_same_rows_wherever_they_meet_others(
                 else:
                     by_column = list(map(list, zip(*rows, strict=True)))
                     offers.append(b.writer.offer_columns("t", by_column, 10, marks))
-            assert b.writer.is_on_its_way("t", "m") is False
+            assert not on_its_way(b, "t", "m")
             for offer in offers:
                 await offer.settled()
             (record,) = b.log.read(0, bytes_max=1 << 20)

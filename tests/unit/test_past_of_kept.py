@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from random import Random
 from typing import Any
 
 import pytest
 
+from engine.actors import prefix_fold
 from engine.actors.as_of import Asked
 from engine.actors.event_scan import EventScan, ScanFilter, Stretch
+from engine.actors.prefix_fold import PrefixFold, Wanted
 from engine.actors.supervisor import Meter
+from engine.core.counters import Counter
 from engine.core.explain import Explainer
 from engine.core.periods import period_of
+from engine.core.shard_state import ShardState
 from engine.core.usage import usage_at
 from engine.errors import Gone
+from engine.limits import PARTITIONS
 from tests.helpers.keeping import NAME, Place, fill
 
 CUSTOMERS = (("acme", NAME), ("acme", "cleo"), ("umbra", "bob-the-customer"))
@@ -104,3 +110,54 @@ async def test_after_an_erasure_the_past_knows_the_pseudonym_and_not_the_name(rn
             names |= {event.customer_ref for event in page}
         assert pseudonym in names
         assert NAME not in names
+
+
+@pytest.mark.parametrize("erased_before", ["nobody", "another customer"])
+async def test_a_question_under_way_while_its_customer_is_erased_is_never_answered_with_a_part(
+    monkeypatch: pytest.MonkeyPatch, rng: Random, erased_before: str
+) -> None:
+    monkeypatch.setattr(prefix_fold, "PAGE_BYTES", 1)
+    place = Place()
+    await fill(place, rng, months=1, events=40)
+    async with place.running() as meter:
+
+        async def erase(customer: str) -> str:
+            begun = await meter.started.eraser.begin(
+                "acme", [customer], secret=None, actor="test", request_id=None
+            )
+            await meter.started.eraser.ended(begun.erasure_id)
+            return begun.names[customer]
+
+        if erased_before != "nobody":
+            await erase("cleo")
+        end = meter.log.head().next_sequence
+        fold = PrefixFold(meter.log, end, partitions=range(PARTITIONS), wanted=Wanted("acme"))
+        whole = sums(fold_to_its_end(PrefixFold(meter.log, end)).state, {NAME})
+        while sums(fold.state, {NAME}) * 2 < whole:
+            assert fold.run_slice(), "more than half of it is still to come"
+        pseudonym = await erase(NAME)
+        fold_to_its_end(fold)
+        assert (sums(fold.state, {NAME}), sums(fold.state, {pseudonym})) == (0, whole)
+
+
+def fold_to_its_end(fold: PrefixFold) -> PrefixFold:
+    while fold.run_slice():
+        pass
+    return fold
+
+
+def sums(state: ShardState, customers: set[str]) -> int:
+    """Of all counters of these customers of acme's."""
+    return sum(
+        counter.sum
+        for table in state.counters.values()
+        for (tenant, _, customer), newest in table.items()
+        if tenant == "acme" and customer in customers
+        for counter in chain_of(newest)
+    )
+
+
+def chain_of(counter: Counter | None) -> Iterator[Counter]:
+    while counter is not None:
+        yield counter
+        counter = counter.older
