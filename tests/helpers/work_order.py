@@ -19,6 +19,7 @@ BY_TEST = (
 )
 LONGEST = (
     *BY_TEST,
+    "tests/gateway/test_lane_corpus.py",
     "tests/gateway/test_demo.py",
     "tests/crash/test_imports.py",
     "tests/crash/test_keeping_kill.py",
