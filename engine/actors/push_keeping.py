@@ -13,14 +13,19 @@ import msgspec
 
 from engine.actors.pusher import Pusher
 from engine.core.billing import PushRequest
-from engine.core.push_plan import Standing, TargetView
+from engine.core.push_ledger import LaneState
+from engine.core.push_plan import Standing, TargetView, finalization_us
 from engine.core.push_records import PushDecision, series_digest
 from engine.core.push_routes import STRIPE_CUSTOMER_PREFIX, PushRoutes
 from engine.core.push_uses import uses_of
+from engine.core.shard_state import Series
+from engine.core.times import DAY_US, format_instant
 from engine.errors import Conflict
 
 _MAY_GROW: Final[frozenset[Standing]] = frozenset(("held", "in_flight", "quarantined"))
 """How a target stands that will be pushed to as soon as nothing is in the way; what is final or stopped is not."""
+_GRACE_US_MAX: Final = 3 * DAY_US
+"""Stripe's longest. Where a mapping's own is can't be told any more."""
 
 
 async def keeping(
@@ -34,6 +39,7 @@ async def keeping(
     if "main" not in pusher.connections:
         _must_not_be_pushed(pusher, tenant, names, is_command=is_command)
     await pusher.look(tenant)
+    _must_not_be_elsewhere(pusher, tenant, names)
     totals = pusher.totals
     for series, reason in totals.unroutable.items():
         if series[0] == tenant and series[2] in names and totals.is_waiting(series):
@@ -98,6 +104,51 @@ def _must_not_be_pushed(
                     f"usage of {metric!r} is pushed to Stripe, and it can't be known here to where: what was billed "
                     f"would be taken back. Erase {how}"
                 )
+
+
+def _must_not_be_elsewhere(pusher: Pusher, tenant: str, names: Iterable[str]) -> None:
+    """Raises Conflict if what a customer uses is billed live by an account whose key is not set, and is not final there.
+
+    Nothing can be said now of what it keeps there: with that key again, what was billed would be taken back.
+    """
+    connection = pusher.connections.get("main")
+    proven = None if connection is None else connection.proven
+    if proven is None:
+        return
+    connected = {(proven.account, proven.mode)}
+    connected |= {(one.lane.account, one.lane.mode) for one in pusher.totals.targets}
+    away = [
+        state
+        for lane, state in pusher.state.ledger.lanes.items()
+        if state.role == "main" and lane.mode == "live"
+        if (lane.account, lane.mode) not in connected
+    ]
+    for name in names if away else ():
+        at_stripe = set[str]().union(*_at_stripe(pusher.state.routes, tenant, name))
+        for state in away:
+            if at_stripe.isdisjoint((state.lane.customer, state.lane.object_id)):
+                continue
+            for metric in (metric for owner, metric in state.series if owner == tenant):
+                if final_us := _open_until_us(pusher, state, (tenant, metric, name)):
+                    raise Conflict(
+                        f"usage of {metric!r} is billed by {state.lane.account}, whose key is not set, and what was billed "
+                        "there would be taken back when it is again. Erase with that key, or after "
+                        f"{format_instant(final_us)}"
+                    )
+
+
+def _open_until_us(pusher: Pusher, state: LaneState, series: Series) -> int:
+    """When the last of a lane's targets that a customer used something of is final; 0: they are."""
+    shard, partition = pusher.changes.place_of(series)
+    uses = uses_of(shard.state, pusher.rules, partition, series)
+    used = {use.start_us for use in uses if use.micros}
+    ends_us = (
+        finalization_us(one.target, one, _GRACE_US_MAX)
+        for one in state.targets.values()
+        if one.target.start_us in used
+    )
+    now_us = pusher.now_us()
+    return max((end_us for end_us in ends_us if end_us > now_us), default=0)
 
 
 def _at_stripe(routes: PushRoutes, tenant: str, name: str) -> tuple[set[str], set[str]]:

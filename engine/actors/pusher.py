@@ -71,6 +71,7 @@ class Pusher:
         }
         self._registry = registry
         self.rules = rules
+        self.now_us = clock.now_us
         self._clock = clock
         self._interval_us = interval_us
         self.changes = PushChanges(state.routes, shard_of_customer, shards)

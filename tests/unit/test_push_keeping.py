@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 import trio.testing
@@ -118,3 +119,39 @@ async def test_what_erased_customers_had_in_an_account_is_never_pushed_to_anothe
         await trio.sleep(40)
         assert place.total("cus_shared") == 6
         assert [one.due for one in await meter.started.pusher.targets(None)] == [0]
+
+
+async def test_what_another_account_bills_and_has_not_made_final_is_not_erased_without_its_key(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """With the first account's key again what is left would be less than what was billed."""
+    live = Settings(auto_create=True, meters=("*",), account="acct_1", is_live=True)
+    place = PushPlace(stripe=live)
+    async with place.running() as meter:
+        await place.map(meter)
+        for name in ("anna", "eve"):
+            await place.put(meter, name, stripe_customer_id="cus_shared")
+            await place.use(meter, 3, name)
+        await place.use(meter, 3, "bob")
+        await trio.sleep(40)
+        assert place.total("cus_shared") == 6
+    first = place.stripe
+    place.stripe = StripeState(msgspec.structs.replace(live, account="acct_2"), place.clock.now_us)
+    place.stripe.ensure(meters=METERS)
+    place.wire = SimulatorWire(place.stripe)
+    async with place.running() as meter:
+        await trio.sleep(40)
+        with pytest.raises(Conflict, match="acct_1, whose key is not set"):
+            await erase(meter, "anna")
+        assert list(await erase(meter, "bob")) == ["bob"]
+        await trio.sleep(40)
+    place.stripe, place.wire = first, SimulatorWire(first)
+    async with place.running() as meter:
+        await trio.sleep(40)
+        assert place.total("cus_shared") == 6
+        with pytest.raises(Conflict, match="acct_2, whose key is not set"):
+            await erase(meter, "anna")  # which was billed there, too, by now
+    autojump_clock.jump(70 * 86_400)
+    async with place.running() as meter:
+        await trio.sleep(40)
+        assert list(await erase(meter, "eve")) == ["eve"], "what is final there stays as it is"
