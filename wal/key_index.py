@@ -33,6 +33,7 @@ from wal.key_filter import KeyFilter
 from wal.key_merge import (
     FedKeys,
     Merged,
+    MergePlan,
     PlanKind,
     Steps,
     collect_steps,
@@ -85,45 +86,19 @@ class IndexStatistics(NamedTuple):
     merges_failed: int
 
 
-class MergePlan:
-    """A bounded piece of background work. `run_slice` is called in a worker thread, one call at a time."""
-
-    def __init__(self, kind: PlanKind, steps: Steps, slices_max: int | None = None) -> None:
-        self.kind = kind
-        self.is_failed = False
-        self.is_done = False
-        self.merged: Merged | None = None
-        """What it has durably changed; None until it is done, or if it changes no run."""
-        self._steps = steps
-        self._slices_left = slices_max
-
-    def run_slice(self) -> bool:
-        """Work for some tens of milliseconds; True: call again, False: the plan is over.
-
-        Raises RunStoreFull or RunStoreFailed (finish the plan and begin again later; a full disk needs
-        space first) or IndexDamaged (the index is to be rebuilt).
-        """
-        assert not self.is_done
-        assert not self.is_failed
-        try:
-            next(self._steps)
-        except StopIteration as stop:
-            self.merged = stop.value
-            self.is_done = True
-            return False
-        except BaseException:
-            self.is_failed = True
-            raise
-        if self._slices_left is None:
-            return True
-        self._slices_left -= 1
-        return self._slices_left > 0
-
-
 class _Compaction(NamedTuple):
     """A merge of runs under way; portions of it alternate with flushes."""
 
     output_id: int
+    steps: Steps
+
+
+class _Growth(NamedTuple):
+    """A larger filter being filled, a portion at a time; what is flushed meanwhile goes into both."""
+
+    key_filter: KeyFilter
+    run_ids: frozenset[int]
+    """What it reads: not to be deleted before it is done."""
     steps: Steps
 
 
@@ -146,6 +121,7 @@ class KeyIndex:
         self._next_run_id = manifest.next_run_id
         self._plan: MergePlan | None = None
         self._compaction: _Compaction | None = None
+        self._growth: _Growth | None = None
         self._garbage_unknown = True
         self._failed_last = False
         self._flushes_done = self._compactions_done = self._merges_failed = 0
@@ -322,9 +298,14 @@ class KeyIndex:
         elif garbage and (self._failed_last or not is_sealed):
             # After a failure before all else: on a full disk it makes the room that a flush needs.
             self._store.prepare(0)
-            self._plan = MergePlan(PlanKind.COLLECT, collect_steps(self._store, garbage))
+            slices_max = None if self._failed_last else PORTION_SLICES
+            self._plan = MergePlan(
+                PlanKind.COLLECT, collect_steps(self._store, garbage), slices_max
+            )
         elif is_sealed and not (crowded and compacts):
             self._plan = self._plan_flush()
+        elif not (crowded and compacts) and self._is_filter_to_grow():
+            self._plan = self._plan_growth()
         elif compacts:
             self._plan = self._plan_compaction(inputs)
         return self._plan
@@ -340,6 +321,10 @@ class KeyIndex:
         self._garbage_unknown = self._garbage_unknown or plan.kind is not PlanKind.DRAIN
         if plan.kind is PlanKind.COMPACT and (plan.is_done or plan.is_failed):
             self._compaction = None
+        if plan.kind is PlanKind.GROW and (plan.is_done or plan.is_failed):
+            growth, self._growth = self._growth, None
+            if plan.is_done and growth is not None:
+                self._filter = growth.key_filter
         if plan.is_failed:
             self._merges_failed += 1
             return
@@ -412,6 +397,7 @@ class KeyIndex:
             self._sealed_position,
             run_id=self._new_run_id(),
             key_filter=self._filter,
+            growing=None if self._growth is None else self._growth.key_filter,
         )
         return MergePlan(PlanKind.FLUSH, steps)
 
@@ -424,6 +410,19 @@ class KeyIndex:
             steps = compact_steps(self._store, inputs, run_id, lambda: self._manifest)
             self._compaction = _Compaction(run_id, steps)
         return MergePlan(PlanKind.COMPACT, self._compaction.steps, PORTION_SLICES)
+
+    def _is_filter_to_grow(self) -> bool:
+        if self._growth is not None:
+            return True
+        return self._filter is not None and _with_room(self.stored_keys) > self._filter.keys_max
+
+    def _plan_growth(self) -> MergePlan:
+        """Not when it is full: to read all keys takes a second for every few millions, and flushes can't wait for that."""
+        if self._growth is None:
+            runs, larger = self._manifest.runs, KeyFilter(_with_room(self.stored_keys))
+            steps = filter_steps(self._store, runs, larger)
+            self._growth = _Growth(larger, frozenset(run.run_id for run in runs), steps)
+        return MergePlan(PlanKind.GROW, self._growth.steps, PORTION_SLICES)
 
     def _compaction_inputs(self) -> tuple[RunInfo, ...] | None:
         """The oldest runs of the lowest tier that has enough of them. Tiers never rise with age's order."""
@@ -446,6 +445,8 @@ class KeyIndex:
             live |= {run.run_id for run in decode_manifest(on_disk).runs}
         if self._compaction is not None:
             live.add(self._compaction.output_id)
+        if self._growth is not None:
+            live |= self._growth.run_ids
         garbage = [run_id for run_id in self._store.run_ids() if run_id not in live]
         self._garbage_unknown = bool(garbage)
         return garbage
@@ -465,7 +466,7 @@ class KeyIndex:
         """Fill a new filter from all runs, which checks every block of them."""
         if not self._manifest.runs:
             return
-        self._filter = KeyFilter(self.stored_keys)
+        self._filter = KeyFilter(_with_room(self.stored_keys))
         for _ in filter_steps(self._store, self._manifest.runs, self._filter):
             pass
 
@@ -491,3 +492,8 @@ def _usable_manifest(
             f"the key index knows the log up to {manifest.watermark}, but it ends at {head_sequence}"
         )
     return manifest, None
+
+
+def _with_room(keys: int) -> int:
+    """How many keys a filter of so many is to have room for; from there on a larger one is begun."""
+    return keys + keys // 7 + 1

@@ -59,6 +59,8 @@ class PlanKind(Enum):
     """Merges four runs of a tier into one of the next, a portion at a time."""
     COLLECT = "collect"
     """Deletes the blocks of runs that no manifest names."""
+    GROW = "grow"
+    """Fills a larger filter from all runs, a portion at a time."""
     DRAIN = "drain"
     """Frees the memory of flushed keys bit by bit: dropping them at once would stop everything for 20 ms."""
 
@@ -75,6 +77,41 @@ class Merged(NamedTuple):
 
 Steps = Generator[None, None, Merged | None]
 """Work that yields between its slices and returns what it changed."""
+
+
+class MergePlan:
+    """A bounded piece of background work. `run_slice` is called in a worker thread, one call at a time."""
+
+    def __init__(self, kind: PlanKind, steps: Steps, slices_max: int | None = None) -> None:
+        self.kind = kind
+        self.is_failed = False
+        self.is_done = False
+        self.merged: Merged | None = None
+        """What it has durably changed; None until it is done, or if it changes no run."""
+        self._steps = steps
+        self._slices_left = slices_max
+
+    def run_slice(self) -> bool:
+        """Work for some tens of milliseconds; True: call again, False: the plan is over.
+
+        Raises RunStoreFull or RunStoreFailed (finish the plan and begin again later; a full disk needs
+        space first) or IndexDamaged (the index is to be rebuilt).
+        """
+        assert not self.is_done
+        assert not self.is_failed
+        try:
+            next(self._steps)
+        except StopIteration as stop:
+            self.merged = stop.value
+            self.is_done = True
+            return False
+        except BaseException:
+            self.is_failed = True
+            raise
+        if self._slices_left is None:
+            return True
+        self._slices_left -= 1
+        return self._slices_left > 0
 
 
 class Source(Protocol):
@@ -289,17 +326,19 @@ def flush_steps(
     *,
     run_id: int,
     key_filter: KeyFilter | None,
+    growing: KeyFilter | None = None,
 ) -> Steps:
     """Write the sealed keys as a run of tier 0 and move the watermark to `position`, in one transaction.
 
-    `sorted_parts` are all of them, `keys_count` together.
+    `sorted_parts` are all of them, `keys_count` together. They go into the filter, were it full, and into the one that is
+    being filled to take its place.
     """
     sources: list[ArraySource] = []
     for part in sorted_parts:
         sources.append(ArraySource(part))
         yield
     keys_after = sum(run.entries for run in manifest.runs) + keys_count
-    if keys_count and (key_filter is None or key_filter.keys_max < keys_after):
+    if keys_count and key_filter is None:
         key_filter = KeyFilter(keys_after)
         yield from filter_steps(store, manifest.runs, key_filter)
     writer = RunWriter(store, run_id)
@@ -307,6 +346,8 @@ def flush_steps(
         assert key_filter is not None
         # Before the run is visible: the owner asks this filter already, and may only get a wrong "maybe".
         key_filter.add(entries)
+        if growing is not None:
+            growing.add(entries)
         writer.put(entries)
         yield
     runs = manifest.runs
