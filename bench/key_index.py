@@ -22,7 +22,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from wal.key_index import KeyIndex, MergePlan
+from wal.key_index import KeyIndex
+from wal.key_merge import MergePlan, PlanKind
 from wal.lmdb_runs import LmdbRuns
 
 GROUP_KEYS = 1000
@@ -75,7 +76,7 @@ def begin(index: KeyIndex, watches: dict[str, Stopwatch]) -> MergePlan | None:
 
 
 def fill(index: KeyIndex, keys: int, position: int) -> tuple[int, dict[str, Any], list[bytes]]:
-    names = ("add", "flush", "compact", "collect", "drain", "owner")
+    names = ("add", *(kind.value for kind in PlanKind), "owner")
     watches = {name: Stopwatch() for name in names}
     sample: list[bytes] = []
     stop = position + keys

@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from wal.key_index import KeyIndex, MergePlan
+from wal.key_index import KeyIndex
+from wal.key_merge import MergePlan
 from wal.runs import RunStore
 
 LOG_ID = b"0123456789abcdef"

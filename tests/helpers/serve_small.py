@@ -46,7 +46,8 @@ from gateway.ingest import Counting
 from gateway.ingest_lone import LoneCounting
 from gateway.system import SystemClock
 from wal import snapshot
-from wal.key_index import KeyIndex, MergePlan
+from wal.key_index import KeyIndex
+from wal.key_merge import MergePlan
 from wal.lmdb_log import LmdbLog
 
 

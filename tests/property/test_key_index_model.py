@@ -25,7 +25,8 @@ from hypothesis.stateful import (
 
 from tests.helpers.filled_index import Keys, open_index
 from wal import key_index, key_merge
-from wal.key_index import KeyIndex, MergePlan
+from wal.key_index import KeyIndex
+from wal.key_merge import MergePlan
 from wal.lmdb_runs import LmdbRuns
 from wal.memory_runs import MemoryRuns
 from wal.runs import RunStore, RunStoreFailed, RunStoreFull
