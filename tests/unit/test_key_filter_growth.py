@@ -60,9 +60,8 @@ def test_a_flush_takes_as_long_when_the_filter_is_full_as_ever(rng: random.Rando
 def test_every_key_is_found_while_the_filter_grows_beside_flushes_and_merges(
     rng: random.Random, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        key_merge, "SCAN_BLOCKS", 1
-    )  # so many portions that runs it reads are merged away meanwhile
+    # So many portions that runs it reads are merged away meanwhile.
+    monkeypatch.setattr(key_merge, "SCAN_BLOCKS", 1)
     store = MemoryRuns()
     index = open_index(store, recent_keys_max=150)
     expected = fill(index, rng, flushes=20, keys_each=150)
@@ -93,4 +92,38 @@ def test_a_filter_that_could_not_be_filled_is_begun_again(rng: random.Random) ->
     check_exact(index, expected, rng)
     expected |= fill(index, rng, flushes=3, keys_each=150)
     assert index.statistics().filter_bytes == 2 * 8 * 1024
+    check_exact(index, expected, rng)
+
+
+@pytest.mark.parametrize("kind", [PlanKind.GROW, PlanKind.COLLECT])
+def test_a_flush_need_not_wait_for_the_end_of_what_takes_long(
+    kind: PlanKind, rng: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(key_merge, "SCAN_BLOCKS", 1)
+    monkeypatch.setattr(key_merge, "DELETE_BLOCKS", 1)
+    index = open_index(MemoryRuns(), recent_keys_max=1_000)
+    expected: Keys = {}
+    plan = None
+    while plan is None or plan.kind is not kind:
+        if plan is not None:
+            run_to_end(plan)
+            index.finish_merge(plan)
+        if (plan := index.begin_merge()) is None:
+            more = some_keys(rng, 1_000)
+            expected |= more
+            index.add(more, index.statistics().position + 1_000)
+            index.seal()
+    run_to_end(plan)
+    assert not plan.is_done, "it is over for now, and not done"
+    index.finish_merge(plan)
+    more = some_keys(rng, 10)
+    expected |= more
+    index.add(more, index.statistics().position + 10)
+    index.seal()
+    plan = index.begin_merge()
+    assert plan is not None
+    assert plan.kind is PlanKind.FLUSH
+    run_to_end(plan)
+    index.finish_merge(plan)
+    index.settle()
     check_exact(index, expected, rng)
